@@ -1,0 +1,35 @@
+# Everything runs in .venv, which `make setup` builds from the two requirement lists.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint bench clean
+
+setup: .venv/.installed
+
+.venv/.installed: requirements.txt requirements-dev.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adregnet_jax needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": call make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python train.py --config configs/phantom_demo.py --workdir runs/demo
+	$(BIN)/python eval.py --config configs/phantom_demo.py --workdir runs/demo
+	@echo "The pictures are in runs/demo/eval/figures, the tables in runs/demo/eval."
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/convolution.py
+	$(BIN)/python benchmarks/neighbourhood_attention.py
+	$(BIN)/python benchmarks/warp.py
+	$(BIN)/python benchmarks/training_step.py
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache

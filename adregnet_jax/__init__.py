@@ -1,0 +1,1 @@
+"""AD-RegNet in JAX."""

@@ -1,0 +1,130 @@
+"""Every setting of a run, as nested dataclasses. Files in `configs/` return one `Config`.
+
+Nothing of the package is imported here: a config can be read without JAX. Any field can be overridden on
+the command line by its path, for instance `--config.optimiser.learning_rate=3e-4`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import field
+
+
+@dataclasses.dataclass
+class PhantomConfig:
+    """The built-in breathing phantom (`adregnet_jax.data.phantom`)."""
+
+    shape: tuple[int, int, int] = (64, 48, 48)  # voxels: left-right, front-back, feet-head
+    spacing_mm: tuple[float, float, float] = (5.0, 5.0, 6.0)
+    landmarks: int = 300  # pairs a case, the number DIR-Lab gives
+    train_cases: int = 400
+    validation_cases: int = 8
+    test_cases: int = 20
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class DirLabConfig:
+    """DIR-Lab 4DCT case folders (`adregnet_jax.data.dirlab`)."""
+
+    root: str = ""
+    cases: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+    test_case: int = 1  # left out of training: its TRE is the one reported
+    validation_case: int = 0  # stops the training; 0 takes the case after `test_case`
+    preprocessing: str = "isotropic"  # or "native": the paper's two descriptions, section IV-A and IV-B
+    spacing_mm: float = 1.0  # of the isotropic grid
+    shape: tuple[int, int, int] = (256, 256, 256)  # common grid: cropped around the body, then padded
+
+
+@dataclasses.dataclass
+class FilesConfig:
+    """Pairs of NIfTI files (`adregnet_jax.data.files`): a CSV with one row a pair, or a folder."""
+
+    pairs: str = ""  # path of the CSV (columns: split, fixed, moving, and optional labels and landmarks)
+
+
+@dataclasses.dataclass
+class DataConfig:
+    kind: str = "phantom"  # phantom, dirlab or files
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+    dirlab: DirLabConfig = field(default_factory=DirLabConfig)
+    files: FilesConfig = field(default_factory=FilesConfig)
+    flip_axes: tuple[int, ...] = ()  # training augmentation: axes that are mirrored half of the time
+    exchange: bool = False  # training augmentation: fixed and moving change places half of the time
+    intensity_jitter: float = 0.0  # training augmentation: SD of a random gain and offset of each image
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """AD-RegNet. The defaults are ours; `paper_model()` returns the equations as written."""
+
+    channels: tuple[int, ...] = (32, 64, 128, 256, 512)  # one entry a level, fine to coarse
+    cross_attention: bool = True  # section III-B2; False: features are concatenated and projected
+    regional_attention: bool = True  # section III-B3; False: weight 1 everywhere
+    multi_resolution: bool = True  # section III-B4; False: one field, from the finest level
+    heads: int = 1
+    global_attention_tokens: int = 4096  # exact attention up to this many voxels a level, else local
+    attention_block: int = 512  # keys a block of the exact attention
+    neighbourhood_radius: int = 1  # 1: 3x3x3 neighbours
+    region_size: int = 16  # voxels of the input: 16 for lungs, 24 for brains in the paper
+    align_features: bool = True  # moving features are warped by the coarser field before matching
+    position_aware: bool = True  # the expected offset of the match goes along with the matched features
+    feature_residual: bool = True  # the field heads see the features as well as the attention
+    scale_region_weights: bool = True  # softmax weights times their number: mean weight 1
+    dtype: str = "float32"  # of activations: float32 or bfloat16; parameters stay float32
+    remat: bool = False  # recompute each level in the backward pass: less memory, more time
+
+
+def paper_model(**changes) -> ModelConfig:
+    """The model with the paper's equations as written; `changes` set further fields."""
+    as_written = {
+        "align_features": False,
+        "position_aware": False,
+        "feature_residual": False,
+        "scale_region_weights": False,
+    }
+    return ModelConfig(**(as_written | changes))
+
+
+@dataclasses.dataclass
+class LossConfig:
+    """Weights of eq. 16-18. A term of weight zero is not computed."""
+
+    similarity: float = 1.0  # lambda_sim, eq. 16
+    regularisation: float = 0.1  # lambda_reg, eq. 16
+    landmark: float = 1.0  # lambda_landmark, eq. 16; pairs without landmarks contribute nothing
+    ncc: float = 1.0  # lambda_ncc, eq. 17
+    ncc_window: int = 9  # 0: global, as eq. 20 is written; else the width of local windows
+    ssim: float = 0.0  # lambda_ssim, eq. 17
+    ssim_window: int = 0  # 0: global, as eq. 22 is written; else the width of local Gaussian windows
+    smoothness: float = 1.0  # lambda_smooth, eq. 18; the penalty is in (mm/mm)^2, mean over voxels
+    jacobian: float = 10.0  # lambda_jac, eq. 18
+
+
+@dataclasses.dataclass
+class OptimiserConfig:
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0  # linear, before the first step at full rate
+    halve_every_epochs: int = 20  # 0: constant
+    epochs: int = 200
+    batch_size: int = 1
+    gradient_clip: float = 1.0  # global norm; 0: off
+
+
+@dataclasses.dataclass
+class RunConfig:
+    patience_epochs: int = 20  # early stopping on the validation metric; 0: off
+    validate_every_epochs: int = 1
+    checkpoint_every_steps: int = 200
+    log_every_steps: int = 10
+    devices: int = 0  # along the `data` mesh axis; 0: the most that divide the batch
+
+
+@dataclasses.dataclass
+class Config:
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    run: RunConfig = field(default_factory=RunConfig)

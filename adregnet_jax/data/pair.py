@@ -1,0 +1,38 @@
+"""A fixed and a moving scan on one grid, with what is known about them. NumPy only."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One registration problem, ready for the network.
+
+    Arrays keep the index order of the file (NIfTI i, j, k). Landmarks are 0-based voxel coordinates of this
+    grid: `fixed_landmarks[n]` and `moving_landmarks[n]` are the same anatomical point.
+
+    The scans may have been cropped and resampled. `native_scale` and `native_offset` undo it for points:
+    `native_voxel = native_scale * voxel + native_offset`, on a grid of spacing `native_spacing_mm`.
+    """
+
+    name: str
+    fixed: np.ndarray  # [x, y, z] float32, in [0, 1]
+    moving: np.ndarray  # [x, y, z] float32, in [0, 1]
+    spacing_mm: np.ndarray  # [3]
+    affine: np.ndarray = dataclasses.field(default_factory=lambda: np.eye(4))  # [4, 4] voxel -> RAS mm
+    mask: np.ndarray | None = None  # [x, y, z] bool, False in padding; None: no padding
+    fixed_landmarks: np.ndarray | None = None  # [n, 3]
+    moving_landmarks: np.ndarray | None = None  # [n, 3]
+    fixed_labels: np.ndarray | None = None  # [x, y, z] int
+    moving_labels: np.ndarray | None = None  # [x, y, z] int
+    displacement: np.ndarray | None = None  # [x, y, z, 3] voxels, the truth where it is known
+    native_scale: np.ndarray = dataclasses.field(default_factory=lambda: np.ones(3))
+    native_offset: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3))
+    native_spacing_mm: np.ndarray | None = None  # [3]; None: the same as spacing_mm
+
+    def to_native(self, points: np.ndarray) -> np.ndarray:
+        """Points [n, 3] in voxels of this grid, in voxels of the scan as it was on disk."""
+        return points * self.native_scale + self.native_offset
