@@ -1,0 +1,131 @@
+"""From pairs to batches: augmentation, collation, and the endless shuffled training set.
+
+Everything random is a function of (seed, position in the endless set), so `training_batches(...)[step]` is
+the batch of that step however often training was interrupted before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+
+import grain
+import numpy as np
+
+from adregnet_jax.config import DataConfig
+from adregnet_jax.data.pair import Pair
+from adregnet_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+LANDMARK_ROOM = 100  # landmark counts are rounded up to it: pairs of different counts share a compilation
+
+
+def collate(pairs: Sequence[Pair]) -> Batch:
+    """Stacks pairs of one shape into the arrays that the model and the losses take.
+
+    Args:
+        pairs: b of them.
+
+    Returns:
+        fixed, moving and mask [b, x, y, z, 1]; spacing_mm [b, 3]; fixed_landmarks and moving_landmarks
+        [b, n, 3], padded with zeros to a multiple of `LANDMARK_ROOM` (to 1 if there are none);
+        landmark_valid [b, n], 1 where there is a landmark. All float32.
+    """
+    shapes = {pair.name: pair.fixed.shape for pair in pairs}
+    if len(set(shapes.values())) > 1:
+        raise UserError(f"the pairs of a batch have one shape, here are {shapes}: set optimiser.batch_size=1")
+    room = max(1, math.ceil(max(_landmark_count(pair) for pair in pairs) / LANDMARK_ROOM) * LANDMARK_ROOM)
+    landmark_valid = [np.arange(room) < _landmark_count(pair) for pair in pairs]
+    masks = [np.ones(pair.fixed.shape) if pair.mask is None else pair.mask for pair in pairs]
+    batch = {
+        "fixed": np.stack([pair.fixed for pair in pairs])[..., None],
+        "moving": np.stack([pair.moving for pair in pairs])[..., None],
+        "mask": np.stack(masks)[..., None],
+        "spacing_mm": np.stack([pair.spacing_mm for pair in pairs]),
+        "fixed_landmarks": np.stack([_padded(pair.fixed_landmarks, room) for pair in pairs]),
+        "moving_landmarks": np.stack([_padded(pair.moving_landmarks, room) for pair in pairs]),
+        "landmark_valid": np.stack(landmark_valid),
+    }
+    return {name: np.asarray(array, np.float32) for name, array in batch.items()}
+
+
+def augment(pair: Pair, rng: np.random.Generator, config: DataConfig) -> Pair:
+    """A random variant of a training pair: mirrored, exchanged, of other brightness, as `config` says.
+
+    What the training loss does not look at (labels, the true displacement) is left out of the result.
+    """
+    fixed, moving, mask = pair.fixed, pair.moving, pair.mask
+    fixed_landmarks, moving_landmarks = pair.fixed_landmarks, pair.moving_landmarks
+    for axis in config.flip_axes:
+        if rng.random() < 0.5:
+            last = fixed.shape[axis] - 1
+            fixed, moving = np.flip(fixed, axis), np.flip(moving, axis)
+            mask = None if mask is None else np.flip(mask, axis)
+            fixed_landmarks = _mirrored(fixed_landmarks, axis, last)
+            moving_landmarks = _mirrored(moving_landmarks, axis, last)
+    if config.exchange and rng.random() < 0.5:
+        fixed, moving = moving, fixed
+        fixed_landmarks, moving_landmarks = moving_landmarks, fixed_landmarks
+    if config.intensity_jitter:
+        fixed, moving = (
+            np.float32(1 + rng.normal(0, config.intensity_jitter)) * image
+            + np.float32(rng.normal(0, config.intensity_jitter))
+            for image in (fixed, moving)
+        )
+    return dataclasses.replace(
+        pair,
+        fixed=fixed,
+        moving=moving,
+        mask=mask,
+        fixed_landmarks=fixed_landmarks,
+        moving_landmarks=moving_landmarks,
+        fixed_labels=None,
+        moving_labels=None,
+        displacement=None,
+    )
+
+
+def training_batches(
+    pairs: Sequence[Pair], config: DataConfig, *, batch_size: int, seed: int
+) -> grain.MapDataset[Batch]:
+    """The endless training set: `[step]` is the batch of that step.
+
+    Each pass over the pairs has its own order. Batches are always full: the last one of a pass takes its
+    missing elements from the next pass.
+    """
+    if not pairs:
+        raise UserError("the training split is empty, at least 1 pair is needed: check the data settings")
+    return (
+        grain.MapDataset.source(pairs)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(functools.partial(augment, config=config))
+        .batch(batch_size, drop_remainder=True, batch_fn=collate)
+    )
+
+
+def iterate_from(batches: grain.MapDataset[Batch], step: int) -> Iterator[Batch]:
+    """The batches of `step`, `step + 1`, ...; the next two are made in the background."""
+    return iter(batches[step:].to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+
+def _landmark_count(pair: Pair) -> int:
+    return 0 if pair.fixed_landmarks is None else len(pair.fixed_landmarks)
+
+
+def _padded(points: np.ndarray | None, room: int) -> np.ndarray:
+    padded = np.zeros((room, 3), np.float32)
+    if points is not None:
+        padded[: len(points)] = points
+    return padded
+
+
+def _mirrored(points: np.ndarray | None, axis: int, last: int) -> np.ndarray | None:
+    if points is None:
+        return None
+    points = points.copy()
+    points[:, axis] = last - points[:, axis]
+    return points

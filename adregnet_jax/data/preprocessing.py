@@ -1,0 +1,137 @@
+"""From scans as they are on disk to arrays for the network: intensities, crop, resampling. NumPy and SciPy.
+
+A crop-and-resample is two numbers an axis, `scale` and `offset`: `native_voxel = scale * voxel + offset`.
+Images and landmarks both go through exactly these two, so that landmarks stay exact to floating point.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from adregnet_jax.errors import UserError
+
+AIR_BELOW_HU = -400.0  # lung, bowel gas and the air outside; soft tissue and the couch's shell are above
+SEARCH_SPACING_MM = 3.0  # body and lungs are looked for on a coarse grid: fast, and small leaks close
+
+
+def rescale_percentiles(volume: np.ndarray, name: str, low: float = 0.5, high: float = 99.5) -> np.ndarray:
+    """Clips a volume at two percentiles of all its voxels and maps them to [0, 1] (section IV-A).
+
+    A scan in which both percentiles coincide (mostly background) is scaled from its minimum to its maximum.
+    Raises UserError, naming the scan, where all voxels are equal.
+    """
+    bottom, top = np.percentile(volume, [low, high])
+    if bottom == top:
+        bottom, top = volume.min(), volume.max()
+    if bottom == top:
+        raise UserError(f"{name}: every voxel is {bottom:g}; expected an image: check the file")
+    return rescale_window(volume, float(bottom), float(top))
+
+
+def rescale_window(volume: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Clips to [low, high], for CT in Hounsfield units, and maps that range to [0, 1] (section IV-B)."""
+    return np.clip((volume - low) / (high - low), 0, 1).astype(np.float32)
+
+
+def resample(
+    volume: np.ndarray, scale: np.ndarray, offset: np.ndarray, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a volume on another grid: `out[p] = volume[scale * p + offset]`, trilinear.
+
+    Along axes where voxels grow (scale > 1) a Gaussian of SD (scale - 1) / 2 voxels, as in scikit-image, goes
+    first against aliasing. With scale 1 and whole offsets this is a plain crop and zero padding.
+
+    Args:
+      volume: [x, y, z] float32.
+      scale: [3] size of a new voxel in old voxels.
+      offset: [3] old coordinates of the centre of new voxel 0.
+      shape: of the result.
+
+    Returns:
+      The resampled volume [x, y, z] float32, 0 in padding, and a mask of bool that is False in padding.
+    """
+    smooth = ndimage.gaussian_filter(volume, np.maximum(scale - 1, 0) / 2, mode="nearest", truncate=3.0)
+    resampled = ndimage.affine_transform(smooth, scale, offset, shape, order=1, mode="nearest")
+    inside = []
+    for axis in range(3):
+        centre = scale[axis] * np.arange(shape[axis]) + offset[axis]
+        inside.append((centre >= -0.5) & (centre <= volume.shape[axis] - 0.5))
+    mask = inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :]
+    return np.where(mask, resampled, 0).astype(np.float32), mask
+
+
+def thorax_boxes(hu: np.ndarray, spacing_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bounding boxes of the body and of the lungs in a chest CT.
+
+    The body is the largest connected object that is not air, the lungs are the air that an axial slice's
+    body encloses. A lung that a narrow scan cuts at its left or right side counts as enclosed. Where no body
+    (or no lung) is found, the box is the whole volume (or the body's).
+
+    Args:
+      hu: [x, y, z] Hounsfield units, x left-right, z along the body.
+      spacing_mm: [3].
+
+    Returns:
+      Two boxes [2, 3]: first and last voxel along each axis.
+    """
+    shape = np.array(hu.shape)
+    coarse_shape = np.maximum(np.round(shape * spacing_mm / SEARCH_SPACING_MM), 1).astype(int)
+    scale = shape / coarse_shape
+    coarse, _ = resample(hu, scale, (scale - 1) / 2, tuple(coarse_shape))
+    dense = coarse >= AIR_BELOW_HU
+    opened = ndimage.binary_opening(dense)  # cuts the couch and the blankets off
+    body = _components(opened if opened.any() else dense, minimum_share=1.0)
+    body = ndimage.binary_dilation(body, iterations=2) & dense  # brings thin chest walls back
+
+    filled = np.zeros_like(body)
+    for k in range(body.shape[2]):
+        walled = np.pad(body[..., k], ((1, 1), (0, 0)), constant_values=True)
+        filled[..., k] = ndimage.binary_fill_holes(walled)[1:-1]
+    lungs = _components(ndimage.binary_opening(filled & ~dense), minimum_share=0.1)
+
+    whole = np.array([[0, 0, 0], shape - 1], float)
+    body_box = _box(filled, scale, shape, whole)
+    return body_box, _box(lungs, scale, shape, body_box)
+
+
+def _components(mask: np.ndarray, minimum_share: float) -> np.ndarray:
+    """The connected parts of a mask that have at least `minimum_share` of the largest one's volume."""
+    labels, count = ndimage.label(mask)
+    if count == 0:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return (sizes >= minimum_share * sizes.max())[labels] & mask
+
+
+def _box(mask: np.ndarray, scale: np.ndarray, shape: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    if not mask.any():
+        return otherwise
+    where = np.nonzero(mask)
+    low = np.array([axis.min() for axis in where]) * scale
+    high = (np.array([axis.max() for axis in where]) + 1) * scale - 1
+    return np.array([np.floor(low), np.minimum(np.ceil(high), shape - 1)])
+
+
+def join_boxes(*boxes: np.ndarray) -> np.ndarray:
+    """The smallest box [2, 3] around several."""
+    return np.array([np.min([box[0] for box in boxes], 0), np.max([box[1] for box in boxes], 0)])
+
+
+def window_start(shape: np.ndarray, window: np.ndarray, body: np.ndarray, lungs: np.ndarray) -> np.ndarray:
+    """Where a crop window begins, [3]: it covers the voxels from `start` to `start + window`, exclusive.
+
+    Axis by axis, the window is centred on the body where the body fits, else on the lungs, and then moved so
+    that it doesn't stick out of the scan while there is scan left on its other side. A window longer than the
+    scan holds the whole scan at its centre. So lungs that are no longer than the window are never cut.
+
+    Args:
+      shape: [3] of the scan, voxels.
+      window: [3] size of the window in voxels of the scan, whole or not.
+      body, lungs: boxes [2, 3], first and last voxel; the body's holds the lungs'.
+    """
+    body_fits = body[1] - body[0] + 1 <= window
+    centre = (np.where(body_fits, body.sum(0), lungs.sum(0)) + 1) / 2
+    room = shape - window
+    return np.where(room > 0, np.clip(centre - window / 2, 0, np.maximum(room, 0)), room / 2)

@@ -1,0 +1,88 @@
+"""Training, validation and test pairs of a `DataConfig`: made on first use, then kept in memory."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from adregnet_jax.config import DataConfig
+from adregnet_jax.data import dirlab, files, phantom
+from adregnet_jax.data.pair import Pair
+from adregnet_jax.errors import UserError
+
+# Phantom cases are numbered from here: a split stays what it is when the size of another one changes.
+PHANTOM_FIRST_CASE = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
+CACHE_BYTES = 4 * 2**30  # a split
+# A folder of images is dealt out the same way in training and in evaluation.
+FILES_SEED = 0
+
+
+class LazyPairs(Sequence[Pair]):
+    """Pairs that are read or made when first asked for, and kept while they fit in `CACHE_BYTES`."""
+
+    def __init__(self, makers: Sequence[Callable[[], Pair]]):
+        self._makers = makers
+        self._kept: dict[int, Pair] = {}
+        self._kept_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def __getitem__(self, index):
+        if index in self._kept:
+            return self._kept[index]
+        pair = self._makers[index]()
+        size = sum(value.nbytes for value in vars(pair).values() if isinstance(value, np.ndarray))
+        if self._kept_bytes + size <= CACHE_BYTES:
+            self._kept[index] = pair
+            self._kept_bytes += size
+        return pair
+
+
+class Splits(NamedTuple):
+    train: Sequence[Pair]
+    validation: Sequence[Pair]
+    test: Sequence[Pair]
+
+
+def load_splits(config: DataConfig) -> Splits:
+    """The three splits of `config`; no pair is in two of them.
+
+    Raises:
+        UserError: if `config.kind` is unknown, or the reader finds nothing to train on.
+    """
+    match config.kind:
+        case "phantom":
+            makers = _phantom(config)
+        case "dirlab":
+            makers = _dirlab(config)
+        case "files":
+            makers = files.file_splits(config.files, FILES_SEED)
+        case _:
+            raise UserError(
+                f"data.kind is phantom, dirlab or files, not {config.kind!r}: set it to one of these"
+            )
+    return Splits(*(LazyPairs(split) for split in makers))
+
+
+def _phantom(config: DataConfig) -> list[list[Callable[[], Pair]]]:
+    counts = {
+        "train": config.phantom.train_cases,
+        "validation": config.phantom.validation_cases,
+        "test": config.phantom.test_cases,
+    }
+    return [
+        [functools.partial(phantom.phantom_pair, config.phantom, first + n) for n in range(counts[split])]
+        for split, first in PHANTOM_FIRST_CASE.items()
+    ]
+
+
+def _dirlab(config: DataConfig) -> list[list[Callable[[], Pair]]]:
+    train_cases, validation_case, test_case = dirlab.leave_one_out(config.dirlab)
+    return [
+        [functools.partial(dirlab.dirlab_pair, config.dirlab, case) for case in cases]
+        for cases in (train_cases, [validation_case], [test_case])
+    ]

@@ -1,0 +1,192 @@
+"""What `train.py` and `eval.py` share: the command line, the config file, and errors as one line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import runpy
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from adregnet_jax import config as settings
+from adregnet_jax.config import Config
+from adregnet_jax.errors import UserError
+
+
+def main(
+    run: Callable[[Config, Path], object], description: str | None, argv: Sequence[str] | None = None
+) -> int:
+    """Calls `run(config, workdir)` with what the command line says.
+
+    Returns:
+        The exit status: 0, or 2 after a `UserError`, of which one line goes to stderr.
+    """
+    logging.set_verbosity(logging.FATAL)  # Orbax tells of a failed save in a hundred lines, we in one
+    try:
+        config, workdir = parse(description, sys.argv[1:] if argv is None else argv)
+        use_compilation_cache()
+        run(config, workdir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(description: str | None, argv: Sequence[str]) -> tuple[Config, Path]:
+    """The config, with the overrides of the command line, and the working directory."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        allow_abbrev=False,
+        epilog="Any field of the config can be set: --config.optimiser.learning_rate=3e-4",
+    )
+    parser.add_argument("--config", metavar="FILE", help="Python file whose get_config() returns a Config")
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="folder of the run: checkpoints, metrics, evaluation"
+    )
+    arguments, rest = parser.parse_known_args(argv)
+    for option in ("config", "workdir"):
+        if not getattr(arguments, option):
+            raise UserError(
+                f"--{option} is missing: for instance --config configs/phantom.py --workdir runs/phantom"
+            )
+    return override(load_config(Path(arguments.config)), rest), Path(arguments.workdir)
+
+
+def load_config(path: Path) -> Config:
+    """What `get_config()` of the file `path` returns.
+
+    Raises:
+        UserError: if the file can't be run, returns something else, or sets a field that doesn't exist.
+    """
+    if not path.is_file():
+        raise UserError(f"--config {path}: there is no such file")
+    try:
+        config = runpy.run_path(str(path))["get_config"]()
+    except KeyError as error:
+        if error.args != ("get_config",):
+            raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
+        raise UserError(f"--config {path} has no function get_config(): it must return a Config") from error
+    except Exception as error:
+        raise UserError(
+            f"--config {path}: {type(error).__name__}: {_one_line(error)}{_hint(error)}"
+        ) from error
+    if not isinstance(config, Config):
+        raise UserError(f"--config {path}: get_config() must return a Config, not a {type(config).__name__}")
+    _check_fields(config, f"--config {path}: config")
+    return config
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """`config` with `--config.field=value` arguments applied, each read as the type of its field."""
+    for argument in overrides:
+        if argument.startswith("--config.") or argument.startswith("--noconfig."):
+            _check_path(config, argument)
+        elif argument.startswith("-"):
+            raise UserError(
+                f"{argument.split('=')[0]} is not an option: --config, --workdir and --config.<field> are"
+            )
+    _resolve_types(config)
+    values = flags.FlagValues()
+    arguments = ["", *overrides]
+    try:
+        holder = config_flags.DEFINE_config_dataclass(
+            "config", config, flag_values=values, sys_argv=arguments
+        )
+        left_over = values(arguments)[1:]
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UserError(_one_line(error)) from error
+    if left_over:
+        raise UserError(f"{left_over[0]!r} is not understood: write a field as --config.field=value")
+    _check_fields(holder.value, "--config")
+    return holder.value
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a second start does not compile again.
+
+    The folder is JAX_COMPILATION_CACHE_DIR, or else adregnet_jax/ in the user's cache folder.
+    """
+    import jax  # a misspelt field is told of before JAX is loaded
+
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(caches / "adregnet_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _check_path(config: Config, argument: str) -> None:
+    """Refuses a `--config.a.b=...` that names no field."""
+    node = config
+    names = argument.split("=")[0].split(".")[1:]
+    for depth, name in enumerate(names):
+        fields = _fields(node) if dataclasses.is_dataclass(node) else []
+        if name not in fields:
+            raise UserError(f"--config.{'.'.join(names)}: no field {name}{_did_you_mean(name, fields)}")
+        node = getattr(node, name)
+        if depth == len(names) - 1 and dataclasses.is_dataclass(node):
+            raise UserError(f"--config.{'.'.join(names)} is a group: set one of {', '.join(_fields(node))}")
+
+
+def _resolve_types(node) -> None:
+    """Turns the annotations of `node` from text to types: ml_collections does not read them as text."""
+    types = typing.get_type_hints(type(node))
+    for field in dataclasses.fields(node):
+        field.type = types[field.name]
+        if dataclasses.is_dataclass(getattr(node, field.name)):
+            _resolve_types(getattr(node, field.name))
+
+
+def _check_fields(node, path: str) -> None:
+    """Refuses values of another type, and attributes made by mistake: `config.model.chanels = ...`."""
+    types = typing.get_type_hints(type(node))
+    for name, value in vars(node).items():
+        if name not in types:
+            raise UserError(f"{path} has no field {name}{_did_you_mean(name, _fields(node))}")
+        if not _fits(value, types[name]):
+            expected = inspect.formatannotation(types[name])
+            raise UserError(f"{path}.{name} must be {expected}, not {value!r}")
+        if dataclasses.is_dataclass(value):
+            _check_fields(value, f"{path}.{name}")
+
+
+def _fits(value, kind) -> bool:
+    if typing.get_origin(kind) is tuple:
+        *kinds, last = typing.get_args(kind)
+        if not isinstance(value, tuple):
+            return False
+        kinds = kinds * len(value) if last is ... else [*kinds, last]
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kind is float:
+        kind = (float, int)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _hint(error: Exception) -> str:
+    """For `ModelConfig(chanels=...)`: the field that was probably meant."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    kind = getattr(settings, found[1], None) if found else None
+    return _did_you_mean(found[2], _fields(kind)) if found and dataclasses.is_dataclass(kind) else ""
+
+
+def _did_you_mean(name: str, fields: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, fields, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; there are {', '.join(fields)}" if fields else ""
+
+
+def _fields(node) -> list[str]:
+    return [field.name for field in dataclasses.fields(node)]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

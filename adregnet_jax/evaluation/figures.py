@@ -1,0 +1,307 @@
+"""Arrays to figures for a paper: pure functions that return a matplotlib `Figure` and write nothing.
+
+Volumes are turned to the patient first, by their affine, so that axes 0, 1, 2 are right, anterior, superior.
+Panels show the patient's right on the left, as radiologists look, and every panel has the same scale in mm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+from scipy import ndimage
+
+
+class Scan(NamedTuple):
+    """A registered pair turned to the patient: axes 0, 1, 2 are right, anterior, superior."""
+
+    fixed: np.ndarray  # [x, y, z]
+    moving: np.ndarray  # [x, y, z]
+    warped: np.ndarray  # [x, y, z]
+    displacement_mm: np.ndarray  # [x, y, z, 3]
+    jacobian: np.ndarray  # [x, y, z]
+    spacing_mm: np.ndarray  # [3]
+
+
+class Scale(NamedTuple):
+    norm: Normalize
+    cmap: str | Colormap
+
+
+class Colours(NamedTuple):
+    """The scales that all planes share."""
+
+    grey: Scale
+    difference: Scale
+    jacobian: Scale
+
+
+class Plane(NamedTuple):
+    """A cut through a volume whose axes are right, anterior, superior."""
+
+    name: str
+    normal: int  # the axis that is cut
+    axes: tuple[int, int]  # the axes that run along the panel: to the left, and up
+    letters: tuple[str, str, str, str]  # what is on the left, right, bottom and top of the panel
+
+
+PLANES = (
+    Plane("axial", 2, (0, 1), ("R", "L", "P", "A")),
+    Plane("coronal", 1, (0, 2), ("R", "L", "I", "S")),
+    Plane("sagittal", 0, (1, 2), ("A", "P", "I", "S")),
+)
+PANELS = ("fixed", "moving", "warped", "moving − fixed", "warped − fixed", "deformed grid", "Jacobian")
+VALIDATION = "validation_"  # begins the names of metrics on the validation split
+FOLDED_COLOUR = "magenta"  # in neither of the two diverging colour maps
+SIDES = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.03), (0.5, 0.97))  # left, right, bottom, top of a panel
+ALIGNED = (("left", "center"), ("right", "center"), ("center", "bottom"), ("center", "top"))
+OUTLINE = [withStroke(linewidth=1.5, foreground="black")]  # letters stay readable on any grey
+
+# Layout in inches.
+PANEL_WIDTH, GAP = 1.6, 0.08
+LEFT, TOP, BOTTOM = 0.6, 0.5, 0.65  # room for names of planes, for titles, for colour bars
+
+
+def registration_figure(
+    fixed: np.ndarray,
+    moving: np.ndarray,
+    warped: np.ndarray,
+    displacement: np.ndarray,
+    jacobian: np.ndarray,
+    *,
+    spacing_mm: np.ndarray,
+    affine: np.ndarray,
+    title: str = "",
+) -> Figure:
+    """One registered pair in three planes through `central_point`.
+
+    The scans share one grey window and the two differences one colour scale centred on 0. The Jacobian map
+    is centred on 1, with folded voxels (determinant <= 0) in a colour of their own. The grid shows where
+    p + u(p) takes straight lines of the fixed scan, over the moving scan.
+
+    Args:
+        fixed, moving, warped: [x, y, z], intensities in [0, 1].
+        displacement: [x, y, z, 3] in voxels, pull-back.
+        jacobian: [x, y, z], determinant of the map p + u(p).
+        spacing_mm: [3].
+        affine: [4, 4], voxel to RAS mm; only its orientation is used.
+        title: stands above the panels.
+    """
+    orientation = nib.io_orientation(affine).astype(int)
+    scan = _turned(fixed, moving, warped, displacement, jacobian, np.asarray(spacing_mm), orientation)
+    colours = _colours(scan)
+    point = central_point(scan.fixed, scan.moving, scan.displacement_mm)
+    extent_mm = np.array(scan.fixed.shape) * scan.spacing_mm
+    every_mm = _round_length(max(extent_mm) / 16)
+
+    figure, rows = _panels(extent_mm)
+    width, height = figure.get_size_inches()
+    figure.text(LEFT / width, 1 - 0.1 / height, title, fontsize=9, ha="left", va="top")
+    for ax, name in zip(rows[0], PANELS, strict=True):
+        ax.set_title(name, fontsize=8, pad=4)
+    for plane, axes in zip(PLANES, rows, strict=True):
+        _draw_plane(axes, scan, plane, point[plane.normal], colours, every_mm)
+        index = _file_index(plane.normal, point, orientation, scan.fixed.shape)
+        axes[0].set_ylabel(f"{plane.name}\n{index}", fontsize=8)
+
+    last = rows[-1]
+    _colour_bar(figure, last[0:3], colours.grey, "intensity (0 to 1)")
+    _colour_bar(figure, last[3:5], colours.difference, "difference of intensity")
+    last[5].set_xlabel(f"lines of the fixed scan,\nevery {every_mm:g} mm", fontsize=7, labelpad=3)
+    _colour_bar(figure, last[6:7], colours.jacobian, "volume ratio, moving / fixed")
+    if (jacobian <= 0).any():
+        folded = Patch(color=FOLDED_COLOUR, label="folded (≤ 0)")
+        figure.legend(handles=[folded], fontsize=7, frameon=False, loc="upper right", borderaxespad=0.3)
+    return figure
+
+
+def training_figure(records: Sequence[Mapping[str, float]]) -> Figure:
+    """The logged metrics of a run over its steps: one panel a metric, with the curves of both splits.
+
+    Args:
+        records: one mapping a logged step, with "step" and any metrics; "validation_loss" is a curve of the
+            panel "loss", beside that of the training steps.
+    """
+    names = dict.fromkeys(name for record in records for name in record if name != "step")
+    panels = list(dict.fromkeys(name.removeprefix(VALIDATION) for name in names))
+    columns = min(3, max(1, len(panels)))
+    rows = max(1, math.ceil(len(panels) / columns))
+    figure = Figure(figsize=(3.2 * columns, 2.2 * rows), dpi=150, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, panel in zip(axes, panels, strict=False):
+        for name, split, colour in ((panel, "training", "C0"), (VALIDATION + panel, "validation", "C1")):
+            points = [(record["step"], record[name]) for record in records if name in record]
+            if points:
+                marker = "." if len(points) < 50 else ""
+                ax.plot(*zip(*points, strict=True), label=split, color=colour, marker=marker, linewidth=0.8)
+        ax.set_title(panel, fontsize=8)
+        ax.set_xlabel("step", fontsize=7)
+        ax.tick_params(labelsize=6)
+        ax.grid(linewidth=0.3)
+    curves = {line.get_label(): line for ax in axes for line in ax.lines}
+    figure.legend(
+        curves.values(), curves.keys(), loc="outside lower center", ncols=2, fontsize=7, frameon=False
+    )
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    return figure
+
+
+def central_point(fixed: np.ndarray, moving: np.ndarray, displacement_mm: np.ndarray) -> tuple[int, ...]:
+    """The voxel of largest motion in the body, in the inner half of each axis; the centre if nothing moves.
+
+    Args:
+        fixed, moving: [x, y, z], intensities in [0, 1]; below 0.05 in both is background.
+        displacement_mm: [x, y, z, 3].
+    """
+    motion = ndimage.uniform_filter(np.linalg.norm(displacement_mm, axis=-1), size=3)
+    motion = np.where(np.maximum(fixed, moving) > 0.05, motion, 0)
+    inner = tuple(slice(n // 4, n - n // 4) for n in motion.shape)
+    if not motion[inner].any():
+        return tuple(n // 2 for n in motion.shape)
+    place = np.unravel_index(motion[inner].argmax(), motion[inner].shape)
+    return tuple(int(i) + cut.start for i, cut in zip(place, inner, strict=True))
+
+
+def grid_lines(displacement_mm: np.ndarray, spacing_mm: np.ndarray, every_mm: float) -> list[np.ndarray]:
+    """Straight lines of the fixed plane, carried by p + u(p): those along axis 0 first, then along axis 1.
+
+    Args:
+        displacement_mm: [m, n, 2], the two components within the plane.
+        spacing_mm: [2].
+        every_mm: distance of the lines, rounded to whole voxels.
+
+    Returns:
+        Lines [k, 2] in mm, the centre of the first voxel at 0.
+    """
+    index = np.moveaxis(np.indices(displacement_mm.shape[:2]), 0, -1)
+    carried = index * spacing_mm + displacement_mm  # [m, n, 2]
+    step = np.maximum(1, np.rint(every_mm / np.asarray(spacing_mm))).astype(int)
+    along_0 = [carried[:, k] for k in range(0, carried.shape[1], step[1])]
+    along_1 = [carried[k] for k in range(0, carried.shape[0], step[0])]
+    return along_0 + along_1
+
+
+def _turned(fixed, moving, warped, displacement, jacobian, spacing_mm, orientation) -> Scan:
+    """All arrays with the patient's axes in order; `orientation` as from `nibabel.io_orientation`."""
+    order = np.argsort(orientation[:, 0])  # the file's axis for each axis of the patient
+    displacement_mm = nib.apply_orientation(displacement * spacing_mm, orientation)
+    fixed, moving, warped, jacobian = (
+        nib.apply_orientation(volume, orientation) for volume in (fixed, moving, warped, jacobian)
+    )
+    displacement_mm = displacement_mm[..., order] * orientation[order, 1]
+    return Scan(fixed, moving, warped, displacement_mm, jacobian, spacing_mm[order])
+
+
+def _file_index(axis: int, point: Sequence[int], orientation: np.ndarray, shape: Sequence[int]) -> str:
+    """The slice through `point` as the file counts it, for instance "k = 38"."""
+    file_axis = int(np.flatnonzero(orientation[:, 0] == axis)[0])
+    index = point[axis] if orientation[file_axis, 1] > 0 else shape[axis] - 1 - point[axis]
+    return f"{'ijk'[file_axis]} = {index}"
+
+
+def _colours(scan: Scan) -> Colours:
+    largest = np.percentile(np.abs(scan.moving - scan.fixed), 99.5) or 1.0  # equal scans: any scale will do
+    change = np.clip(np.percentile(np.abs(scan.jacobian - 1), 99.5), 0.1, 1.0)
+    return Colours(
+        Scale(Normalize(*np.percentile(scan.fixed, (0.5, 99.5))), "gray"),
+        Scale(Normalize(-largest, largest), "RdBu_r"),
+        Scale(Normalize(1 - change, 1 + change), "BrBG"),
+    )
+
+
+def _draw_plane(
+    axes: Sequence[Axes], scan: Scan, plane: Plane, index: int, colours: Colours, every_mm: float
+) -> None:
+    """Fill one row of panels, in the order of `PANELS`."""
+    fixed, moving, warped, jacobian = (
+        volume.take(index, plane.normal) for volume in (scan.fixed, scan.moving, scan.warped, scan.jacobian)
+    )
+    displacement_mm = scan.displacement_mm.take(index, plane.normal)[..., plane.axes]
+    spacing_mm = scan.spacing_mm[list(plane.axes)]
+
+    for ax, image in zip(axes[:3], (fixed, moving, warped), strict=True):
+        _show(ax, image, spacing_mm, colours.grey)
+    _show(axes[3], moving - fixed, spacing_mm, colours.difference)
+    _show(axes[4], warped - fixed, spacing_mm, colours.difference)
+    _show(axes[5], moving, spacing_mm, colours.grey, alpha=0.4)
+    lines = grid_lines(displacement_mm, spacing_mm, every_mm)
+    axes[5].add_collection(LineCollection(lines, colors="tab:blue", linewidths=0.5), autolim=False)
+    _show(axes[6], jacobian, spacing_mm, colours.jacobian)
+    folded = np.ma.masked_where(jacobian > 0, jacobian)
+    _show(axes[6], folded, spacing_mm, Scale(Normalize(), ListedColormap([FOLDED_COLOUR])))
+
+    for (x, y), (ha, va), letter in zip(SIDES, ALIGNED, plane.letters, strict=True):
+        axes[0].text(
+            x,
+            y,
+            letter,
+            ha=ha,
+            va=va,
+            transform=axes[0].transAxes,
+            color="white",
+            fontsize=7,
+            path_effects=OUTLINE,
+        )
+
+
+def _show(ax: Axes, image: np.ndarray, spacing_mm: np.ndarray, scale: Scale, alpha=None) -> None:
+    """An image [m, n] in mm: axis 0 runs to the left, axis 1 up, the centre of the first voxel is 0."""
+    low, (right, top) = -0.5 * spacing_mm, (np.array(image.shape) - 0.5) * spacing_mm
+    ax.imshow(
+        image.T,
+        origin="lower",
+        extent=(low[0], right, low[1], top),
+        cmap=scale.cmap,
+        norm=scale.norm,
+        alpha=alpha,
+        interpolation="nearest",
+        aspect="equal",
+    )
+    ax.set(xlim=(right, low[0]), ylim=(low[1], top), xticks=[], yticks=[])
+
+
+def _panels(extent_mm: np.ndarray) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with one row a plane, one column a panel, all at one scale in mm."""
+    inches = PANEL_WIDTH / max(extent_mm[:2])
+    heights = [extent_mm[plane.axes[1]] * inches for plane in PLANES]
+    width = LEFT + len(PANELS) * (PANEL_WIDTH + GAP)
+    height = TOP + sum(heights) + (len(PLANES) - 1) * GAP + BOTTOM
+    figure = Figure(figsize=(width, height), dpi=150)
+    lefts = [LEFT + k * (PANEL_WIDTH + GAP) for k in range(len(PANELS))]
+    rows, bottom = [], height - TOP
+    for panel_height in heights:
+        bottom -= panel_height
+        box = [(left / width, bottom / height, PANEL_WIDTH / width, panel_height / height) for left in lefts]
+        rows.append([figure.add_axes(b) for b in box])
+        bottom -= GAP
+    return figure, rows
+
+
+def _colour_bar(figure: Figure, above: Sequence[Axes], scale: Scale, label: str) -> None:
+    """A horizontal colour bar centred below the panels `above`, at most two panels wide."""
+    width, height = figure.get_size_inches()
+    left, right = above[0].get_position().x0, above[-1].get_position().x1
+    length = min(right - left, 1.5 * PANEL_WIDTH / width)
+    ax = figure.add_axes(((left + right - length) / 2, (BOTTOM - 0.2) / height, length, 0.09 / height))
+    bar = figure.colorbar(ScalarMappable(*scale), cax=ax, orientation="horizontal")
+    bar.ax.tick_params(labelsize=6, pad=1, length=2)
+    bar.locator = MaxNLocator(4, steps=[1, 2, 5, 10])
+    bar.set_label(label, fontsize=7, labelpad=1)
+
+
+def _round_length(length_mm: float) -> float:
+    """The largest of 1, 2, 5, 10, 20, 50, ... mm that is not above `length_mm`."""
+    power = 10.0 ** np.floor(np.log10(length_mm))
+    return float(max(m for m in (1, 2, 5) if m * power <= length_mm) * power)

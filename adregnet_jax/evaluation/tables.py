@@ -1,0 +1,114 @@
+"""Rows of results as text, CSV and Markdown, and their summary. Pure functions; no array library but NumPy.
+
+A row is a dict from name to value. `None` stands for "does not apply" (no landmarks, no labels) and for a
+value that isn't finite: it is an empty cell in CSV, a dash in a printed table and null in JSON.
+
+Every standard deviation is the sample SD (divisor n - 1), as in the published DIR-Lab tables: the landmark
+distances of case 4 give 4.86 mm with n - 1, the published figure, and 4.85 mm with n.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import string
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Row = dict[str, Any]
+
+
+class Column(NamedTuple):
+    """One printed column: `cell` is a format string over the row's names, as in "{tre_mm:.2f}"."""
+
+    heading: str
+    cell: str
+
+    def text(self, row: Row) -> str:
+        """The cell of `row`; a dash where one of its values does not apply."""
+        names = [name for _, name, _, _ in string.Formatter().parse(self.cell) if name]
+        return "-" if any(row[name] is None for name in names) else self.cell.format_map(row)
+
+
+ALIGNMENT = (
+    Column("case", "{name}"),
+    Column("landmarks", "{landmarks:.0f}"),
+    Column("TRE before, mm", "{tre_before_mm:.2f} ({tre_before_sd_mm:.2f})"),
+    Column("TRE, mm", "{tre_mm:.2f} ({tre_sd_mm:.2f})"),
+    Column("snapped, mm", "{tre_snapped_mm:.2f}"),
+    Column("Dice before", "{dice_before:.3f}"),
+    Column("Dice", "{dice:.3f}"),
+    Column("folded, %", "{folded_percent:.3f}"),
+    Column("network, s", "{seconds:.2f}"),
+)
+SIMILARITY = (
+    Column("case", "{name}"),
+    Column("NCC before", "{ncc_before:.3f}"),
+    Column("NCC", "{ncc:.3f}"),
+    Column("MSE before", "{mse_before:.4f}"),
+    Column("MSE", "{mse:.4f}"),
+    Column("SSIM before", "{ssim_before:.3f}"),
+    Column("SSIM", "{ssim:.3f}"),
+    Column("Jacobian", "{jacobian_mean:.3f} ({jacobian_sd:.3f})"),
+    Column("minimum", "{jacobian_min:.3f}"),
+)
+
+
+def finite(value: float | None) -> float | None:
+    """`value` as a Python float; None where it is missing or not finite, so that no table holds a NaN."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample SD of the finite values; None as the mean of none, and as the SD of fewer than two."""
+    known = [number for value in values if (number := finite(value)) is not None]
+    mean = float(np.mean(known)) if known else None
+    return mean, float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+def with_mean_and_sd(rows: Sequence[Row]) -> list[Row]:
+    """The rows, then their mean and their SD over the cases, column by column."""
+    numbers = {name: mean_and_sd(row[name] for row in rows) for name in rows[0] if name != "name"}
+    mean: Row = {"name": "mean"} | {name: pair[0] for name, pair in numbers.items()}
+    sd: Row = {"name": "SD"} | {name: pair[1] for name, pair in numbers.items()}
+    return [*rows, mean, sd]
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """All values of all rows at full precision under a line of names; an empty cell is `None`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def to_text(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """An aligned table for the terminal: first column to the left, the others to the right."""
+    cells = _cells(rows, columns)
+    widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
+    lines = [
+        "  ".join(
+            [line[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        )
+        for line in cells
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]]) + "\n"
+
+
+def to_markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """The same table for a README: first column to the left, the others to the right."""
+    cells = _cells(rows, columns)
+    rule = ["---"] + ["---:"] * (len(cells[0]) - 1)
+    lines = [" | ".join(cell.replace("|", r"\|") for cell in line) for line in [cells[0], rule, *cells[1:]]]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def _cells(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
+    """The headings, then one line a row. A column that applies to no row is left out."""
+    shown = [column for column in columns if any(column.text(row) != "-" for row in rows)]
+    return [[column.heading for column in shown], *([column.text(row) for column in shown] for row in rows)]

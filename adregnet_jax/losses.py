@@ -1,0 +1,312 @@
+"""The terms of the training loss, eq. 16-19: pure functions of batches, each a scalar.
+
+Images and masks are [b, x, y, z, 1], intensities of about [0, 1]; a mask is 1 where the scan is and 0 in
+padding. Masked voxels have no part in any term, whatever their values. Every term is a mean over the batch of
+what each pair gives alone, and is finite with finite gradients on constant images and empty masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from adregnet_jax.config import LossConfig
+from adregnet_jax.ops.filters import box_sum, gaussian_filter, window_counts
+from adregnet_jax.ops.jacobian import jacobian_determinant
+from adregnet_jax.ops.sampling import sample_at_points
+
+SSIM_C1 = 0.01**2  # the constants of SSIM for intensities of range 1
+SSIM_C2 = 0.03**2
+SSIM_SIGMA = 1.5  # voxels, SD of the local Gaussian windows
+
+
+def ncc_loss(
+    fixed: jax.Array, warped: jax.Array, *, window: int = 0, mask: jax.Array | None = None
+) -> jax.Array:
+    """1 - NCC (eq. 17): global (eq. 20), or the mean of the squared NCC in windows around each voxel.
+
+    Both are blind to gain and offset of either image; the local one also where these change slowly. A
+    constant image has no correlation: its NCC counts as 0.
+
+    Args:
+      fixed: [b, x, y, z, 1].
+      warped: [b, x, y, z, 1], the moving image on the grid of the fixed one.
+      window: 0 for the global NCC; else the width of cubic windows, an odd number of voxels. What a window
+        holds beyond the border or outside the mask does not count.
+      mask: [b, x, y, z, 1] or None.
+
+    Returns:
+      Scalar: 0 to 2 (global) or 0 to 1 (local).
+
+    Raises:
+      ValueError: shapes that differ or are not [b, x, y, z, 1].
+
+    Reference:
+      Balakrishnan et al., VoxelMorph, IEEE TMI 2019 (local NCC).
+    """
+    fixed, warped, mask = _masked_images(fixed, warped, mask)
+    # The local NCC does not depend on the means; without them float32 keeps its digits.
+    fixed = _centred(fixed, mask)
+    warped = _centred(warped, mask)
+    if window:
+        return jnp.mean(1 - _mean(_local_squared_ncc(fixed, warped, window, mask), mask))
+    covariance = _mean(fixed * warped, mask)
+    variances = _mean(fixed**2, mask) * _mean(warped**2, mask)
+    # eq. 20. The addend is the product of the variances of two images of SD 0.003: noise has no correlation.
+    return jnp.mean(1 - covariance / jnp.sqrt(variances + 1e-10))
+
+
+def ssim_loss(
+    fixed: jax.Array, warped: jax.Array, *, window: int = 0, mask: jax.Array | None = None
+) -> jax.Array:
+    """1 - SSIM (eq. 17, 22) for intensities of range 1.
+
+    Args:
+      fixed: [b, x, y, z, 1].
+      warped: [b, x, y, z, 1], the moving image on the grid of the fixed one.
+      window: 0 for one global window, as eq. 22 is written; else the mean over Gaussian windows of SD 1.5 and
+        this width, an odd number of voxels. 11 is scikit-image's `structural_similarity` with
+        `gaussian_weights=True, use_sample_covariance=False`. Windows that reach over the border are left out;
+        what a window holds outside the mask does not count.
+      mask: [b, x, y, z, 1] or None.
+
+    Returns:
+      Scalar, 0 to 2.
+
+    Raises:
+      ValueError: shapes that differ or are not [b, x, y, z, 1], or a volume smaller than the window.
+
+    Reference:
+      Wang et al., Image quality assessment, IEEE TIP 2004.
+    """
+    fixed, warped, mask = _masked_images(fixed, warped, mask)
+    if window:
+        if min(fixed.shape[1:4]) < window:
+            raise ValueError(
+                f"a volume of {fixed.shape[1:4]} is smaller than SSIM windows of {window} voxels"
+            )
+        ssim = _ssim(fixed, warped, lambda values: _gaussian_mean(values, window, mask))
+        r = window // 2
+        inside = (slice(None), *(slice(r, n - r) for n in ssim.shape[1:4]))
+        return jnp.mean(1 - _mean(ssim[inside], None if mask is None else mask[inside]))
+    return jnp.mean(1 - _ssim(fixed, warped, lambda values: _mean(values, mask)))
+
+
+def smoothness_loss(
+    displacement: jax.Array, spacing_mm: jax.Array, *, mask: jax.Array | None = None
+) -> jax.Array:
+    """Squared gradient of the displacement, the L_smooth of eq. 18, in (mm/mm)^2.
+
+    The sum over the nine derivatives d(u_k mm)/d(x_j mm), each a mean over voxels: the same for a motion
+    whatever the grid. Forward differences, because central ones don't see a field that alternates from voxel
+    to voxel. (VoxelMorph takes the mean over the nine: its weight 1 is 1/9 here.)
+
+    Args:
+      displacement: [b, x, y, z, 3] in voxels.
+      spacing_mm: [b, 3].
+      mask: [b, x, y, z, 1] or None; a difference counts where both its voxels do.
+
+    Returns:
+      Scalar.
+
+    Raises:
+      ValueError: wrong shapes.
+    """
+    _check_displacement(displacement, mask)
+    if spacing_mm.shape != (displacement.shape[0], 3):
+        raise ValueError(f"spacing_mm must be [b, 3] = {(displacement.shape[0], 3)}, got {spacing_mm.shape}")
+    spacing_mm = spacing_mm[:, None, None, None, :]
+    displacement_mm = displacement * spacing_mm
+    valid = None if mask is None else mask[..., 0] > 0
+    total = jnp.zeros(())
+    for j in range(3):
+        n = displacement.shape[1 + j]
+        lower = [slice(0, n - 1) if axis == 1 + j else slice(None) for axis in range(4)]
+        upper = [slice(1, n) if axis == 1 + j else slice(None) for axis in range(4)]
+        both = None if valid is None else (valid[*lower] & valid[*upper]).astype(displacement.dtype)
+        difference = (displacement_mm[*upper] - displacement_mm[*lower]) / spacing_mm[..., j, None]
+        total += jnp.mean(_mean(jnp.sum(difference**2, axis=-1), both))
+    return total
+
+
+def jacobian_loss(displacement: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+    """Mean of max(0, -det(I + du/dp)) over voxels, the L_jac of eq. 18: only folds cost, by their depth.
+
+    Args:
+      displacement: [b, x, y, z, 3] in voxels.
+      mask: [b, x, y, z, 1] or None.
+
+    Returns:
+      Scalar.
+
+    Raises:
+      ValueError: wrong shapes.
+    """
+    _check_displacement(displacement, mask)
+    folding = jax.nn.relu(-jacobian_determinant(displacement))
+    return jnp.mean(_mean(folding, None if mask is None else (mask[..., 0] > 0).astype(folding.dtype)))
+
+
+def landmark_loss(
+    displacement: jax.Array,
+    fixed_points: jax.Array,
+    moving_points: jax.Array,
+    valid: jax.Array,
+    spacing_mm: jax.Array,
+) -> jax.Array:
+    """Mean distance in mm between mapped fixed landmarks and moving landmarks.
+
+    Eq. 19 through the pull-back: |(p_F + u(p_F) - p_M) * spacing|, where the paper writes T(p_M) - p_F, the
+    same distance through the inverse map. A pair without landmarks gives 0.
+
+    Args:
+      displacement: [b, x, y, z, 3] in voxels.
+      fixed_points: [b, n, 3] in voxels.
+      moving_points: [b, n, 3] in voxels.
+      valid: [b, n], 1 for a landmark and 0 for padding.
+      spacing_mm: [b, 3].
+
+    Returns:
+      Scalar: the mean over each pair's landmarks, then over all pairs of the batch.
+
+    Raises:
+      ValueError: wrong shapes.
+    """
+    b, n = valid.shape
+    if fixed_points.shape != (b, n, 3) or moving_points.shape != (b, n, 3) or spacing_mm.shape != (b, 3):
+        raise ValueError(
+            f"with valid {valid.shape}, landmarks are {(b, n, 3)} and spacing_mm {(b, 3)}; "
+            f"got {fixed_points.shape}, {moving_points.shape} and {spacing_mm.shape}"
+        )
+    mapped = fixed_points + sample_at_points(displacement, fixed_points)  # [b, n, 3]
+    squared = jnp.sum(((mapped - moving_points) * spacing_mm[:, None]) ** 2, axis=-1)  # [b, n]
+    # The root has no gradient at 0: a landmark that is met exactly, or is padding, is left out before it.
+    apart = (valid > 0) & (squared > 0)
+    distance_mm = jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1)), 0)
+    return jnp.mean(jnp.sum(distance_mm, axis=1) / jnp.maximum(jnp.sum(valid > 0, axis=1), 1))
+
+
+def total_loss(
+    batch: Mapping[str, jax.Array], displacement: jax.Array, warped: jax.Array, config: LossConfig
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The training loss, eq. 16-18, and its terms.
+
+    Args:
+      batch: fixed and mask [b, x, y, z, 1], spacing_mm [b, 3], fixed_landmarks and moving_landmarks
+        [b, n, 3], landmark_valid [b, n].
+      displacement: [b, x, y, z, 3] in voxels.
+      warped: [b, x, y, z, 1], the moving images warped by it.
+      config: the weights.
+
+    Returns:
+      The weighted sum, and each term before it is weighted, by name: ncc, ssim, smoothness, jacobian,
+      landmark. A term of weight 0 is not computed and not returned.
+    """
+    mask = batch["mask"]
+    candidates = {
+        # eq. 17
+        "ncc": (
+            config.similarity * config.ncc,
+            lambda: ncc_loss(batch["fixed"], warped, window=config.ncc_window, mask=mask),
+        ),
+        "ssim": (
+            config.similarity * config.ssim,
+            lambda: ssim_loss(batch["fixed"], warped, window=config.ssim_window, mask=mask),
+        ),
+        # eq. 18
+        "smoothness": (
+            config.regularisation * config.smoothness,
+            lambda: smoothness_loss(displacement, batch["spacing_mm"], mask=mask),
+        ),
+        "jacobian": (
+            config.regularisation * config.jacobian,
+            lambda: jacobian_loss(displacement, mask=mask),
+        ),
+        # eq. 19
+        "landmark": (
+            config.landmark,
+            lambda: landmark_loss(
+                displacement,
+                batch["fixed_landmarks"],
+                batch["moving_landmarks"],
+                batch["landmark_valid"],
+                batch["spacing_mm"],
+            ),
+        ),
+    }
+    terms = {name: term() for name, (weight, term) in candidates.items() if weight}
+    # eq. 16
+    total = sum((candidates[name][0] * value for name, value in terms.items()), jnp.zeros(()))
+    return total, terms
+
+
+def _local_squared_ncc(fixed, warped, window, mask):
+    """[b, x, y, z]: squared NCC of the centred images in the window around each voxel."""
+
+    def window_sum(values):
+        return box_sum(values[..., None], window)[..., 0]
+
+    count = window_counts(fixed.shape[1:], window) if mask is None else jnp.maximum(window_sum(mask), 1)
+    fixed_sum, warped_sum = window_sum(fixed), window_sum(warped)
+    covariance = window_sum(fixed * warped) - fixed_sum * warped_sum / count
+    # Rounding can take the variance of a flat window below 0.
+    fixed_variance = jnp.maximum(window_sum(fixed**2) - fixed_sum**2 / count, 0)
+    warped_variance = jnp.maximum(window_sum(warped**2) - warped_sum**2 / count, 0)
+    # VoxelMorph's addend, as there on sums, not means, over the window: flat windows give 0.
+    return covariance**2 / (fixed_variance * warped_variance + 1e-5)
+
+
+def _ssim(fixed, warped, mean):
+    """Eq. 22 with the given mean: over all voxels, or over the window of each."""
+    mean_f, mean_w = mean(fixed), mean(warped)
+    variance_f = mean(fixed**2) - mean_f**2
+    variance_w = mean(warped**2) - mean_w**2
+    covariance = mean(fixed * warped) - mean_f * mean_w
+    return ((2 * mean_f * mean_w + SSIM_C1) * (2 * covariance + SSIM_C2)) / (
+        (mean_f**2 + mean_w**2 + SSIM_C1) * (variance_f + variance_w + SSIM_C2)
+    )
+
+
+def _gaussian_mean(values, width, mask):
+    """Gaussian means of [b, x, y, z] over the voxels of the mask, where `values` is 0 outside it."""
+
+    def smooth(array):
+        return gaussian_filter(array[..., None], SSIM_SIGMA, width=width)[..., 0]
+
+    # At a voxel of the mask the weight of the mask is over 0.01; elsewhere the result is not used.
+    return smooth(values) if mask is None else smooth(values) / jnp.maximum(smooth(mask), 1e-3)
+
+
+def _mean(values, mask):
+    """Means over [b, x, y, z] within the mask: [b]; 0 where the mask is empty."""
+    if mask is None:
+        return jnp.mean(values, axis=(1, 2, 3))
+    return jnp.sum(values * mask, axis=(1, 2, 3)) / jnp.maximum(jnp.sum(mask, axis=(1, 2, 3)), 1)
+
+
+def _centred(values, mask):
+    """Minus the mean of each image, and 0 outside the mask."""
+    centred = values - _mean(values, mask)[:, None, None, None]
+    return centred if mask is None else centred * mask
+
+
+def _masked_images(fixed, warped, mask):
+    """Images without their channel, 0 outside the mask, and the mask as 0 and 1: [b, x, y, z] each."""
+    if fixed.ndim != 5 or fixed.shape[-1] != 1 or warped.shape != fixed.shape:
+        raise ValueError(f"images must be [b, x, y, z, 1] on one grid, got {fixed.shape} and {warped.shape}")
+    if mask is None:
+        return fixed[..., 0], warped[..., 0], None
+    if mask.shape != fixed.shape:
+        raise ValueError(f"the mask must have the shape of the images, {fixed.shape}, got {mask.shape}")
+    valid = mask[..., 0] > 0
+    # Selected, not multiplied: padding may hold anything, NaN included.
+    return jnp.where(valid, fixed[..., 0], 0), jnp.where(valid, warped[..., 0], 0), valid.astype(fixed.dtype)
+
+
+def _check_displacement(displacement, mask):
+    if displacement.ndim != 5 or displacement.shape[-1] != 3:
+        raise ValueError(f"displacement must be [b, x, y, z, 3], got shape {displacement.shape}")
+    if mask is not None and mask.shape != (*displacement.shape[:-1], 1):
+        raise ValueError(f"the mask must be {(*displacement.shape[:-1], 1)}, got {mask.shape}")

@@ -1,0 +1,31 @@
+"""The coordinate law of the package, stated once.
+
+1. Arrays keep the index order of the file: axes 0, 1, 2 are the NIfTI (i, j, k). A volume is
+   `[b, x, y, z, c]`, a displacement `[b, x, y, z, 3]`, points are `[b, n, 3]`.
+2. A displacement `u` lives on the fixed grid, component k moves along array axis k, and its unit is the voxel
+   of the grid it lives on. Images are pulled back: `warped(p) = moving(p + u(p))`.
+3. Between grids of n and m voxels, voxel centres are aligned: `q = (p + 0.5) * m / n - 0.5`.
+4. Points travel against images: a fixed landmark `p` lies at `p + u(p)` in the moving image.
+5. `warp(warp(m, a), b) = warp(m, compose(a, b))` away from the borders.
+6. Millimetres appear only at the edges of the package, in names that end in `_mm`.
+7. The Jacobian of the map is that of `p + u(p)`: `det(I + du/dp)`.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def identity_grid(shape: tuple[int, int, int], dtype=jnp.float32) -> jax.Array:
+    """Voxel coordinates of every voxel.
+
+    Args:
+      shape: (x, y, z) of the grid.
+      dtype: of the coordinates.
+
+    Returns:
+      [x, y, z, 3]; `grid[i, j, k] == (i, j, k)`.
+    """
+    axes = [jnp.arange(n, dtype=dtype) for n in shape]
+    return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)

@@ -1,0 +1,1 @@
+"""Training: state, step, sharding, checkpoints, and the loop that ties them together."""

@@ -1,0 +1,164 @@
+"""Checkpoints of a run: the newest and the best are kept, written in the background, complete or not there.
+
+`workdir/checkpoints/<step>` holds two parts, `params` and `progress` (the rest of the `TrainState`), so that
+evaluation reads the parameters alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from adregnet_jax.config import ModelConfig
+from adregnet_jax.errors import UserError
+from adregnet_jax.training.state import TrainState
+
+METRIC = "validation"  # the name of the validation metric in a checkpoint
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, for the run that writes them."""
+
+    def __init__(self, workdir: Path):
+        policies = ocp.training.preservation_policies
+        lowest = policies.BestN(
+            get_metric_fn=lambda metrics: metrics[METRIC],
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        self._workdir = workdir
+        self._checkpointer = ocp.training.Checkpointer(
+            _folder(workdir),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), lowest]),
+            cleanup_tmp_directories=True,
+        )
+
+    def restore(self, abstract_state: TrainState) -> TrainState | None:
+        """The newest state, or None in a new workdir."""
+        if self._checkpointer.latest is None:
+            return None
+        params = _load(self._checkpointer, self._checkpointer.latest, abstract_state.params, self._workdir)
+        abstract_progress = {"progress": abstract_state.replace(params=None)}
+        progress = self._checkpointer.load_checkpointables(None, abstract_progress)["progress"]
+        return progress.replace(params=params)
+
+    def save(self, step: int, state: TrainState, *, metric: float | None = None) -> None:
+        """Starts to write the state of `step`; `metric` is its validation metric, if it was validated."""
+        with self._failures_as_user_errors():
+            self._checkpointer.save_checkpointables_async(
+                step,
+                {"params": state.params, "progress": state.replace(params=None)},
+                force=True,
+                metrics=None if metric is None else {METRIC: float(metric)},
+            )
+
+    def close(self) -> None:
+        """Waits until the last checkpoint is complete."""
+        with self._failures_as_user_errors():
+            self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _failures_as_user_errors(self):
+        try:
+            yield
+        except Exception as error:
+            reason = _system_reason(error)
+            if reason is None:
+                raise
+            raise UserError(
+                f"can't save a checkpoint in {self._workdir}: {reason}; the last complete one is kept:"
+                " make room and run the same command again"
+            ) from error
+
+
+def restore_parameters(workdir: Path, abstract_params, which: str = "best") -> tuple[Any, int]:
+    """The parameters of a trained run, and the step they are from.
+
+    Args:
+        workdir: of the run.
+        abstract_params: their tree of `jax.ShapeDtypeStruct`, as `jax.eval_shape` gives it.
+        which: `best` on the validation split (the newest, if none was validated), or `newest`.
+
+    Raises:
+        UserError: if there is no checkpoint, or it is of another architecture.
+    """
+    if not _folder(workdir).is_dir():
+        raise UserError(
+            f"{workdir} holds no checkpoint: train first, or give the workdir of a run that was trained"
+        )
+    with ocp.training.Checkpointer(_folder(workdir)) as checkpointer:
+        if checkpointer.latest is None:
+            raise UserError(f"{workdir} holds no complete checkpoint yet: train on, then try again")
+        validated = [found for found in checkpointer.checkpoints if found.metrics]
+        chosen = checkpointer.latest
+        if which == "best" and validated:
+            chosen = min(validated, key=lambda found: found.metrics[METRIC])
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_params
+        )
+        return _load(checkpointer, chosen, abstract, workdir), chosen.step
+
+
+def check_architecture(workdir: Path, model: ModelConfig) -> None:
+    """Refuses a workdir whose run has another model, naming the first setting that differs."""
+    record = workdir / "config.json"
+    if not (record.is_file() and _folder(workdir).is_dir() and any(_folder(workdir).iterdir())):
+        return
+    theirs = json.loads(record.read_text())["config"]["model"]
+    ours = json.loads(json.dumps(dataclasses.asdict(model)))  # tuples become lists, as in the file
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            raise UserError(
+                f"{workdir} holds a run with model.{name}={theirs.get(name)}, this config has {value}:"
+                " give another --workdir, or set it back"
+            )
+
+
+def _folder(workdir: Path) -> Path:
+    return workdir.absolute() / "checkpoints"
+
+
+def _load(checkpointer, checkpoint, abstract_params, workdir: Path):
+    """The parameters of `checkpoint`, after a look at their names and shapes."""
+    stored = checkpointer.checkpointables_metadata(checkpoint).metadata["params"]
+    theirs, ours = _shapes(stored), _shapes(abstract_params)
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise UserError(
+                f"the checkpoint in {workdir} is of another architecture: parameter {name} is"
+                f" {theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} in this config:"
+                " use the config of that run, or another --workdir"
+            )
+    return checkpointer.load_checkpointables(checkpoint, {"params": abstract_params})["params"]
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves
+    }
+
+
+def _system_reason(error: BaseException | None) -> str | None:
+    """What the operating system said, if that stopped a save; tensorstore puts the number in its text."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code:
+            return os.strerror(int(code[1]))
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return os.strerror(errno.ENOSPC)
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,253 @@
+"""The training loop, top to bottom.
+
+Whatever decides how a run goes on is a function of the step or lies in the `TrainState`, hence in the
+checkpoint: a run that was killed and started again ends with the same parameters, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from adregnet_jax.config import Config
+from adregnet_jax.data import pipeline
+from adregnet_jax.data.pair import Pair
+from adregnet_jax.data.splits import load_splits
+from adregnet_jax.errors import UserError
+from adregnet_jax.metrics import tre_mm
+from adregnet_jax.nn.adregnet import AdRegNet
+from adregnet_jax.training.checkpoint import Checkpoints, check_architecture
+from adregnet_jax.training.progress import RunLog
+from adregnet_jax.training.sharding import along_data, make_mesh, replicated
+from adregnet_jax.training.state import TrainState, make_init
+from adregnet_jax.training.step import (
+    Metrics,
+    learning_rate,
+    make_optimiser,
+    make_train_step,
+    make_validation_step,
+)
+from adregnet_jax.version import __version__
+
+AT_LEAST_ONE = (
+    "optimiser.epochs",
+    "optimiser.batch_size",
+    "run.validate_every_epochs",
+    "run.checkpoint_every_steps",
+    "run.log_every_steps",
+)
+
+
+def train(config: Config, workdir: Path) -> None:
+    """Trains `AdRegNet(config.model)` in `workdir`, going on from its newest checkpoint if there is one.
+
+    Raises:
+        UserError: for what the user can mend, among it a metric that is not finite and a full disk.
+        SystemExit: 128 + the signal's number, after SIGTERM or SIGINT; a checkpoint is saved first.
+    """
+    check_settings(config)
+    prepare_workdir(config, workdir)
+    splits = load_splits(config.data)
+    batch_size = config.optimiser.batch_size
+    batches = pipeline.training_batches(splits.train, config.data, batch_size=batch_size, seed=config.seed)
+    steps_per_epoch = math.ceil(len(splits.train) / batch_size)
+    total_steps = config.optimiser.epochs * steps_per_epoch
+    validate_every = config.run.validate_every_epochs * steps_per_epoch
+    patience = math.inf
+    if config.run.patience_epochs and splits.validation:
+        patience = max(config.run.patience_epochs, config.run.validate_every_epochs) * steps_per_epoch
+
+    mesh = make_mesh(config.run.devices, batch_size)
+    model = AdRegNet(config.model)
+    optimiser = make_optimiser(config.optimiser, steps_per_epoch)
+    rate_of = learning_rate(config.optimiser, steps_per_epoch)
+    train_step = make_train_step(model, optimiser, config.loss, mesh)
+    validation_step = make_validation_step(model, config.loss)
+    init = make_init(model, optimiser, splits.train[0].fixed.shape, mesh)
+    key = jax.random.key(config.seed)
+
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
+        state = checkpoints.restore(abstract_state(init, key, mesh)) or init(key)
+        start, best_metric, best_step = int(state.step), float(state.best_metric), int(state.best_step)
+        log = stack.enter_context(contextlib.closing(RunLog(workdir, start, total_steps)))
+        log.say(opening_line(state, mesh, total_steps))
+        signals = stack.enter_context(remembered_signals())
+        prefetched = pipeline.iterate_from(batches, start)
+        unread: list[tuple[int, Metrics]] = []  # metrics that are still on the device
+
+        for step in range(start + 1, total_steps + 1):
+            if step - 1 - best_step >= patience:
+                break
+            batch = jax.device_put(next(prefetched), along_data(mesh))
+            called = time.monotonic()
+            state, metrics = train_step(state, batch)
+            if step == start + 1:
+                log.say(f"compiled the training step in {time.monotonic() - called:.1f} s")
+                log.restart_clock(start)
+            unread.append((step, metrics))
+            if len(unread) > 1:
+                jax.block_until_ready(unread[-2])  # one step runs and one waits: no more, no less
+
+            stop_now = bool(signals)
+            validate_now = step % validate_every == 0 or step == total_steps
+            save_now = validate_now or step % config.run.checkpoint_every_steps == 0 or stop_now
+            previous_is_logged = (step - 1) % config.run.log_every_steps == 0
+            if not (save_now or previous_is_logged):
+                continue
+
+            # The newest metrics are left on the device while their step runs, except before a save.
+            ready, unread = (unread, []) if save_now else (unread[:-1], unread[-1:])
+            records = fetch(ready)
+            rate = log.steps_per_second(step if save_now else step - 1)
+            metric = None
+            if validate_now and splits.validation:
+                validation = validate(validation_step, state.params, splits.validation, step)
+                records[step] |= validation
+                name = decisive(validation)
+                metric = validation[name]
+                if metric < best_metric:
+                    best_metric, best_step = metric, step
+                    best = jax.device_put((np.float32(metric), np.int32(step)), replicated(mesh))
+                    state = state.replace(best_metric=best[0], best_step=best[1])
+                epoch, best_epoch = step // steps_per_epoch, best_step // steps_per_epoch
+                log.say(f"epoch {epoch}: {name} {metric:.4f}, best {best_metric:.4f} of epoch {best_epoch}")
+            for logged, record in records.items():
+                if logged % config.run.log_every_steps == 0 or (logged == step and validate_now):
+                    learning = {"learning_rate": float(rate_of(logged - 1)), "steps_per_second": rate}
+                    log.write(logged, record | learning)
+            if save_now:
+                checkpoints.save(step, state, metric=metric)
+            log.restart_clock(step if save_now else step - 1)
+            if stop_now:
+                log.say(
+                    f"stopped by {signal.Signals(signals[0]).name} at step {step}; the same command goes on"
+                )
+                raise SystemExit(128 + signals[0])
+        log.say(closing_line(state, steps_per_epoch))
+
+
+def check_settings(config: Config) -> None:
+    for path in AT_LEAST_ONE:
+        section, name = path.split(".")
+        value = getattr(getattr(config, section), name)
+        if value < 1:
+            raise UserError(f"{path} must be at least 1, it is {value}: change it in the config")
+
+
+def prepare_workdir(config: Config, workdir: Path) -> None:
+    """Makes the folder, refuses the run of another model, and writes `config.json`."""
+    record = {
+        "config": dataclasses.asdict(config),
+        "versions": {
+            "adregnet_jax": __version__,
+            "python": platform.python_version(),
+            **{
+                name: importlib.metadata.version(name)
+                for name in ("jax", "flax", "optax", "orbax-checkpoint")
+            },
+        },
+    }
+    check_architecture(workdir, config.model)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        written = workdir / "config.json.tmp"
+        written.write_text(json.dumps(record, indent=2) + "\n")
+        written.replace(workdir / "config.json")
+    except OSError as error:
+        raise UserError(
+            f"--workdir {workdir} can't be written: {error.strerror}: give another one"
+        ) from error
+
+
+def abstract_state(init: Callable[[jax.Array], TrainState], key: jax.Array, mesh: Mesh) -> TrainState:
+    """Shapes, types and placement of the state, without making it."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), jax.eval_shape(init, key)
+    )
+
+
+def fetch(metrics: Sequence[tuple[int, Metrics]]) -> dict[int, dict[str, float]]:
+    """The metrics of some steps, by step.
+
+    Raises:
+        UserError: at the first one that is not finite.
+    """
+    records = {}
+    for step, values in jax.device_get(metrics):
+        records[step] = {f"train/{name}": float(value) for name, value in values.items()}
+        check_finite(records[step], step)
+    return records
+
+
+def check_finite(record: dict[str, float], step: int) -> None:
+    for name, value in record.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"{name} is {value} at step {step}, training stops: the last checkpoint is from before;"
+                " try a lower optimiser.learning_rate or optimiser.gradient_clip"
+            )
+
+
+def validate(
+    validation_step: Callable[..., tuple[jax.Array, jax.Array]], params, pairs: Sequence[Pair], step: int
+) -> dict[str, float]:
+    """Mean loss over the validation pairs, and where there are landmarks, the mean TRE over those pairs."""
+    loss, tre = [], []
+    for pair in pairs:
+        pair_loss, displacement = validation_step(params, pipeline.collate([pair]))
+        loss.append(float(pair_loss))
+        if pair.fixed_landmarks is not None and len(pair.fixed_landmarks):
+            distances = tre_mm(displacement[0], pair.fixed_landmarks, pair.moving_landmarks, pair.spacing_mm)
+            tre.append(float(np.mean(distances)))
+    # float32 like the best metric in the checkpoint, so that a resumed run compares the same numbers.
+    means = {"validation/loss": loss} | ({"validation/tre_mm": tre} if tre else {})
+    record = {name: float(np.float32(np.mean(values))) for name, values in means.items()}
+    check_finite(record, step)
+    return record
+
+
+def decisive(validation: dict[str, float]) -> str:
+    """The validation metric that decides which checkpoint is the best one: the lower, the better."""
+    return "validation/tre_mm" if "validation/tre_mm" in validation else "validation/loss"
+
+
+@contextlib.contextmanager
+def remembered_signals() -> Iterator[list[int]]:
+    """The SIGTERM or SIGINT that came, for the loop to look at; a second one acts at once."""
+    received: list[int] = []
+
+    def remember(number, _frame):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    previous = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def opening_line(state: TrainState, mesh: Mesh, total_steps: int) -> str:
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    begin = f"goes on at step {int(state.step)}" if int(state.step) else "starts"
+    devices = f"{mesh.size} {mesh.devices.flat[0].platform} device" + ("s" if mesh.size > 1 else "")
+    return f"training {begin}: {total_steps} steps, {parameters:,} parameters, {devices}"
+
+
+def closing_line(state: TrainState, steps_per_epoch: int) -> str:
+    best = f"; best {float(state.best_metric):.4f} of epoch {int(state.best_step) // steps_per_epoch}"
+    return f"training is complete at step {int(state.step)}" + (best if int(state.best_step) else "")

@@ -1,0 +1,102 @@
+"""What a run tells while it goes on: `metrics.jsonl`, TensorBoard, and the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import rich.console
+import rich.progress
+import tensorboardX
+
+from adregnet_jax.errors import UserError
+
+PLAIN_LINE_SECONDS = 30.0  # between two lines where the output is not a terminal
+
+
+class RunLog:
+    """The record of one run. A resumed run goes on behind `step`: what was written beyond it is dropped."""
+
+    def __init__(self, workdir: Path, step: int, total_steps: int):
+        self._path = workdir / "metrics.jsonl"
+        _drop_lines_beyond(self._path, step)
+        self._lines = self._path.open("a", buffering=1)  # a whole line at a time: readable at any moment
+        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._console = rich.console.Console(file=sys.stderr)
+        self._bar = _make_bar(self._console)
+        self._task = self._bar.add_task("", total=total_steps, completed=step, loss="", rate="")
+        self._total_steps = total_steps
+        self._said_at = time.monotonic()
+        self.restart_clock(step)
+        if self._console.is_terminal:
+            self._bar.start()
+
+    def say(self, text: str) -> None:
+        """One line for the reader of the terminal."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._said_at = time.monotonic()
+
+    def restart_clock(self, step: int) -> None:
+        """Counts steps a second from here: what was done since `step` (compiling, validating) is no step."""
+        self._clock_step, self._clock = step, time.monotonic()
+
+    def steps_per_second(self, step: int) -> float:
+        return (step - self._clock_step) / (time.monotonic() - self._clock)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Records a logged step, and moves the progress bar (or prints a line now and then)."""
+        self._show(step, metrics["train/loss"], metrics["steps_per_second"])
+        try:
+            self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"can't write {self._path}: {error.strerror}; the last checkpoint is kept:"
+                " make room and run the same command again"
+            ) from error
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+        self._tensorboard.close()
+        self._lines.close()
+
+    def _show(self, step: int, loss: float, rate: float) -> None:
+        self._bar.update(self._task, completed=step, loss=f"loss {loss:.4f}", rate=f"{rate:.3g} steps/s")
+        if not self._console.is_terminal and time.monotonic() - self._said_at > PLAIN_LINE_SECONDS:
+            minutes = (self._total_steps - step) / rate / 60
+            self.say(
+                f"step {step}/{self._total_steps}  loss {loss:.4f}  {rate:.3g} steps/s  ETA {minutes:.0f} min"
+            )
+
+
+def _make_bar(console: rich.console.Console) -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn("{task.fields[rate]}"),
+        rich.progress.TextColumn("ETA"),
+        rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn("{task.fields[loss]}"),
+        console=console,
+    )
+
+
+def _drop_lines_beyond(path: Path, step: int) -> None:
+    """Keeps the lines of steps up to `step`; a line that a kill cut off goes as well."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= step]
+    rewritten = path.with_suffix(".tmp")
+    rewritten.write_text("".join(kept))
+    rewritten.replace(path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:
+        return float("inf")

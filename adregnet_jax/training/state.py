@@ -1,0 +1,44 @@
+"""What a training run is at a given step. All of it is in the checkpoint: a resumed run is the same run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import Mesh
+
+from adregnet_jax.training.sharding import replicated
+
+
+@struct.dataclass
+class TrainState:
+    step: jax.Array  # int32, steps done
+    params: Any
+    opt_state: optax.OptState
+    best_metric: jax.Array  # float32, lowest validation metric so far; infinite before the first validation
+    best_step: jax.Array  # int32, the step of `best_metric`
+
+
+def make_init(
+    model: nn.Module, optimiser: optax.GradientTransformation, shape: tuple[int, int, int], mesh: Mesh
+):
+    """A jitted `init(key) -> TrainState` for volumes of `shape`; `jax.eval_shape` of it costs nothing."""
+
+    def init(key: jax.Array) -> TrainState:
+        volume = jnp.zeros((1, *shape, 1), jnp.float32)
+        params = model.init(key, volume, volume)["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=optimiser.init(params),
+            best_metric=jnp.full((), jnp.inf, jnp.float32),
+            best_step=jnp.zeros((), jnp.int32),
+        )
+
+    # Compiled without much optimisation: LLVM takes seconds a parameter over the random numbers, for one use.
+    options = {"xla_backend_optimization_level": 1}
+    return jax.jit(init, out_shardings=replicated(mesh), compiler_options=options)

@@ -1,0 +1,84 @@
+"""The optimiser, the training step and the validation step: pure functions, jitted here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from adregnet_jax import losses
+from adregnet_jax.config import LossConfig, OptimiserConfig
+from adregnet_jax.ops.sampling import warp
+from adregnet_jax.training.sharding import along_data, replicated
+from adregnet_jax.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def learning_rate(config: OptimiserConfig, steps_per_epoch: int) -> optax.Schedule:
+    """The rate of each step, from 0: a linear warm-up, then halved every `halve_every_epochs` epochs."""
+    halve_every = config.halve_every_epochs * steps_per_epoch
+
+    def rate(step):
+        warmup = jnp.minimum(1.0, (step + 1) / (config.warmup_steps + 1))
+        halvings = step // halve_every if halve_every else 0
+        return config.learning_rate * warmup * 0.5**halvings
+
+    return rate
+
+
+def make_optimiser(config: OptimiserConfig, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Adam; gradients are first clipped to a global norm of `gradient_clip`."""
+    clip = optax.clip_by_global_norm(config.gradient_clip) if config.gradient_clip else optax.identity()
+    return optax.chain(clip, optax.adam(learning_rate(config, steps_per_epoch)))
+
+
+def registration_loss(
+    model: nn.Module, config: LossConfig, params, batch
+) -> tuple[jax.Array, tuple[Metrics, jax.Array]]:
+    """eq. 16 on a batch: the loss, its unweighted terms, and the displacement [b, x, y, z, 3]."""
+    displacement = model.apply({"params": params}, batch["fixed"], batch["moving"]).displacement
+    warped = warp(batch["moving"], displacement)  # eq. 1
+    loss, terms = losses.total_loss(batch, displacement, warped, config)
+    return loss, (terms, displacement)
+
+
+def make_train_step(
+    model: nn.Module, optimiser: optax.GradientTransformation, loss_config: LossConfig, mesh: Mesh
+) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
+    """A jitted `step(state, batch) -> (state, metrics)`; the batch is divided along `data`, the state
+    donated.
+
+    Metrics are device scalars: `loss`, its unweighted terms, and `gradient_norm` before clipping.
+    """
+
+    def train_step(state: TrainState, batch) -> tuple[TrainState, Metrics]:
+        loss_of = lambda params: registration_loss(model, loss_config, params, batch)  # noqa: E731
+        (loss, (terms, _)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(gradients)}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return jax.jit(
+        train_step,
+        in_shardings=(replicated(mesh), along_data(mesh)),
+        out_shardings=(replicated(mesh), replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def make_validation_step(
+    model: nn.Module, loss_config: LossConfig
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """A jitted `step(params, batch) -> (loss, displacement)`."""
+
+    def validation_step(params, batch) -> tuple[jax.Array, jax.Array]:
+        loss, (_, displacement) = registration_loss(model, loss_config, params, batch)
+        return loss, displacement
+
+    return jax.jit(validation_step)

@@ -1,0 +1,156 @@
+"""What a run of the evaluation measures and leaves behind, with a network that shifts by a known amount."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from adregnet_jax.config import Config
+from adregnet_jax.data.pair import Pair
+from adregnet_jax.data.splits import Splits
+from adregnet_jax.errors import UserError
+from adregnet_jax.evaluation import evaluate as evaluation
+from adregnet_jax.ops.sampling import warp
+from adregnet_jax.registration import Registration
+
+SHAPE = (16, 14, 12)
+SHIFT = (2.0, 0.0, 0.0)  # voxels, pull-back
+SPACING_MM = np.array([1.5, 1.0, 2.0])
+
+
+class Shift(nn.Module):
+    """Stands for the network: one parameter, the displacement everywhere."""
+
+    @nn.compact
+    def __call__(self, fixed, moving):
+        shift = self.param("shift", nn.initializers.zeros, (3,))
+        return jnp.broadcast_to(shift, (*fixed.shape[:4], 3))
+
+
+def register(params, fixed, moving, *, model):
+    displacement = model.apply({"params": params}, fixed, moving)
+    return Registration(displacement, warp(moving, displacement), (), ())
+
+
+def shifted_pair(name="case", **changes):
+    """A moving scan that is the fixed one, two voxels on along axis 0."""
+    rng = np.random.default_rng(0)
+    fixed = rng.uniform(0.1, 1, SHAPE).astype(np.float32)
+    labels = np.zeros(SHAPE, np.int16)
+    labels[3:8, 4:9, 3:9] = 1
+    labels[8:11, 4:9, 3:9] = 7
+    landmarks = rng.uniform(3, 9, (20, 3))
+    pair = Pair(
+        name,
+        fixed,
+        np.roll(fixed, 2, axis=0),
+        SPACING_MM,
+        fixed_landmarks=landmarks,
+        moving_landmarks=landmarks + SHIFT,
+        fixed_labels=labels,
+        moving_labels=np.roll(labels, 2, axis=0),
+    )
+    return dataclasses.replace(pair, **changes)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Evaluates pairs with the stand-in network; `shift` is its parameter."""
+
+    def evaluate(pairs, shift=SHIFT, **options):
+        monkeypatch.setattr(evaluation, "AdRegNet", lambda config: Shift())
+        monkeypatch.setattr(evaluation, "register", register)
+        monkeypatch.setattr(evaluation, "load_splits", lambda config: Splits([], [], pairs))
+        monkeypatch.setattr(
+            evaluation, "restore_parameters", lambda workdir, abstract, which: ({"shift": jnp.array(shift)}, 5)
+        )
+        return evaluation.evaluate(Config(), tmp_path, **options)
+
+    return evaluate
+
+
+def test_a_field_at_rest_changes_nothing():
+    pair = shifted_pair()
+    row = evaluation.case_metrics(pair, np.zeros((*SHAPE, 3), np.float32), pair.moving)
+    for name in ("tre{}_mm", "tre{}_sd_mm", "ncc{}", "mse{}", "ssim{}", "dice{}"):
+        assert row[name.format("")] == row[name.format("_before")]
+    assert row["tre_before_mm"] == pytest.approx(3.0)  # 2 voxels of 1.5 mm
+    assert (row["jacobian_mean"], row["jacobian_sd"], row["jacobian_min"]) == (1.0, 0.0, 1.0)
+    assert row["folded_percent"] == 0.0
+
+
+def test_the_true_field_brings_everything_back():
+    pair = shifted_pair()
+    displacement = np.broadcast_to(np.float32(SHIFT), (*SHAPE, 3))
+    row = evaluation.case_metrics(pair, displacement, np.roll(pair.moving, -2, axis=0))
+    assert row["landmarks"] == 20
+    assert row["tre_mm"] == pytest.approx(0.0, abs=1e-5)
+    assert row["tre_snapped_mm"] < math.dist((0, 0, 0), SPACING_MM / 2)  # half a voxel along each axis
+    assert row["dice_before"] < 0.7
+    assert (row["dice"], row["ncc"], row["mse"]) == pytest.approx((1.0, 1.0, 0.0), abs=1e-5)
+
+
+def test_without_landmarks_and_labels_cells_are_none():
+    none = dict.fromkeys(("fixed_landmarks", "moving_landmarks", "fixed_labels", "moving_labels"))
+    pair = shifted_pair(**none)
+    row = evaluation.case_metrics(pair, np.zeros((*SHAPE, 3), np.float32), pair.moving)
+    assert {name for name, value in row.items() if value is None} == {
+        "landmarks", "tre_before_mm", "tre_before_sd_mm", "tre_mm", "tre_sd_mm", "tre_snapped_mm",
+        "dice_before", "dice",
+    }  # fmt: skip
+    summary = evaluation.summary([row])
+    assert summary["tre_mm"] is None
+    assert summary["folded_percent"] == {"mean": 0.0, "sd": None}
+
+
+def test_the_folder_holds_tables_summary_and_figures(run, tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n{"step": 3, "lo'
+    )
+    pairs = [shifted_pair("case/1"), shifted_pair("case 2", fixed_landmarks=None), shifted_pair("3")]
+    folder = run(pairs, figures=2)
+    written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert written == {
+        "cases.csv", "summary.json", "figures/01_case_1.png", "figures/02_case_2.png", "figures/training.png",
+    }  # fmt: skip
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary) == [
+        "cases", "tre_before_mm", "tre_mm", "tre_snapped_mm", "folded_percent", "dice_before", "dice",
+    ]  # fmt: skip
+    assert summary["cases"] == 3
+    assert summary["tre_before_mm"] == pytest.approx({"mean": 3.0, "sd": 0.0}, abs=1e-6)
+    assert summary["tre_mm"] == pytest.approx({"mean": 0.0, "sd": 0.0}, abs=1e-5)
+    printed = capsys.readouterr().out
+    assert "figures of 2 of 3 cases" in printed
+    assert "pull-back" in printed
+
+
+def test_a_field_that_is_not_finite_is_one_clear_line(run):
+    with pytest.raises(UserError, match="displacement of case is not finite") as raised:
+        run([shifted_pair()], shift=(math.nan, 0.0, 0.0))
+    assert "\n" not in str(raised.value)
+
+
+def test_an_empty_test_split_is_one_clear_line(run):
+    with pytest.raises(UserError, match="no pair to test on"):
+        run([])
+
+
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
+    path = tmp_path / "eval" / "summary.json"
+    evaluation.write_atomically(path, b"old")
+
+    def full(self, content):
+        self.open("wb").close()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        evaluation.write_atomically(path, b"new")
+    assert [child.name for child in path.parent.iterdir()] == ["summary.json"]
+    assert path.read_text() == "old"

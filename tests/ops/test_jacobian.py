@@ -1,0 +1,62 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from adregnet_jax.ops.jacobian import jacobian_determinant, spatial_gradient
+from tests.oracles.jacobian import jacobian_determinant as slow_determinant
+
+
+def linear_displacement(matrix, shape):
+    """u(p) = (A - I) p, so that the map is p -> A p."""
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    return (grid @ (matrix - np.eye(3)).T).astype(np.float32)[None]
+
+
+@settings(max_examples=4, deadline=None)
+@given(shape=st.tuples(*[st.integers(2, 6)] * 3), seed=st.integers(0, 1000))
+def test_gradient_is_that_of_numpy(shape, seed):
+    volume = np.random.default_rng(seed).normal(size=(2, *shape, 2)).astype(np.float32)
+    expected = np.stack(np.gradient(volume, 0.5, 1.0, 3.0, axis=(1, 2, 3)), axis=-1)
+    gradient = jax.jit(lambda v: spatial_gradient(v, spacing=(0.5, 1.0, 3.0)))(volume)
+    np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
+def test_determinant_of_a_map_at_rest_is_one():
+    np.testing.assert_array_equal(jacobian_determinant(jnp.zeros((2, 3, 4, 5, 3))), np.ones((2, 3, 4, 5)))
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.diag([2.0, 0.5, 3.0]),
+        np.diag([-1.0, 1.0, 1.0]),  # a mirror
+        [[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]],  # a rotation
+        [[1.1, 0.2, -0.3], [0.4, 0.9, 0.1], [-0.2, 0.5, 1.3]],
+    ],
+)
+def test_determinant_of_a_linear_map_is_that_of_its_matrix(matrix):
+    determinant = jax.jit(jacobian_determinant)(linear_displacement(np.array(matrix), (4, 5, 6)))
+    # Differences of coordinates of about 10 in float32, times numbers of about 3.
+    np.testing.assert_allclose(determinant, np.full((1, 4, 5, 6), np.linalg.det(matrix)), atol=2e-5)
+
+
+def test_determinant_equals_the_oracle():
+    displacement = np.random.default_rng(0).normal(size=(2, 4, 3, 5, 3)).astype(np.float32)
+    expected = np.stack([slow_determinant(u) for u in displacement])
+    np.testing.assert_allclose(jax.jit(jacobian_determinant)(displacement), expected, atol=1e-5)
+
+
+def test_gradients_match_finite_differences():
+    displacement = 0.3 * jax.random.normal(jax.random.key(0), (1, 3, 4, 3, 3))
+    # 1e-2: what float32 finite differences can tell.
+    check_grads(jax.jit(jacobian_determinant), (displacement,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4, 4, 2), (4, 4, 4, 3), (1, 4, 1, 4, 3)])
+def test_determinant_rejects_what_is_no_displacement(shape):
+    with pytest.raises(ValueError):
+        jacobian_determinant(jnp.zeros(shape))

@@ -1,0 +1,59 @@
+"""The command line: overrides by type, mistakes as one line, and the compilation cache."""
+
+import pytest
+
+from adregnet_jax.config import Config
+from adregnet_jax.entry import main, override
+from adregnet_jax.errors import UserError
+
+
+def test_overrides_take_the_type_of_their_field():
+    config = override(
+        Config(),
+        [
+            "--config.optimiser.learning_rate=3e-4",
+            "--config.model.channels=(4, 8)",
+            "--config.data.exchange=true",
+            "--config.data.flip_axes=(0,)",
+            "--config.data.dirlab.root=/scans",
+            "--config.seed=5",
+        ],
+    )
+    assert config.optimiser.learning_rate == 3e-4
+    assert config.model.channels == (4, 8)
+    assert config.data.exchange is True
+    assert config.data.flip_axes == (0,)
+    assert (config.data.dirlab.root, config.seed) == ("/scans", 5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--config.optimizer.epochs=3", "no field optimizer; did you mean optimiser?"),
+        ("--config.model.chanels=(4,)", "no field chanels; did you mean channels?"),
+        ("--config.optimiser=3", "is a group: set one of learning_rate"),
+        ("--config.seed.x=3", "no field x"),
+        ("--config.optimiser.epochs=many", "many"),
+        ("--config.model.channels=wide", "--config.model.channels must be tuple[int, ...], not ('wide',)"),
+        ("--config.data.phantom.shape=(8, 8)", "must be tuple[int, int, int], not (8, 8)"),
+        ("--config.model.remat=perhaps", "perhaps"),
+        ("--wokdir=x", "--wokdir is not an option"),
+        ("stray", "'stray' is not understood"),
+    ],
+)
+def test_mistakes_on_the_command_line(argument, expected):
+    with pytest.raises(UserError) as error:
+        override(Config(), [argument])
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_user_error_is_one_line_and_status_2(tmp_path, capsys):
+    def run(config, workdir):
+        raise UserError("expected this, got that: do so")
+
+    path = tmp_path / "config.py"
+    path.write_text("from adregnet_jax.config import Config as get_config\n")
+    assert main(run, None, ["--config", str(path), "--workdir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "error: expected this, got that: do so\n"
+    assert main(run, None, ["--config", str(path)]) == 2
+    assert "--workdir is missing" in capsys.readouterr().err

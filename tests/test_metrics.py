@@ -1,0 +1,121 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from skimage.metrics import structural_similarity
+
+from adregnet_jax.data.pair import Pair
+from adregnet_jax.metrics import dice, jacobian_statistics, mse, ncc, ssim, tre_mm, tre_snapped_mm
+from tests.oracles import losses as oracle
+
+SHAPE = (13, 14, 15)
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    a = rng.random(SHAPE)
+    mask = rng.random(SHAPE) > 0.2
+    return a, 0.5 * a + 0.3 * rng.random(SHAPE), mask
+
+
+def test_similarity_equals_the_equations(images):
+    a, b, mask = images
+    everywhere = np.ones(SHAPE)
+    assert ncc(a, b) == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1], abs=1e-5)
+    assert ncc(a, b, mask) == pytest.approx(oracle.ncc(a, b, mask), abs=1e-5)
+    assert mse(a, b) == pytest.approx(np.mean((a - b) ** 2))
+    assert mse(a, b, mask) == pytest.approx(np.mean((a[mask] - b[mask]) ** 2))
+    assert ssim(a, b) == pytest.approx(oracle.ssim(a, b, everywhere), abs=1e-5)
+    assert ssim(a, b, mask=mask) == pytest.approx(oracle.ssim(a, b, mask), abs=1e-5)
+
+
+def test_local_ssim_is_that_of_scikit_image(images):
+    a, b, _ = images
+    expected = structural_similarity(
+        a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1
+    )
+    assert ssim(a, b, window=11) == pytest.approx(expected, abs=1e-5)
+
+
+def test_jax_arrays_give_the_same_numbers(images):
+    a, b, mask = images
+    assert ncc(jnp.asarray(a), jnp.asarray(b), jnp.asarray(mask)) == pytest.approx(ncc(a, b, mask), abs=1e-6)
+    assert mse(jnp.asarray(a), jnp.asarray(b)) == pytest.approx(mse(a, b), abs=1e-6)
+
+
+def test_constant_images_have_no_correlation():
+    assert ncc(np.ones(SHAPE), np.full(SHAPE, 0.3)) == pytest.approx(0)
+
+
+def test_an_empty_mask_is_refused(images):
+    a, b, _ = images
+    for metric in (ncc, mse):
+        with pytest.raises(ValueError, match="mask is empty"):
+            metric(a, b, np.zeros(SHAPE))
+
+
+def test_jacobian_statistics_of_a_half_mirrored_volume():
+    displacement = np.zeros((10, 3, 3, 3))
+    x = np.arange(10)[:, None, None]
+    # p + u is x up to 4, then 8 - x: the determinant is 1, 0 at the turn, -1 beyond.
+    displacement[..., 0] = np.where(x <= 4, 0, 8 - 2 * x)
+    assert jacobian_statistics(displacement) == pytest.approx(
+        {"mean": -0.1, "sd": np.std([1] * 4 + [0] + [-1] * 5), "minimum": -1, "folded_percent": 60}
+    )
+    first_half = np.broadcast_to(x < 4, (10, 3, 3))
+    assert jacobian_statistics(displacement, first_half) == pytest.approx(
+        {"mean": 1, "sd": 0, "minimum": 1, "folded_percent": 0}
+    )
+
+
+def test_tre_at_rest_is_the_landmark_distance():
+    rng = np.random.default_rng(0)
+    fixed, moving = rng.random((2, 20, 3)) * 12
+    spacing_mm = np.array([0.97, 1.1, 2.5])
+    np.testing.assert_allclose(
+        tre_mm(np.zeros((*SHAPE, 3)), fixed, moving, spacing_mm),
+        np.linalg.norm((fixed - moving) * spacing_mm, axis=1),
+    )
+
+
+def test_tre_pulls_fixed_landmarks_into_the_moving_image():
+    displacement = np.broadcast_to([1.0, -2.0, 0.5], (*SHAPE, 3))
+    fixed = np.array([[3.0, 4.0, 5.0], [6.25, 7.5, 8.0]])
+    moving = fixed + np.array([1.0, -2.0, 0.5])
+    np.testing.assert_allclose(tre_mm(displacement, fixed, moving, [1, 1, 2]), 0, atol=1e-6)
+    np.testing.assert_allclose(
+        tre_mm(-displacement, fixed, moving, [1, 1, 2]), 2 * np.linalg.norm([1, 2, 1]), rtol=1e-6
+    )
+
+
+def test_snapped_tre_rounds_to_voxels_of_the_native_scan():
+    pair = Pair(
+        name="resampled",
+        fixed=np.zeros(SHAPE),
+        moving=np.zeros(SHAPE),
+        spacing_mm=np.array([1.0, 1.0, 1.0]),
+        native_scale=np.array([1.0, 1.0, 0.4]),
+        native_offset=np.array([10.0, 0.0, -0.3]),
+        native_spacing_mm=np.array([1.0, 1.0, 2.5]),
+    )
+    native_moving = np.array([[14.0, 5.0, 2.0]])
+    moving = (native_moving - pair.native_offset) / pair.native_scale
+    # 0.4 and 1.4 voxels off along x, and 0.5 mm off (a fifth of a native slice) along z.
+    fixed = np.concatenate([moving, moving]) + np.array([[0.4, 0, 0.5], [1.4, 0, 0.5]])
+    moving = np.concatenate([moving, moving])
+    snapped = tre_snapped_mm(
+        np.zeros((*SHAPE, 3)),
+        fixed,
+        moving,
+        to_native=pair.to_native,
+        native_spacing_mm=pair.native_spacing_mm,
+    )
+    np.testing.assert_allclose(snapped, [0, 1], atol=1e-6)
+
+
+def test_dice_counts_overlap_and_knows_absent_labels():
+    a = np.array([[[0, 1, 1, 2]]])
+    b = np.array([[[0, 1, 2, 3]]])
+    np.testing.assert_allclose(dice(a, b, [0, 1, 2, 3, 7]), [1, 2 / 3, 0, 0, np.nan])
+    with pytest.raises(ValueError, match="differ in shape"):
+        dice(a, b[..., 1:], [1])

@@ -1,0 +1,188 @@
+"""`train.py` as a user meets it: a run that is killed and goes on, and one clear line for each mistake."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from adregnet_jax.config import ModelConfig
+from adregnet_jax.entry import load_config, override
+from adregnet_jax.errors import UserError
+from adregnet_jax.nn.adregnet import AdRegNet
+from adregnet_jax.training.checkpoint import restore_parameters
+from adregnet_jax.training.loop import train
+
+ROOT = Path(__file__).parents[1]
+TINY = """
+from adregnet_jax.config import *
+
+def get_config():
+    phantom = PhantomConfig(
+        shape=(16, 16, 16), spacing_mm=(20.0, 20.0, 20.0), landmarks=8,
+        train_cases=4, validation_cases=1, test_cases=1,
+    )
+    return Config(
+        data=DataConfig(phantom=phantom, flip_axes=(0,), exchange=True, intensity_jitter=0.05),
+        model=ModelConfig(channels=(4, 8)),
+        loss=LossConfig(ncc_window=0, jacobian=0),
+        optimiser=OptimiserConfig(epochs=10, learning_rate=1e-3),
+        run=RunConfig(checkpoint_every_steps=3, log_every_steps=2),
+    )
+"""
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(tiny):
+    """Starts train.py on the tiny config; all runs share one compilation cache."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tiny.parent / "cache"),
+        "XLA_FLAGS": "--xla_backend_optimization_level=1",  # compiles faster, steps are slower: these are few
+    }
+
+    def start(workdir: Path, *overrides: str) -> subprocess.Popen:
+        command = [sys.executable, "train.py", "--config", str(tiny), "--workdir", str(workdir), *overrides]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(start, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    process = start(workdir)
+    output = process.communicate()[1]
+    assert process.returncode == 0, output
+    assert output.count("compiled the training step in") == 1
+    return workdir
+
+
+def logged(workdir: Path) -> list[dict]:
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def wait_until_logged(workdir: Path, step: int, process: subprocess.Popen) -> None:
+    while process.poll() is None and not any(record["step"] >= step for record in logged(workdir)):
+        time.sleep(0.002)
+
+
+def parameters(workdir: Path):
+    volume = jax.ShapeDtypeStruct((1, 16, 16, 16, 1), np.float32)
+    model = AdRegNet(ModelConfig(channels=(4, 8)))
+    abstract = jax.eval_shape(model.init, jax.random.key(0), volume, volume)["params"]
+    return restore_parameters(workdir, abstract, "newest")[0]
+
+
+def without_times(records: list[dict]) -> list[dict]:
+    return [{name: value for name, value in record.items() if "second" not in name} for record in records]
+
+
+def test_killed_and_started_again_ends_with_the_same_parameters(start, uninterrupted, tmp_path):
+    workdir = tmp_path / "killed"
+    moments = random.Random(0)
+    for step in (4, 17):
+        process = start(workdir)
+        wait_until_logged(workdir, step, process)
+        time.sleep(moments.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    process = start(workdir)
+    wait_until_logged(workdir, 30, process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate()[1]
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "stopped by SIGTERM" in output
+
+    process = start(workdir)
+    output = process.communicate()[1]
+    assert process.returncode == 0, output
+    assert "goes on at step" in output
+    jax.tree.map(np.testing.assert_array_equal, parameters(workdir), parameters(uninterrupted))
+    assert without_times(logged(workdir)) == without_times(logged(uninterrupted))
+
+
+def test_run_leaves_its_record(uninterrupted):
+    records = logged(uninterrupted)
+    assert [record["step"] for record in records] == list(range(2, STEPS + 1, 2))
+    assert {"train/loss", "train/gradient_norm", "learning_rate", "steps_per_second"} <= set(records[0])
+    validated = [record["step"] for record in records if "validation/tre_mm" in record]
+    assert validated == list(range(4, STEPS + 1, 4))
+    best = min(records, key=lambda record: record.get("validation/tre_mm", np.inf))["step"]
+    kept = {int(path.name) for path in (uninterrupted / "checkpoints").iterdir()}
+    assert kept == {best, STEPS}
+    written = json.loads((uninterrupted / "config.json").read_text())
+    assert written["config"]["model"]["channels"] == [4, 8]
+    assert {"adregnet_jax", "jax"} <= set(written["versions"])
+    assert any((uninterrupted / "tensorboard").iterdir())
+
+
+def test_finished_run_stays_finished(tiny, uninterrupted, capsys):
+    before = parameters(uninterrupted)
+    train(load_config(tiny), uninterrupted)
+    assert f"complete at step {STEPS}" in capsys.readouterr().err
+    jax.tree.map(np.testing.assert_array_equal, parameters(uninterrupted), before)
+
+
+def test_workdirs_that_can_not_be_used(tiny, uninterrupted, tmp_path):
+    other = override(load_config(tiny), ["--config.model.channels=(4, 4)"])
+    with pytest.raises(UserError, match=r"model\.channels=\[4, 8\], this config has \[4, 4\]"):
+        train(other, uninterrupted)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--workdir .*/file/run can't be written: Not a directory"):
+        train(load_config(tiny), tmp_path / "file" / "run")
+
+
+def test_metric_that_is_not_finite_is_named_with_its_step(tiny, tmp_path):
+    """Steps of size 1e30 overflow float32 in the next forward pass."""
+    huge = ["--config.optimiser.learning_rate=1e30", "--config.run.checkpoint_every_steps=1"]
+    with pytest.raises(UserError, match=r"^train/\w+ is nan at step 2, training stops"):
+        train(override(load_config(tiny), huge), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_setting_of_zero_that_must_be_positive(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"run\.log_every_steps must be at least 1, it is 0"):
+        train(override(load_config(tiny), ["--config.run.log_every_steps=0"]), tmp_path)
+
+
+def test_load_config_errors_are_one_line_and_name_what_was_meant(tmp_path):
+    start = "from adregnet_jax.config import *\n"
+    files = {
+        "import nonsense_module\n": "ModuleNotFoundError",
+        "def get_config(:\n": "SyntaxError",
+        "x = 1\n": "no function get_config",
+        "def get_config(): return 3\n": "must return a Config, not a int",
+        start
+        + "def get_config(): return Config(model=ModelConfig(chanels=(4,)))\n": "did you mean channels?",
+        start
+        + "def get_config():\n c = Config()\n c.optimiser.epoch = 3\n return c\n": "did you mean epochs?",
+        start + "def get_config(): return Config(seed='a')\n": "config.seed must be int, not 'a'",
+        start + "def get_config(): return Config(modell=1)\n": "did you mean model?",
+    }
+    for text, expected in files.items():
+        path = tmp_path / "config.py"
+        path.write_text(text)
+        with pytest.raises(UserError) as error:
+            load_config(path)
+        assert expected in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="no such file"):
+        load_config(tmp_path / "missing.py")

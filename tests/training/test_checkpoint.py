@@ -1,0 +1,115 @@
+"""Checkpoints: which are kept, that a save is not disturbed, and what is said when one can't be used."""
+
+import dataclasses
+import json
+import resource
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adregnet_jax.config import ModelConfig
+from adregnet_jax.errors import UserError
+from adregnet_jax.training.checkpoint import Checkpoints, check_architecture, restore_parameters
+from adregnet_jax.training.state import TrainState
+
+
+def make_state(step: int, size: int = 8) -> TrainState:
+    return TrainState(
+        step=jnp.int32(step),
+        params={"block": {"kernel": jnp.full(size, step, jnp.float32)}},
+        opt_state=({"mu": jnp.full(size, -step, jnp.float32)},),
+        best_metric=jnp.float32(0.5),
+        best_step=jnp.int32(1),
+    )
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def saved_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def test_newest_and_best_are_kept_also_after_a_restart(tmp_path):
+    metrics = {1: 5.0, 2: None, 3: 2.0, 4: None, 5: 3.0, 6: None}
+    for some in ((1, 2, 3), (4, 5, 6)):
+        checkpoints = Checkpoints(tmp_path)
+        for step in some:
+            checkpoints.save(step, make_state(step), metric=metrics[step])
+        checkpoints.close()
+    assert saved_steps(tmp_path) == [3, 6]
+
+    expected = make_state(6)
+    restored = Checkpoints(tmp_path).restore(abstract(expected))
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+    for which, step in (("best", 3), ("newest", 6)):
+        params, _ = restore_parameters(tmp_path, expected.params, which)
+        jax.tree.map(np.testing.assert_array_equal, params, make_state(step).params)
+
+
+def test_a_save_is_not_disturbed_by_steps_that_reuse_its_memory(tmp_path):
+    step_on = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state = make_state(7, size=1_000_000)
+    saved = abstract(state)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(7, state)
+    for _ in range(20):
+        state = step_on(state)
+    checkpoints.close()
+    restored = Checkpoints(tmp_path).restore(saved)
+    assert set(np.unique(restored.params["block"]["kernel"])) == {7.0}
+
+
+def test_new_workdir_has_nothing_to_restore(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore(abstract(make_state(0))) is None
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        restore_parameters(tmp_path, make_state(0).params)
+    with pytest.raises(UserError, match="holds no checkpoint: train first"):
+        restore_parameters(tmp_path / "elsewhere", make_state(0).params)
+
+
+def test_parameters_of_another_architecture_are_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1))
+    checkpoints.close()
+    with pytest.raises(UserError, match=r"block/kernel is \(8,\) there and \(9,\) in this config"):
+        Checkpoints(tmp_path).restore(abstract(make_state(1, size=9)))
+    with pytest.raises(UserError, match=r"parameter head is absent there and \(2,\)"):
+        restore_parameters(tmp_path, {"head": jnp.zeros(2), **make_state(1).params})
+
+
+def test_model_setting_that_differs_is_named(tmp_path):
+    check_architecture(tmp_path, ModelConfig())  # nothing there yet
+    record = {"config": {"model": dataclasses.asdict(ModelConfig(channels=(4, 8)))}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    check_architecture(tmp_path, ModelConfig(channels=(8, 8)))  # no checkpoint: the run may change
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    check_architecture(tmp_path, ModelConfig(channels=(4, 8)))
+    with pytest.raises(UserError, match=r"model\.channels=\[4, 8\], this config has \[8, 8\]"):
+        check_architecture(tmp_path, ModelConfig(channels=(8, 8)))
+
+
+def test_disk_that_fills_while_saving(tmp_path):
+    """A limit on the size of files stands for the full disk: the write fails in the background thread."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1))
+    checkpoints.save(2, make_state(2))  # waits for the first
+    noise = {"kernel": jax.random.normal(jax.random.key(0), (300_000,))}  # does not compress
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with (
+            warnings.catch_warnings(),
+            pytest.raises(UserError, match=r"can't save .*File too large; .* is kept"),
+        ):
+            checkpoints.save(3, make_state(3).replace(params=noise))
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    params, _ = restore_parameters(tmp_path, make_state(2).params, "newest")
+    assert set(np.unique(params["block"]["kernel"])) == {2.0}

@@ -1,0 +1,21 @@
+"""Trains AD-RegNet: python train.py --config configs/phantom.py --workdir runs/phantom
+
+The same command again goes on where the run stopped. Any field of the config can be set on the command line,
+for instance --config.optimiser.learning_rate=3e-4.
+"""
+
+import sys
+from pathlib import Path
+
+from adregnet_jax.config import Config
+from adregnet_jax.entry import main
+
+
+def run(config: Config, workdir: Path) -> None:
+    from adregnet_jax.training.loop import train  # JAX is loaded once the config is good
+
+    train(config, workdir)
+
+
+if __name__ == "__main__":
+    sys.exit(main(run, __doc__))
