@@ -65,7 +65,8 @@ class ModelConfig:
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)  # one entry a level, fine to coarse
     cross_attention: bool = True  # section III-B2; False: features are concatenated and projected
     regional_attention: bool = True  # section III-B3; False: weight 1 everywhere
-    multi_resolution: bool = True  # section III-B4; False: one field, from the finest level
+    multi_resolution: bool = True  # section III-B4; False: one field, at `finest_level`
+    finest_level: int = 0  # of the synthesis; from there the field is upsampled. 1 costs a third of 0
     heads: int = 1
     global_attention_tokens: int = 4096  # exact attention up to this many voxels a level, else local
     attention_block: int = 512  # keys a block of the exact attention
@@ -75,6 +76,7 @@ class ModelConfig:
     position_aware: bool = True  # the expected offset of the match goes along with the matched features
     feature_residual: bool = True  # the field heads see the features as well as the attention
     scale_region_weights: bool = True  # softmax weights times their number: mean weight 1
+    blend_regions: bool = True  # weights change linearly between region centres, not in steps
     dtype: str = "float32"  # of activations: float32 or bfloat16; parameters stay float32
     remat: bool = False  # recompute each level in the backward pass: less memory, more time
 
@@ -86,6 +88,7 @@ def paper_model(**changes) -> ModelConfig:
         "position_aware": False,
         "feature_residual": False,
         "scale_region_weights": False,
+        "blend_regions": False,
     }
     return ModelConfig(**(as_written | changes))
 

@@ -117,8 +117,8 @@ def use_compilation_cache() -> None:
     """
     import jax  # a misspelt field is told of before JAX is loaded
 
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "adregnet_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

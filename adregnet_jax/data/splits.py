@@ -20,10 +20,13 @@ CACHE_BYTES = 4 * 2**30  # a split
 FILES_SEED = 0
 
 
+Makers = Sequence[Callable[[], Pair]]
+
+
 class LazyPairs(Sequence[Pair]):
     """Pairs that are read or made when first asked for, and kept while they fit in `CACHE_BYTES`."""
 
-    def __init__(self, makers: Sequence[Callable[[], Pair]]):
+    def __init__(self, makers: Makers):
         self._makers = makers
         self._kept: dict[int, Pair] = {}
         self._kept_bytes = 0
@@ -56,19 +59,19 @@ def load_splits(config: DataConfig) -> Splits:
     """
     match config.kind:
         case "phantom":
-            makers = _phantom(config)
+            train, validation, test = _phantom(config)
         case "dirlab":
-            makers = _dirlab(config)
+            train, validation, test = _dirlab(config)
         case "files":
-            makers = files.file_splits(config.files, FILES_SEED)
+            train, validation, test = files.file_splits(config.files, FILES_SEED)
         case _:
             raise UserError(
                 f"data.kind is phantom, dirlab or files, not {config.kind!r}: set it to one of these"
             )
-    return Splits(*(LazyPairs(split) for split in makers))
+    return Splits(LazyPairs(train), LazyPairs(validation), LazyPairs(test))
 
 
-def _phantom(config: DataConfig) -> list[list[Callable[[], Pair]]]:
+def _phantom(config: DataConfig) -> list[Makers]:
     counts = {
         "train": config.phantom.train_cases,
         "validation": config.phantom.validation_cases,
@@ -80,7 +83,7 @@ def _phantom(config: DataConfig) -> list[list[Callable[[], Pair]]]:
     ]
 
 
-def _dirlab(config: DataConfig) -> list[list[Callable[[], Pair]]]:
+def _dirlab(config: DataConfig) -> list[Makers]:
     train_cases, validation_case, test_case = dirlab.leave_one_out(config.dirlab)
     return [
         [functools.partial(dirlab.dirlab_pair, config.dirlab, case) for case in cases]

@@ -26,7 +26,8 @@ def conv3d(volume: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     if volume.ndim != 5 or kernel.shape[:4] != (3, 3, 3, volume.shape[-1]):
         raise ValueError(
-            f"volume must be [b, x, y, z, c] and kernel [3, 3, 3, c, c'], got {volume.shape} and {kernel.shape}"
+            "volume must be [b, x, y, z, c] and kernel [3, 3, 3, c, c'], "
+            f"got {volume.shape} and {kernel.shape}"
         )
     return jax.lax.platform_dependent(volume, kernel, cpu=_folded, default=_direct)
 
@@ -63,19 +64,20 @@ _folded.defvjp(lambda volume, kernel: (_folded(volume, kernel), (volume, kernel)
 def _kernel_gradient(volume, gradient):
     b, nx, ny, nz, c = volume.shape
     out = gradient.shape[-1]
-    # A voxel of slice x meets the tap i in the output slice x + 1 - i.
-    padded = jnp.pad(gradient, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-    outputs = jnp.concatenate([padded[:, 2:], padded[:, 1:-1], padded[:, :-2]], axis=-1)
-    outputs = outputs.reshape(b * nx, ny * nz, 3 * out)
-    # Planar slices [c, y, z]: the nine shifted copies are then contiguous rows of the left factor.
-    slices = jnp.pad(volume, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
-    slices = jnp.moveaxis(slices, -1, 2).reshape(b * nx, c, ny + 2, nz + 2)
+    slices = volume.reshape(b * nx, ny, nz, c)
+    padded = jnp.pad(gradient, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0))).reshape(b * (nx + 2), ny, nz, out)
 
-    def add_slice(total, slice_and_outputs):
-        plane, output = slice_and_outputs
+    def add_slice(total, n):
+        # Planar, [c, y, z]: the nine shifted copies are then contiguous rows of the left factor.
+        plane = jnp.moveaxis(jax.lax.dynamic_index_in_dim(slices, n, keepdims=False), -1, 0)
+        plane = jnp.pad(plane, ((0, 0), (1, 1), (1, 1)))
         shifted = jnp.stack([plane[:, j : j + ny, k : k + nz] for j in range(3) for k in range(3)])
-        product = jnp.matmul(shifted.reshape(9 * c, ny * nz), output, preferred_element_type=jnp.float32)
+        # The tap i of slice x meets the output slice x + 1 - i, which is x + 2 - i in the padded volume.
+        first = n + 2 * (n // nx)
+        outputs = jax.lax.dynamic_slice_in_dim(padded, first, 3)
+        outputs = jnp.concatenate([outputs[2], outputs[1], outputs[0]], axis=-1).reshape(ny * nz, 3 * out)
+        product = jnp.matmul(shifted.reshape(9 * c, ny * nz), outputs, preferred_element_type=jnp.float32)
         return total + product, None
 
-    total, _ = jax.lax.scan(add_slice, jnp.zeros((9 * c, 3 * out), jnp.float32), (slices, outputs))
+    total, _ = jax.lax.scan(add_slice, jnp.zeros((9 * c, 3 * out), jnp.float32), jnp.arange(b * nx))
     return jnp.transpose(total.reshape(3, 3, c, 3, out), (3, 0, 1, 2, 4))

@@ -11,11 +11,12 @@ slices would instead write one padded copy of the features for each offset.
 
 How it is laid out is dictated by XLA on CPU, where it is ten to a hundred times faster than the same sums as
 reductions over an axis:
-  - arrays are planar, `[b, x, y, z]` with z innermost, and the sums over channels and over the offsets in y
-    and z are written out, so that each becomes one vectorised loop;
-  - the offsets in x are the steps of a `lax.scan`. A loop's results are written to memory, whereas written-out
-    sums that feed each other are fused, and then computed again for every one of their uses.
-Weights are therefore lists over the (2r+1)^2 offsets in (y, z), of arrays `[2r+1, b, x, y, z]`.
+  - arrays are planar, `[b, x, y, z]` with z innermost, and the sums over channels and over the offsets in z
+    are written out, so that each becomes one vectorised loop;
+  - the offsets in x and y are the steps of a `lax.scan`. A loop's results are written to memory, whereas
+    written-out sums that feed each other are fused and computed again for every one of their uses. It also
+    keeps the program, and so its compilation, short.
+Weights are therefore lists over the 2r+1 offsets in z, of arrays `[(2r+1)^2, b, x, y, z]`.
 """
 
 from __future__ import annotations
@@ -62,54 +63,56 @@ def neighbourhood_attention(
     logits = [logit.astype(jnp.float32) + bias for logit, bias in zip(logits, biases, strict=True)]
 
     # The maximum keeps exp in range and cancels: no gradient has to pass through it.
-    highest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, logits).max(axis=0))
-    total, exponentials = jax.lax.scan(
-        functools.partial(_exponentials, highest), jnp.zeros_like(highest), logits
+    highest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, [x for logit in logits for x in logit]))
+    zero = jnp.zeros_like(highest)
+    (total, *offset), exponentials = jax.lax.scan(
+        functools.partial(_exponentials, highest),
+        [zero, zero, zero, zero],
+        (jnp.asarray(_xy_offsets(radius), jnp.float32), logits),
     )
     scale = 1 / total
     attended = _gather([e.astype(value.dtype) for e in exponentials], _planar(value), radius)
     attended = jnp.moveaxis(attended, 0, -1) * scale[..., None].astype(value.dtype)
-
-    steps = np.arange(-radius, radius + 1)
-    along_x = _add(float(o) * e[n] for n, o in enumerate(steps) for e in exponentials if o)
-    along_y, along_z = (
-        _add(
-            float(o[axis]) * e.sum(axis=0)
-            for o, e in zip(_yz_offsets(radius), exponentials, strict=True)
-            if o[axis]
-        )
-        for axis in (0, 1)
-    )
-    offset = jnp.stack([along_x, along_y, along_z], axis=-1) * scale[..., None]
+    offset = jnp.stack([o * scale for o in offset], axis=-1)
     # H = log(sum exp(l)) - sum(w l); an absent neighbour has weight 0.
     expected = _add(
-        (e * (logit - highest)).sum(axis=0) for e, logit in zip(exponentials, logits, strict=True)
+        e * (logit - highest)
+        for all_e, all_logits in zip(exponentials, logits, strict=True)
+        for e, logit in zip(all_e, all_logits, strict=True)
     )
     return attended, offset, jnp.log(total) - expected * scale
 
 
-def _exponentials(highest, total, logits):
+def _exponentials(highest, sums, xy_and_logits):
+    """A step of the softmax: the exponentials, and the sums over them of 1 and of the offsets."""
+    xy, logits = xy_and_logits
+    total, along_x, along_y, along_z = sums
     exponentials = [jnp.exp(logit - highest) for logit in logits]
-    return total + _add(exponentials), exponentials
+    here = _add(exponentials)
+    radius = len(logits) // 2
+    z = _add(float(n - radius) * e for n, e in enumerate(exponentials) if n != radius)
+    return [total + here, along_x + xy[0] * here, along_y + xy[1] * here, along_z + z], exponentials
 
 
-def _yz_offsets(radius):
-    return list(itertools.product(range(-radius, radius + 1), repeat=2))
+def _xy_offsets(radius):
+    return np.array(list(itertools.product(range(-radius, radius + 1), repeat=2)))
 
 
 def _border_biases(shape, radius):
-    """For each (y, z) offset, [2r+1, 1, x, y, z] (broadcastable): 0 in the grid, about _OUTSIDE beyond it."""
+    """For each z offset, [(2r+1)^2, 1, x, y, z]: 0 where the neighbour is in the grid, else about _OUTSIDE."""
 
     def outside(n, offset):
         place = np.arange(n) + offset
-        return np.where((place >= 0) & (place < n), 0, np.float32(_OUTSIDE))
+        return np.where((place >= 0) & (place < n), np.float32(0), np.float32(_OUTSIDE))
 
     nx, ny, nz = shape
-    along_x = np.stack([outside(nx, o) for o in range(-radius, radius + 1)])[:, None, :, None, None]
+    offsets = _xy_offsets(radius)
+    along_x = np.stack([outside(nx, o) for o in offsets[:, 0]])[:, None, :, None, None]
+    along_y = np.stack([outside(ny, o) for o in offsets[:, 1]])[:, None, None, :, None]
     # Sums of vectors, broadcast when they are added: a whole volume of constants would be in the program.
     return [
-        jnp.asarray(along_x) + jnp.asarray(outside(ny, j)[:, None]) + jnp.asarray(outside(nz, k))
-        for j, k in _yz_offsets(radius)
+        jnp.asarray(along_x) + jnp.asarray(along_y) + jnp.asarray(outside(nz, o))
+        for o in range(-radius, radius + 1)
     ]
 
 
@@ -135,33 +138,31 @@ def _pad(planes, radius):
     return jnp.pad(planes, [(0, 0)] * (planes.ndim - 3) + 3 * [(radius, radius)])
 
 
-def _shift(padded, shape, i, j, k):
-    """A block of `shape` of an array [b, x', y', z'] from index (i, j, k); only i may be traced."""
-    _, nx, ny, nz = shape
-    return jax.lax.dynamic_slice_in_dim(padded, i, nx, axis=1)[:, :, j : j + ny, k : k + nz]
+def _shift(padded, shape, xy, k):
+    """The block of `shape` of a padded plane [b, x', y', z'] from index (*xy, k); xy may be traced."""
+    b, nx, ny, nz = shape
+    return jax.lax.dynamic_slice(padded, (0, xy[0], xy[1], k), (b, nx, ny, nz))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _correlate(query, key, radius):
-    """[c, b, x, y, z] twice -> list over (y, z) offsets of [2r+1, b, x, y, z]."""
+    """[c, b, x, y, z] twice -> list over z offsets of [(2r+1)^2, b, x, y, z]."""
     shape = query.shape[1:]
+    starts = jnp.asarray(_xy_offsets(radius) + radius)
 
     def group(total, query_and_key):
         query, key = query_and_key
 
-        def step(_, i_and_total):
-            i, total = i_and_total
+        def step(_, xy_and_total):
+            xy, total = xy_and_total
             return None, [
-                t
-                + _add(
-                    q * _shift(k, shape, i, radius + dj, radius + dk) for q, k in zip(query, key, strict=True)
-                )
-                for t, (dj, dk) in zip(total, _yz_offsets(radius), strict=True)
+                t + _add(q * _shift(k, shape, xy, n) for q, k in zip(query, key, strict=True))
+                for n, t in enumerate(total)
             ]
 
-        return jax.lax.scan(step, None, (jnp.arange(2 * radius + 1), total))[1], None
+        return jax.lax.scan(step, None, (starts, total))[1], None
 
-    zero = [jnp.zeros((2 * radius + 1, *shape), query.dtype) for _ in _yz_offsets(radius)]
+    zero = [jnp.zeros((len(starts), *shape), query.dtype) for _ in range(2 * radius + 1)]
     return jax.lax.scan(group, zero, (_groups(query), _groups(_pad(key, radius))))[0]
 
 
@@ -169,21 +170,18 @@ def _correlate(query, key, radius):
 def _gather(weights, value, radius):
     """Weights and [c, b, x, y, z] -> [c, b, x, y, z]."""
     shape = value.shape[1:]
+    starts = jnp.asarray(_xy_offsets(radius) + radius)
 
     def group(value):
-        def step(total, i_and_weights):
-            i, weights = i_and_weights
+        def step(total, xy_and_weights):
+            xy, weights = xy_and_weights
             return [
-                t
-                + _add(
-                    w * _shift(v, shape, i, radius + dj, radius + dk)
-                    for w, (dj, dk) in zip(weights, _yz_offsets(radius), strict=True)
-                )
+                t + _add(w * _shift(v, shape, xy, n) for n, w in enumerate(weights))
                 for t, v in zip(total, value, strict=True)
             ], None
 
         zero = [jnp.zeros(shape, value.dtype) for _ in range(value.shape[0])]
-        return jnp.stack(jax.lax.scan(step, zero, (jnp.arange(2 * radius + 1), weights))[0])
+        return jnp.stack(jax.lax.scan(step, zero, (starts, weights))[0])
 
     return _per_group(group, _pad(value, radius), value.shape)
 
@@ -192,20 +190,20 @@ def _gather(weights, value, radius):
 def _scatter(weights, source, radius):
     """As `_gather`, transposed: what every voxel sends to its neighbours."""
     shape = source.shape[1:]
+    starts = jnp.asarray(radius - _xy_offsets(radius))  # p - o, in the padded plane
     weights = [_pad(w, radius) for w in weights]
 
     def group(source):
-        def step(total, i_and_weights):
-            i, weights = i_and_weights
-            places = [(2 * radius - i, radius - dj, radius - dk) for dj, dk in _yz_offsets(radius)]  # p - o
-            sent = [_shift(w, shape, *place) for w, place in zip(weights, places, strict=True)]
+        def step(total, xy_and_weights):
+            xy, weights = xy_and_weights
+            sent = [_shift(w, shape, xy, 2 * radius - n) for n, w in enumerate(weights)]
             return [
-                t + _add(w * _shift(s, shape, *place) for w, place in zip(sent, places, strict=True))
+                t + _add(w * _shift(s, shape, xy, 2 * radius - n) for n, w in enumerate(sent))
                 for t, s in zip(total, source, strict=True)
             ], None
 
         zero = [jnp.zeros(shape, source.dtype) for _ in range(source.shape[0])]
-        return jnp.stack(jax.lax.scan(step, zero, (jnp.arange(2 * radius + 1), weights))[0])
+        return jnp.stack(jax.lax.scan(step, zero, (starts, weights))[0])
 
     return _per_group(group, _pad(source, radius), source.shape)
 

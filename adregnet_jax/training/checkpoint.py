@@ -76,7 +76,7 @@ class Checkpoints:
             if reason is None:
                 raise
             raise UserError(
-                f"can't save a checkpoint in {self._workdir}: {reason}; the last complete one is kept:"
+                f"can't save a checkpoint in {self._workdir}: {reason}; complete ones are kept:"
                 " make room and run the same command again"
             ) from error
 

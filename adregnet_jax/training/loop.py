@@ -209,9 +209,9 @@ def validate(
     for pair in pairs:
         pair_loss, displacement = validation_step(params, pipeline.collate([pair]))
         loss.append(float(pair_loss))
-        if pair.fixed_landmarks is not None and len(pair.fixed_landmarks):
-            distances = tre_mm(displacement[0], pair.fixed_landmarks, pair.moving_landmarks, pair.spacing_mm)
-            tre.append(float(np.mean(distances)))
+        fixed, moving = pair.fixed_landmarks, pair.moving_landmarks
+        if fixed is not None and moving is not None and len(fixed):
+            tre.append(float(np.mean(tre_mm(displacement[0], fixed, moving, pair.spacing_mm))))
     # float32 like the best metric in the checkpoint, so that a resumed run compares the same numbers.
     means = {"validation/loss": loss} | ({"validation/tre_mm": tre} if tre else {})
     record = {name: float(np.float32(np.mean(values))) for name, values in means.items()}

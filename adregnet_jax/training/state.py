@@ -14,8 +14,7 @@ from jax.sharding import Mesh
 from adregnet_jax.training.sharding import replicated
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     step: jax.Array  # int32, steps done
     params: Any
     opt_state: optax.OptState
@@ -39,6 +38,6 @@ def make_init(
             best_step=jnp.zeros((), jnp.int32),
         )
 
-    # Compiled without much optimisation: LLVM takes seconds a parameter over the random numbers, for one use.
-    options = {"xla_backend_optimization_level": 1}
+    # Compiled without optimisation: LLVM takes seconds a parameter over the random numbers, for one use.
+    options = {"xla_backend_optimization_level": 0}
     return jax.jit(init, out_shardings=replicated(mesh), compiler_options=options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,10 +42,10 @@ def registration_loss(
     model: nn.Module, config: LossConfig, params, batch
 ) -> tuple[jax.Array, tuple[Metrics, jax.Array]]:
     """eq. 16 on a batch: the loss, its unweighted terms, and the displacement [b, x, y, z, 3]."""
-    displacement = model.apply({"params": params}, batch["fixed"], batch["moving"]).displacement
-    warped = warp(batch["moving"], displacement)  # eq. 1
-    loss, terms = losses.total_loss(batch, displacement, warped, config)
-    return loss, (terms, displacement)
+    prediction: Any = model.apply({"params": params}, batch["fixed"], batch["moving"])
+    warped = warp(batch["moving"], prediction.displacement)  # eq. 1
+    loss, terms = losses.total_loss(batch, prediction.displacement, warped, config)
+    return loss, (terms, prediction.displacement)
 
 
 def make_train_step(

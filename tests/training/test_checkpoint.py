@@ -105,7 +105,7 @@ def test_disk_that_fills_while_saving(tmp_path):
     try:
         with (
             warnings.catch_warnings(),
-            pytest.raises(UserError, match=r"can't save .*File too large; .* is kept"),
+            pytest.raises(UserError, match=r"can't save .*File too large; .* are kept"),
         ):
             checkpoints.save(3, make_state(3).replace(params=noise))
             checkpoints.close()

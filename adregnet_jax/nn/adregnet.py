@@ -1,0 +1,129 @@
+"""AD-RegNet: backbone, cross-attention, regional attention and field synthesis, coarse to fine."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from adregnet_jax.config import ModelConfig
+from adregnet_jax.nn.backbone import Backbone
+from adregnet_jax.nn.cross_attention import CrossAttention
+from adregnet_jax.nn.deformation import FieldHead, Fusion
+from adregnet_jax.nn.regional_attention import RegionalAttention
+from adregnet_jax.ops.resampling import resize_displacement
+from adregnet_jax.ops.sampling import warp
+
+
+class Prediction(NamedTuple):
+    """What the network says of a batch of pairs."""
+
+    displacement: jax.Array  # [b, x, y, z, 3] float32, voxels of the input grid
+    pyramid: tuple[jax.Array, ...]  # displacements of the levels, coarse to fine, in voxels of each level
+    match_entropy: tuple[jax.Array, ...]  # [b, x_l, y_l, z_l] nats, coarse to fine
+
+
+class AdRegNet(nn.Module):
+    """The network of the paper; which reading of it, `config` says (`config.paper_model` for the letter).
+
+    Any input size: volumes are padded at the high end to a multiple of 2^(levels - 1) by repeating the
+    border, and the displacement is cropped back.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, fixed: jax.Array, moving: jax.Array) -> Prediction:
+        """Estimates the displacement that warps `moving` onto `fixed` (eq. 2).
+
+        Args:
+          fixed: [b, x, y, z, 1], intensities in [0, 1].
+          moving: [b, x, y, z, 1], on the same grid.
+
+        Returns:
+          A `Prediction`.
+
+        Raises:
+          ValueError: shapes that differ or are not [b, x, y, z, 1].
+        """
+        if fixed.ndim != 5 or fixed.shape[-1] != 1 or fixed.shape != moving.shape:
+            raise ValueError(
+                f"fixed and moving must be [b, x, y, z, 1] on one grid, got {fixed.shape} and {moving.shape}"
+            )
+        config = self.config
+        b, nx, ny, nz, _ = fixed.shape
+        # One pass for both images: the backbone is shared.
+        images = _pad_to_multiple(jnp.concatenate([fixed, moving]), 2 ** (len(config.channels) - 1))
+        backbone = Backbone(config.channels, config.finest_level, dtype=config.dtype, name="backbone")
+        features = backbone(images.astype(config.dtype))
+        levels = list(reversed(range(config.finest_level, len(config.channels))))
+        if not config.multi_resolution:
+            features, levels = features[-1:], levels[-1:]
+
+        level_type = nn.remat(Level) if config.remat else Level
+        displacement, pyramid, entropies = None, [], []
+        for level, both in zip(levels, features, strict=True):
+            displacement, entropy = level_type(config, level, name=f"level_{level}")(
+                both[:b], both[b:], displacement
+            )
+            pyramid.append(displacement)
+            entropies.append(entropy)
+        displacement = resize_displacement(displacement, images.shape[1:4])
+        return Prediction(displacement[:, :nx, :ny, :nz], tuple(pyramid), tuple(entropies))
+
+
+class Level(nn.Module):
+    """One level: match the features, weigh the regions, refine the displacement of the coarser level."""
+
+    config: ModelConfig
+    level: int
+
+    @nn.compact
+    def __call__(
+        self, fixed: jax.Array, moving: jax.Array, coarser: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """fixed, moving: [b, x, y, z, c]; coarser: [b, x', y', z', 3], or None at the coarsest level.
+
+        Returns the displacement [b, x, y, z, 3] in voxels of this level, and the match entropy [b, x, y, z].
+        """
+        config = self.config
+        c = fixed.shape[-1]
+        if coarser is not None:
+            coarser = resize_displacement(coarser, fixed.shape[1:4])
+            if config.align_features:  # not in the paper: matching starts where the coarser level ended
+                # No gradient through where the features are read, as in RAFT (Teed and Deng, ECCV 2020).
+                moving = warp(moving, jax.lax.stop_gradient(coarser))
+
+        inputs, entropy = [], jnp.zeros(fixed.shape[:-1])
+        if config.cross_attention:
+            match = CrossAttention(config, name="cross_attention")(moving, fixed)
+            attended, entropy = match.features, match.entropy
+            if config.position_aware:
+                inputs.append(match.offset.astype(config.dtype))
+        else:
+            both = jnp.concatenate([fixed, moving], axis=-1)
+            attended = nn.Dense(c, dtype=config.dtype, name="projection")(both)
+        mask = jnp.ones((*fixed.shape[:-1], 1))
+        if config.regional_attention:
+            region = max(1, config.region_size // 2**self.level)
+            attended, mask = RegionalAttention(config, region, name="regional_attention")(attended)
+
+        inputs.insert(0, attended)
+        if config.feature_residual:  # the paper's heads see the attention alone
+            inputs += [fixed, moving]
+        if len(inputs) > 1:
+            inputs = [nn.Dense(c, dtype=config.dtype, name="mix")(jnp.concatenate(inputs, axis=-1))]
+        candidate = FieldHead(c, dtype=config.dtype, name="head")(inputs[0])  # eq. 13
+        if coarser is None:
+            return candidate, entropy
+        if config.align_features:  # what was matched is what the coarser level left over
+            candidate = candidate + coarser
+        displacement = Fusion(c, dtype=config.dtype, name="fusion")(candidate, coarser, attended, mask)
+        return displacement, entropy
+
+
+def _pad_to_multiple(volume, multiple):
+    padding = [(0, -n % multiple) for n in volume.shape[1:4]]
+    return jnp.pad(volume, [(0, 0), *padding, (0, 0)], mode="edge")

@@ -1,0 +1,42 @@
+"""Multi-resolution synthesis of the displacement, section III-B4, eq. 13-15."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from adregnet_jax.nn.layers import Conv, ConvBlock
+
+
+class FieldHead(nn.Module):
+    """The candidate displacement of a level from its features, `f_DVF` of eq. 13."""
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """[b, x, y, z, c] -> [b, x, y, z, 3] float32, in voxels of the level."""
+        hidden = ConvBlock(self.features, dtype=self.dtype, name="block")(features)
+        # Small at the start, so that training begins near the identity.
+        field = Conv(3, initial_scale=1e-4, dtype=self.dtype, name="field")(hidden)
+        return field.astype(jnp.float32)
+
+
+class Fusion(nn.Module):
+    """Blends the candidate of a level with the displacement from the coarser level, eq. 14 and 15."""
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, candidate: jax.Array, coarser: jax.Array, attended: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        """candidate, coarser (already upsampled): [b, x, y, z, 3]; attended: [.., c]; mask M^l: [.., 1]."""
+        inputs = jnp.concatenate([attended, coarser.astype(attended.dtype)], axis=-1)
+        hidden = ConvBlock(self.features, dtype=self.dtype, name="block")(inputs)
+        logit = Conv(1, initial_scale=1e-2, dtype=self.dtype, name="weight")(hidden)
+        weight = jax.nn.sigmoid(logit.astype(jnp.float32)) * mask  # eq. 15
+        return weight * candidate + (1 - weight) * coarser

@@ -1,0 +1,92 @@
+"""The layers that the backbone and the field heads share."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from adregnet_jax.ops.convolution import conv3d
+
+
+class Conv(nn.Module):
+    """3x3x3 convolution, stride 1, zero padding. [b, x, y, z, c] -> [b, x, y, z, features]."""
+
+    features: int
+    use_bias: bool = True
+    initial_scale: float = 1.0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, volume: jax.Array) -> jax.Array:
+        init = nn.initializers.variance_scaling(self.initial_scale, "fan_in", "truncated_normal")
+        kernel = self.param("kernel", init, (3, 3, 3, volume.shape[-1], self.features))
+        result = conv3d(volume.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            result = result + bias.astype(self.dtype)
+        return result
+
+
+class InstanceNorm(nn.Module):
+    """Each channel of each volume to mean 0 and SD 1, then a learned scale and offset.
+
+    The statistics are float32 whatever the dtype, and are taken by a matrix product with ones: over the
+    leading axes of a channels-last array that is much faster on CPU than a reduction.
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, volume: jax.Array) -> jax.Array:
+        b, *_, c = volume.shape
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        offset = self.param("offset", nn.initializers.zeros, (c,))
+        tokens = volume.reshape(b, -1, c).astype(jnp.float32)  # [b, q, c]
+        ones = jnp.full((tokens.shape[1],), 1 / tokens.shape[1], jnp.float32)
+        centred = tokens - jnp.einsum("q,bqc->bc", ones, tokens)[:, None]
+        variance = jnp.einsum("q,bqc->bc", ones, centred**2)
+        gain = scale * jax.lax.rsqrt(variance + self.epsilon)  # [b, c]
+        return (centred * gain[:, None] + offset).astype(volume.dtype).reshape(volume.shape)
+
+
+class ConvBlock(nn.Module):
+    """Convolution, instance norm, LeakyReLU(0.2). The paper says "Conv block" and no more."""
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, volume: jax.Array) -> jax.Array:
+        # A bias would be taken out again by the norm. Scale 2: half the variance is lost in the activation.
+        volume = Conv(self.features, use_bias=False, initial_scale=2.0, dtype=self.dtype, name="conv")(volume)
+        return nn.leaky_relu(InstanceNorm(name="norm")(volume), 0.2)
+
+
+class Downsample(nn.Module):
+    """2x2x2 convolution, stride 2, as a dense layer on blocks of eight voxels: the same numbers, faster."""
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, volume: jax.Array) -> jax.Array:
+        b, nx, ny, nz, c = volume.shape
+        blocks = volume.reshape(b, nx // 2, 2, ny // 2, 2, nz // 2, 2, c)
+        blocks = blocks.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, nx // 2, ny // 2, nz // 2, 8 * c)
+        return nn.Dense(self.features, dtype=self.dtype, name="dense")(blocks)
+
+
+class Upsample(nn.Module):
+    """2x2x2 transposed convolution, stride 2, as a dense layer whose outputs are blocks of eight voxels."""
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, volume: jax.Array) -> jax.Array:
+        b, nx, ny, nz, _ = volume.shape
+        blocks = nn.Dense(8 * self.features, dtype=self.dtype, name="dense")(volume)
+        blocks = blocks.reshape(b, nx, ny, nz, 2, 2, 2, self.features)
+        blocks = blocks.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+        return blocks.reshape(b, 2 * nx, 2 * ny, 2 * nz, self.features)

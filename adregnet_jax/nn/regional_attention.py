@@ -1,0 +1,78 @@
+"""Regional adaptive attention of one level, section III-B3."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from adregnet_jax.config import ModelConfig
+from adregnet_jax.ops.attention import blocked_attention
+from adregnet_jax.ops.resampling import resize
+
+
+class RegionalAttention(nn.Module):
+    """Weighs non-overlapping regions of a feature map by self-attention over their mean features.
+
+    Attributes:
+      config: of the model.
+      region: width of a region in voxels of this map.
+    """
+
+    config: ModelConfig
+    region: int
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[b, x, y, z, c] -> the weighted features F', same shape, and M^l [b, x, y, z, 1] in [0, 1]."""
+        b, *shape, c = features.shape
+        means = region_means(features.astype(jnp.float32), self.region)  # [b, x', y', z', c]
+        grid = means.shape[1:4]
+        tokens = means.reshape(b, -1, c)
+        query, key, value = (
+            nn.Dense(c, use_bias=False, name=name)(tokens) for name in ("query", "key", "value")
+        )
+        context, _ = blocked_attention(query, key, value, block=self.config.attention_block)
+        score = nn.Dense(1, name="score")(context)[..., 0]  # [b, n]
+        log_weight = jax.nn.log_softmax(score, axis=-1)
+        relative = log_weight + math.log(score.shape[-1])  # log(n w): 0 where all regions count alike
+
+        # Without the factor n (as the paper writes it) F' is about 1 / n of the features.
+        weight = jnp.exp(relative if self.config.scale_region_weights else log_weight)
+        weight = self._to_voxels(weight.reshape(b, *grid, 1), shape)
+        # The paper uses M^l without a definition; here it is the weight, squashed to [0, 1].
+        bias = self.param("mask_bias", nn.initializers.constant(2.0), ())
+        mask = self._to_voxels(jax.nn.sigmoid(relative + bias).reshape(b, *grid, 1), shape)
+        return features * weight.astype(features.dtype), mask
+
+    def _to_voxels(self, values, shape):
+        """One value a region -> one a voxel: constant in the region, or interpolated between the centres."""
+        if self.config.blend_regions:
+            whole = tuple(self.region * n for n in values.shape[1:4])
+            values = resize(values, whole)
+        else:
+            for axis in (1, 2, 3):
+                values = jnp.repeat(values, self.region, axis=axis)
+        x, y, z = shape
+        return values[:, :x, :y, :z]
+
+
+def region_means(features: jax.Array, region: int) -> jax.Array:
+    """Means over blocks of `region` voxels a side; the last blocks may be partial.
+
+    [b, x, y, z, c] -> [b, ceil(x / region), ..., c].
+    """
+    shape = features.shape[1:4]
+    count = [-(-n // region) for n in shape]
+    padding = [(0, m * region - n) for m, n in zip(count, shape, strict=True)]
+    padded = jnp.pad(features, [(0, 0), *padding, (0, 0)])
+    sums = padded
+    for axis, m in enumerate(count, start=1):  # one axis at a time
+        sums = sums.reshape(*sums.shape[:axis], m, region, *sums.shape[axis + 1 :]).sum(axis=axis + 1)
+    voxels = [
+        jnp.minimum(region, n - region * jnp.arange(m)) for m, n in zip(count, shape, strict=True)
+    ]  # of each block, along each axis
+    volume = voxels[0][:, None, None] * voxels[1][:, None] * voxels[2]
+    return sums / volume[..., None]

@@ -1,0 +1,78 @@
+"""Exact scaled dot-product attention in blocks of keys: never more than one block of logits in memory."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def blocked_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, block: int = 512
+) -> tuple[jax.Array, jax.Array]:
+    """`softmax(Q K^T / sqrt(d)) V` (eq. 10, 11) and the entropy of its weights.
+
+    The softmax runs online over the blocks, in float32, and each block is computed again in the backward
+    pass: memory does not grow with the number of keys.
+
+    Args:
+      query: [b, q, d].
+      key: [b, k, d].
+      value: [b, k, c].
+      block: keys in a block.
+
+    Returns:
+      [b, q, c] in the dtype of `value`, and [b, q] in nats.
+
+    Raises:
+      ValueError: shapes that don't belong together.
+
+    Reference:
+      Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv:1805.02867.
+    """
+    if query.ndim != 3 or key.shape[:2] != value.shape[:2] or query.shape[::2] != key.shape[::2]:
+        raise ValueError(
+            "query must be [b, q, d], key [b, k, d] and value [b, k, c], "
+            f"got {query.shape}, {key.shape} and {value.shape}"
+        )
+    b, keys, d = key.shape
+    block = min(block, keys)
+    count = -(-keys // block)
+
+    def in_blocks(array):  # [b, k, c] -> [count, b, block, c]
+        padded = jnp.pad(array, ((0, 0), (0, count * block - keys), (0, 0)))
+        return jnp.moveaxis(padded.reshape(b, count, block, -1), 1, 0)
+
+    absent = jnp.where(jnp.arange(count * block) < keys, 0.0, -jnp.inf).reshape(count, block)
+    query = query * jnp.asarray(d**-0.5, query.dtype)
+
+    @jax.checkpoint
+    def add_block(carry, block_of):
+        highest, total, attended, expected = carry
+        key, value, absent = block_of
+        # [b, q, k]
+        logits = jnp.einsum("bqd,bkd->bqk", query, key, preferred_element_type=jnp.float32)
+        new_highest = jnp.maximum(highest, jax.lax.stop_gradient(jnp.max(logits + absent, axis=-1)))
+        weights = jnp.exp(logits + absent - new_highest[..., None])
+        rescale = jnp.exp(highest - new_highest)
+        products = jnp.einsum(
+            "bqk,bkc->bqc", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+        )
+        return (
+            new_highest,
+            total * rescale + jnp.sum(weights, axis=-1),
+            attended * rescale[..., None] + products,
+            expected * rescale + jnp.sum(weights * logits, axis=-1),
+        ), None
+
+    shape = query.shape[:2]
+    start = (
+        jnp.full(shape, -jnp.inf),
+        jnp.zeros(shape),
+        jnp.zeros((*shape, value.shape[-1])),
+        jnp.zeros(shape),
+    )
+    blocks = (in_blocks(key), in_blocks(value), absent)
+    (highest, total, attended, expected), _ = jax.lax.scan(add_block, start, blocks)
+    # H = log(sum exp(l)) - sum(w l)
+    entropy = highest + jnp.log(total) - expected / total
+    return (attended / total[..., None]).astype(value.dtype), entropy

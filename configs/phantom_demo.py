@@ -1,0 +1,30 @@
+"""Minutes on two CPU cores: a small AD-RegNet on a coarse breathing phantom."""
+
+from adregnet_jax.config import (
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimiserConfig,
+    PhantomConfig,
+    RunConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            kind="phantom",
+            phantom=PhantomConfig(
+                shape=(32, 24, 24),
+                spacing_mm=(10.0, 10.0, 12.0),
+                train_cases=100,
+                validation_cases=4,
+                test_cases=10,
+            ),
+        ),
+        model=ModelConfig(channels=(8, 16, 32, 32), global_attention_tokens=512),
+        loss=LossConfig(ncc_window=5),
+        optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=50, epochs=10),
+        run=RunConfig(checkpoint_every_steps=250),
+    )
