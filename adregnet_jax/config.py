@@ -4,8 +4,6 @@ Nothing of the package is imported here: a config can be read without JAX. Any f
 the command line by its path, for instance `--config.optimiser.learning_rate=3e-4`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import field
 
@@ -33,7 +31,9 @@ class DirLabConfig:
     validation_case: int = 0  # stops the training; 0 takes the case after `test_case`
     preprocessing: str = "isotropic"  # or "native": the paper's two descriptions, section IV-A and IV-B
     spacing_mm: float = 1.0  # of the isotropic grid
-    shape: tuple[int, int, int] = (256, 256, 256)  # common grid: cropped around the body, then padded
+    # Common grid, cropped around the body, then padded. The paper says 256 x 256 x 256, but the landmarks of
+    # case 2 alone span 256.4 mm from left to right.
+    shape: tuple[int, int, int] = (288, 256, 256)
 
 
 @dataclasses.dataclass

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 
-from adregnet_jax.nn.adregnet import AdRegNet
+from adregnet_jax.nn.adregnet import AdRegNet, Prediction
 from adregnet_jax.ops.sampling import warp
 
 
@@ -41,7 +41,7 @@ def register(params: Any, fixed: jax.Array, moving: jax.Array, *, model: AdRegNe
       >>> params = model.init(jax.random.key(0), fixed, moving)["params"]
       >>> warped = jax.jit(functools.partial(register, model=model))(params, fixed, moving).warped
     """
-    prediction = model.apply({"params": params}, fixed, moving)
+    prediction = cast(Prediction, model.apply({"params": params}, fixed, moving))
     return Registration(
         displacement=prediction.displacement,
         warped=warp(moving, prediction.displacement),  # eq. 1: the only warp of the image

@@ -7,7 +7,6 @@ from adregnet_jax.config import (
     ModelConfig,
     OptimiserConfig,
     PhantomConfig,
-    RunConfig,
 )
 
 
@@ -16,5 +15,7 @@ def get_config() -> Config:
         data=DataConfig(kind="phantom", phantom=PhantomConfig(train_cases=400), flip_axes=(0,)),
         model=ModelConfig(channels=(8, 16, 32, 64), finest_level=1, global_attention_tokens=1024),
         loss=LossConfig(ncc_window=7),
-        optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=100, epochs=10, halve_every_epochs=2),
+        optimiser=OptimiserConfig(
+            learning_rate=1e-3, warmup_steps=50, epochs=10, halve_every_epochs=2, batch_size=2
+        ),
     )

@@ -63,15 +63,16 @@ class AdRegNet(nn.Module):
             features, levels = features[-1:], levels[-1:]
 
         level_type = nn.remat(Level) if config.remat else Level
-        displacement, pyramid, entropies = None, [], []
+        displacement: jax.Array | None = None
+        pyramid, entropies = [], []
         for level, both in zip(levels, features, strict=True):
             displacement, entropy = level_type(config, level, name=f"level_{level}")(
                 both[:b], both[b:], displacement
             )
             pyramid.append(displacement)
             entropies.append(entropy)
-        displacement = resize_displacement(displacement, images.shape[1:4])
-        return Prediction(displacement[:, :nx, :ny, :nz], tuple(pyramid), tuple(entropies))
+        full = resize_displacement(pyramid[-1], images.shape[1:4])
+        return Prediction(full[:, :nx, :ny, :nz], tuple(pyramid), tuple(entropies))
 
 
 class Level(nn.Module):

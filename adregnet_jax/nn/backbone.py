@@ -24,7 +24,10 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array) -> list[jax.Array]:
-        """[b, x, y, z, 1] -> [b, x / 2^l, y / 2^l, z / 2^l, channels[l]], coarse to fine; sizes must divide."""
+        """[b, x, y, z, 1] -> the levels [b, x / 2^l, y / 2^l, z / 2^l, channels[l]], coarse to fine.
+
+        The sizes must be multiples of 2^(levels - 1).
+        """
         encoded = []  # eq. 4, 5
         features = image
         for level, channels in enumerate(self.channels):

@@ -13,11 +13,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 
-def identity_grid(shape: tuple[int, int, int], dtype=jnp.float32) -> jax.Array:
+def identity_grid(shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
     """Voxel coordinates of every voxel.
 
     Args:

@@ -73,14 +73,14 @@ def neighbourhood_attention(
     scale = 1 / total
     attended = _gather([e.astype(value.dtype) for e in exponentials], _planar(value), radius)
     attended = jnp.moveaxis(attended, 0, -1) * scale[..., None].astype(value.dtype)
-    offset = jnp.stack([o * scale for o in offset], axis=-1)
+    expected_offset = jnp.stack([o * scale for o in offset], axis=-1)
     # H = log(sum exp(l)) - sum(w l); an absent neighbour has weight 0.
     expected = _add(
         e * (logit - highest)
         for all_e, all_logits in zip(exponentials, logits, strict=True)
         for e, logit in zip(all_e, all_logits, strict=True)
     )
-    return attended, offset, jnp.log(total) - expected * scale
+    return attended, expected_offset, jnp.log(total) - expected * scale
 
 
 def _exponentials(highest, sums, xy_and_logits):
@@ -99,7 +99,7 @@ def _xy_offsets(radius):
 
 
 def _border_biases(shape, radius):
-    """For each z offset, [(2r+1)^2, 1, x, y, z]: 0 where the neighbour is in the grid, else about _OUTSIDE."""
+    """For each z offset, [(2r+1)^2, 1, x, y, z]: 0 where the neighbour is in the grid, or _OUTSIDE."""
 
     def outside(n, offset):
         place = np.arange(n) + offset

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 
-def resize(volume: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+def resize(volume: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Trilinear resampling with aligned voxel centres, `q = (p + 0.5) * m / n - 0.5`.
 
     Meant for going up, or down by small factors: there is no smoothing against aliasing.
@@ -29,7 +31,7 @@ def resize(volume: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     return volume
 
 
-def resize_displacement(displacement: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+def resize_displacement(displacement: jax.Array, shape: Sequence[int]) -> jax.Array:
     """A displacement on another grid of the same field of view, in voxels of that grid.
 
     Args:

@@ -123,11 +123,11 @@ def _sample_linear(volume, coordinates, padding):
             sides = [(i, jnp.where((i >= 0) & (i < n), weight, 0)) for i, weight in sides]
         corners.append(sides)
 
-    total = 0.0
+    total: jax.Array | float = 0.0
     for corner in itertools.product(*corners):
-        (i, weight_i), (j, weight_j), (k, weight_k) = corner
-        weight = (weight_i * weight_j * weight_k)[..., None].astype(volume.dtype)
-        total = total + weight * _gather(volume, (i, j, k))
+        index, weights = zip(*corner, strict=True)
+        weight = (weights[0] * weights[1] * weights[2])[..., None].astype(volume.dtype)
+        total = total + weight * _gather(volume, index)
     return total
 
 

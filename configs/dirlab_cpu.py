@@ -1,0 +1,38 @@
+"""The DIR-Lab pipeline at a size that two CPU cores train: 4.2 mm voxels, cases 1-5, leave-one-case-out.
+
+    python train.py --config configs/dirlab_cpu.py --workdir runs/dirlab_cpu_case3 \
+        --config.data.dirlab.root=DIR-LAB-FOLDER --config.data.dirlab.test_case=3
+    python eval.py  (the same arguments)
+
+Hardware: two CPU cores. RESULT
+"""
+
+from adregnet_jax.config import (
+    Config,
+    DataConfig,
+    DirLabConfig,
+    LossConfig,
+    ModelConfig,
+    OptimiserConfig,
+    RunConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            kind="dirlab",
+            dirlab=DirLabConfig(cases=(1, 2, 3, 4, 5), spacing_mm=4.2, shape=(64, 48, 56)),
+            # Three pairs to train on: mirrored, and with the breath reversed, they are twelve.
+            flip_axes=(0,),
+            exchange=True,
+            intensity_jitter=0.03,
+        ),
+        model=ModelConfig(channels=(8, 16, 32, 64), finest_level=1, global_attention_tokens=1024),
+        loss=LossConfig(ncc_window=7),
+        # An epoch is two steps of two pairs.
+        optimiser=OptimiserConfig(
+            learning_rate=1e-3, warmup_steps=50, halve_every_epochs=100, epochs=350, batch_size=2
+        ),
+        run=RunConfig(patience_epochs=0, validate_every_epochs=25, checkpoint_every_steps=100),
+    )
