@@ -121,7 +121,7 @@ class Level(nn.Module):
             return candidate, entropy
         if config.align_features:  # what was matched is what the coarser level left over
             candidate = candidate + coarser
-        displacement = Fusion(c, dtype=config.dtype, name="fusion")(candidate, coarser, attended, mask)
+        displacement = Fusion(dtype=config.dtype, name="fusion")(candidate, coarser, attended, mask)
         return displacement, entropy
 
 

@@ -25,9 +25,11 @@ class FieldHead(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Blends the candidate of a level with the displacement from the coarser level, eq. 14 and 15."""
+    """Blends the candidate of a level with the displacement from the coarser level, eq. 14 and 15.
 
-    features: int
+    `f_weight`, "a convolutional network that generates the weight map", is one convolution here.
+    """
+
     dtype: str = "float32"
 
     @nn.compact
@@ -36,7 +38,6 @@ class Fusion(nn.Module):
     ) -> jax.Array:
         """candidate, coarser (already upsampled): [b, x, y, z, 3]; attended: [.., c]; mask M^l: [.., 1]."""
         inputs = jnp.concatenate([attended, coarser.astype(attended.dtype)], axis=-1)
-        hidden = ConvBlock(self.features, dtype=self.dtype, name="block")(inputs)
-        logit = Conv(1, initial_scale=1e-2, dtype=self.dtype, name="weight")(hidden)
+        logit = Conv(1, initial_scale=1e-2, dtype=self.dtype, name="weight")(inputs)
         weight = jax.nn.sigmoid(logit.astype(jnp.float32)) * mask  # eq. 15
         return weight * candidate + (1 - weight) * coarser

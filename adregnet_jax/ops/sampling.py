@@ -125,9 +125,9 @@ def _sample_linear(volume, coordinates, padding):
 
     total: jax.Array | float = 0.0
     for corner in itertools.product(*corners):
-        index, weights = zip(*corner, strict=True)
+        places, weights = zip(*corner, strict=True)
         weight = (weights[0] * weights[1] * weights[2])[..., None].astype(volume.dtype)
-        total = total + weight * _gather(volume, index)
+        total = total + weight * _gather(volume, places)
     return total
 
 
