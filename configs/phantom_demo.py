@@ -1,4 +1,10 @@
-"""Minutes on two CPU cores: a small AD-RegNet on a coarse breathing phantom."""
+"""Minutes on two CPU cores: a small AD-RegNet on a coarse breathing phantom.
+
+    python train.py --config configs/phantom_demo.py --workdir runs/demo
+    python eval.py --config configs/phantom_demo.py --workdir runs/demo
+
+Hardware: two CPU cores. RESULT
+"""
 
 from adregnet_jax.config import (
     Config,
@@ -7,7 +13,6 @@ from adregnet_jax.config import (
     ModelConfig,
     OptimiserConfig,
     PhantomConfig,
-    RunConfig,
 )
 
 
@@ -22,9 +27,11 @@ def get_config() -> Config:
                 validation_cases=4,
                 test_cases=10,
             ),
+            flip_axes=(0,),
         ),
-        model=ModelConfig(channels=(8, 16, 32, 32), global_attention_tokens=512),
+        model=ModelConfig(channels=(8, 16, 32), global_attention_tokens=512),
         loss=LossConfig(ncc_window=5),
-        optimiser=OptimiserConfig(learning_rate=1e-3, warmup_steps=50, epochs=10),
-        run=RunConfig(checkpoint_every_steps=250),
+        optimiser=OptimiserConfig(
+            learning_rate=2e-3, warmup_steps=50, halve_every_epochs=2, epochs=8, batch_size=2
+        ),
     )

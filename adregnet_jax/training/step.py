@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from adregnet_jax import losses
 from adregnet_jax.config import LossConfig, OptimiserConfig
@@ -57,9 +58,25 @@ def make_train_step(
     Metrics are device scalars: `loss`, its unweighted terms, and `gradient_norm` before clipping.
     """
 
+    # Each device differentiates the loss of its own pairs, and the means are taken once, over the gradients.
+    # Left to the partitioner, the loops over slices and blocks inside would gather the batch.
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("data")),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    def loss_and_gradients(params, batch):
+        def loss_of(params):
+            loss, (terms, _) = registration_loss(model, loss_config, params, batch)
+            return loss, terms
+
+        (loss, terms), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        return jax.lax.pmean((loss, terms, gradients), "data")
+
     def train_step(state: TrainState, batch) -> tuple[TrainState, Metrics]:
-        loss_of = lambda params: registration_loss(model, loss_config, params, batch)  # noqa: E731
-        (loss, (terms, _)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        loss, terms, gradients = loss_and_gradients(state.params, batch)
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(gradients)}

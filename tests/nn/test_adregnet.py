@@ -1,0 +1,180 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adregnet_jax.config import ModelConfig, paper_model
+from adregnet_jax.nn.adregnet import AdRegNet
+from tests.oracles import network as oracle
+from tests.random_parameters import random_parameters
+
+# Small, and every part is in it: neighbourhood attention above 64 voxels, several regions at each level.
+SMALL = {"channels": (2, 3, 4), "global_attention_tokens": 64, "region_size": 4}
+TINY = {"channels": (2, 4), "region_size": 2}  # global attention only: quicker to compile
+
+
+def random_pair(*shape, batch=2):
+    rng = np.random.default_rng(0)
+    return [rng.random((batch, *shape, 1), np.float32) for _ in range(2)]
+
+
+def predict(config, params, fixed, moving):
+    return jax.jit(AdRegNet(config).apply)({"params": params}, fixed, moving)
+
+
+def abstract_prediction(config, shape):
+    """Prediction and parameters as shapes: nothing is computed."""
+    image = jax.ShapeDtypeStruct((1, *shape, 1), jnp.float32)
+    return jax.eval_shape(AdRegNet(config).init_with_output, jax.random.key(0), image, image)
+
+
+def assert_equals_the_oracle(prediction, b, expected):
+    displacement, pyramid, entropies = expected
+    # 1e-4: some dozens of layers in float32 against float64, of displacements of some voxels.
+    np.testing.assert_allclose(prediction.displacement[b], displacement, atol=1e-4)
+    for ours, slow in zip(prediction.pyramid, pyramid, strict=True):
+        np.testing.assert_allclose(ours[b], slow, atol=1e-4)
+    for ours, slow in zip(prediction.match_entropy, entropies, strict=True):
+        np.testing.assert_allclose(ours[b], slow, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config", [paper_model(**SMALL), ModelConfig(**SMALL, blend_regions=False)], ids=["paper", "default"]
+)
+def test_network_equals_the_oracle_and_pairs_do_not_mix(config):
+    fixed, moving = random_pair(8, 8, 8)
+    params = random_parameters(AdRegNet(config), fixed, moving)
+    prediction = predict(config, params, fixed, moving)
+    assert np.abs(prediction.displacement).mean() > 0.1  # voxels: there is something to compare
+    expected = oracle.network(params, fixed[0].astype(np.float64), moving[0].astype(np.float64), config)
+    assert_equals_the_oracle(prediction, 0, expected)
+    exchanged = predict(config, params, fixed[::-1], moving[::-1])
+    for ours, theirs in zip(jax.tree.leaves(exchanged), jax.tree.leaves(prediction), strict=True):
+        np.testing.assert_allclose(ours, theirs[::-1], atol=1e-5)
+
+
+def test_an_odd_size_is_padded_by_its_border_and_the_finest_level_may_be_left_out():
+    config = paper_model(**TINY, finest_level=1)
+    fixed, moving = random_pair(5, 4, 7, batch=1)
+    params = random_parameters(AdRegNet(config), fixed, moving)
+    prediction = predict(config, params, fixed, moving)
+    padded = [np.pad(image[0], [(0, 1), (0, 0), (0, 1), (0, 0)], mode="edge") for image in (fixed, moving)]
+    displacement, pyramid, entropies = oracle.network(params, *(p.astype(np.float64) for p in padded), config)
+    assert_equals_the_oracle(prediction, 0, (displacement[:5, :4, :7], pyramid, entropies))
+
+
+@pytest.mark.parametrize("model", [ModelConfig, paper_model])
+@pytest.mark.parametrize("finest_level", [0, 1, 2])
+def test_any_size_gives_a_displacement_of_that_size(model, finest_level):
+    config = model(**SMALL, finest_level=finest_level)
+    prediction, _ = abstract_prediction(config, (9, 7, 10))
+    assert prediction.displacement.shape == (1, 9, 7, 10, 3)
+    levels = [(3, 2, 3), (6, 4, 6), (12, 8, 12)][: 3 - finest_level]
+    assert [u.shape for u in prediction.pyramid] == [(1, *shape, 3) for shape in levels]
+    assert [e.shape for e in prediction.match_entropy] == [(1, *shape) for shape in levels]
+
+
+def test_each_component_can_be_switched_off():
+    def names(**off):
+        prediction, variables = abstract_prediction(ModelConfig(**SMALL, **off), (8, 8, 8))
+        assert prediction.displacement.shape == (1, 8, 8, 8, 3)
+        return {level: set(parts) for level, parts in variables["params"].items() if level != "backbone"}
+
+    everything = {"cross_attention", "regional_attention", "mix", "head"}
+    assert names() == {
+        "level_2": everything,
+        "level_1": everything | {"fusion"},
+        "level_0": everything | {"fusion"},
+    }
+    assert names(cross_attention=False)["level_1"] == {
+        "projection", "regional_attention", "mix", "head", "fusion"
+    }  # fmt: skip
+    assert names(regional_attention=False)["level_1"] == {"cross_attention", "mix", "head", "fusion"}
+    assert names(multi_resolution=False) == {"level_0": everything}
+    assert names(multi_resolution=False, finest_level=1) == {"level_1": everything}
+    assert names(feature_residual=False, position_aware=False)["level_2"] == everything - {"mix"}
+
+
+def test_without_attention_the_network_runs():
+    config = ModelConfig(**TINY, cross_attention=False, regional_attention=False)
+    fixed, moving = random_pair(4, 4, 4, batch=1)
+    params = random_parameters(AdRegNet(config), fixed, moving)
+    prediction = predict(config, params, fixed, moving)
+    assert np.isfinite(prediction.displacement).all()
+    assert all(not np.any(entropy) for entropy in prediction.match_entropy)  # there is no match
+
+
+def test_remat_changes_neither_values_nor_gradients():
+    fixed, moving = random_pair(4, 4, 4, batch=1)
+    params = random_parameters(AdRegNet(ModelConfig(**TINY)), fixed, moving)
+
+    def value_and_gradient(remat):
+        model = AdRegNet(ModelConfig(**TINY, remat=remat))
+
+        def loss(params):
+            return jnp.mean(model.apply({"params": params}, fixed, moving).displacement ** 2)
+
+        compiled = jax.jit(jax.value_and_grad(loss)).lower(params)
+        # What is computed again is fenced off, lest the compiler puts it together with the first time.
+        assert ("optimization_barrier" in compiled.as_text()) or not remat
+        return compiled.compile()(params)
+
+    # Compiled as other programs: sums run in another order.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        value_and_gradient(remat=False),
+        value_and_gradient(remat=True),
+    )
+
+
+def test_bfloat16_gives_a_float32_displacement_near_that_of_float32():
+    fixed, moving = random_pair(4, 4, 4, batch=1)
+    params = random_parameters(AdRegNet(ModelConfig(**TINY)), fixed, moving)
+    full, half = (
+        predict(ModelConfig(**TINY, dtype=dtype), params, fixed, moving).displacement
+        for dtype in ("float32", "bfloat16")
+    )
+    assert half.dtype == jnp.float32
+    assert not np.array_equal(half, full)
+    # A dozen layers of 8 bits each, of displacements of some voxels.
+    assert np.abs(half - full).mean() < 0.1 * np.abs(full).mean()
+
+
+def test_parameters_and_shapes_of_the_whole_network():
+    prediction, variables = abstract_prediction(ModelConfig(), (256, 256, 96))
+    assert prediction.displacement.shape == (1, 256, 256, 96, 3)
+    assert [u.shape[1:4] for u in prediction.pyramid] == [
+        (16, 16, 6), (32, 32, 12), (64, 64, 24), (128, 128, 48), (256, 256, 96)
+    ]  # fmt: skip
+
+    channels = (32, 64, 128, 256, 512)
+    expected = 0
+    for level, c in enumerate(channels):
+        finer = channels[level - 1] if level else 1
+        if level:
+            expected += 8 * finer * c + c  # strided convolution
+        expected += conv_block(c if level else 1, c) + conv_block(c, c)  # encoder
+        expected += 6 * c * c + 2  # cross-attention: projections, alpha, locality
+        expected += 3 * c * c + (c + 1) + 1  # regional attention: projections, score, bias of the mask
+        expected += (c + 6 + 2 * c) * c + c  # mixing of attention, offsets and features
+        expected += conv_block(c, c) + 27 * c * 3 + 3  # candidate field
+        if level < len(channels) - 1:
+            coarser = channels[level + 1]
+            expected += 8 * coarser * c + 8 * c  # transposed convolution
+            expected += conv_block(2 * c, c) + conv_block(c, c)  # decoder
+            expected += 27 * (c + 3) + 1  # fusion weight
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected == 39_999_999
+
+
+def conv_block(c, out):
+    """Number of parameters: 3x3x3 kernel, scale and offset of the norm."""
+    return 27 * c * out + 2 * out
+
+
+@pytest.mark.parametrize(
+    ("fixed", "moving"),
+    [((4, 4, 4, 1), (4, 4, 4, 1)), ((1, 4, 4, 4, 1), (1, 4, 4, 8, 1)), ((1, 4, 4, 4, 2), (1, 4, 4, 4, 2))],
+)
+def test_images_of_another_form_are_refused(fixed, moving):
+    with pytest.raises(ValueError, match="fixed and moving must be"):
+        AdRegNet(ModelConfig(**TINY)).init(jax.random.key(0), jnp.zeros(fixed), jnp.zeros(moving))

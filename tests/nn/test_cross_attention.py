@@ -1,0 +1,65 @@
+import jax
+import numpy as np
+import pytest
+
+from adregnet_jax.config import ModelConfig, paper_model
+from adregnet_jax.nn.cross_attention import CrossAttention
+from tests.oracles import network as oracle
+from tests.random_parameters import random_parameters
+
+SHAPE = (2, 3, 4, 2, 4)
+
+
+def random_features(seed):
+    return np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        paper_model(attention_block=5),  # global: 24 voxels in five blocks
+        paper_model(global_attention_tokens=23),  # one voxel too many: local
+        paper_model(heads=2),
+        paper_model(heads=2, global_attention_tokens=0),
+        ModelConfig(),  # position-aware
+        ModelConfig(global_attention_tokens=0, neighbourhood_radius=2),
+    ],
+    ids=["global", "local", "global_heads", "local_heads", "global_position", "local_radius"],
+)
+def test_cross_attention_equals_the_oracle(config):
+    moving, fixed = random_features(1), random_features(2)
+    module = CrossAttention(config)
+    params = random_parameters(module, moving, fixed)
+    match = jax.jit(module.apply)({"params": params}, moving, fixed)
+    for b in range(2):
+        expected = oracle.cross_attention(
+            params, moving[b].astype(np.float64), fixed[b].astype(np.float64), config
+        )
+        for ours, slow in zip(match, expected, strict=True):
+            np.testing.assert_allclose(ours[b], slow, atol=1e-4)
+
+
+def test_a_shift_is_found_in_both_directions():
+    """Anatomy lies one voxel further on in the moving image: fixed voxels look ahead, moving ones back."""
+    config = ModelConfig()
+    fixed = random_features(0)
+    moving = np.roll(fixed, 1, axis=2)
+    module = CrossAttention(config)
+    params = random_parameters(module, moving, fixed)
+    for name in ("query_moving", "query_fixed", "key_moving", "key_fixed"):
+        params[name]["kernel"] = 8 * np.eye(4, dtype=np.float32)
+    params["locality"] = np.float32(-20)  # none
+    unit = [f / np.linalg.norm(f, axis=-1, keepdims=True) for f in (moving, fixed)]
+    match = jax.jit(module.apply)({"params": params}, *unit)
+    # The last row of the fixed image left the field of view: it is found at the other end.
+    np.testing.assert_allclose(np.median(match.offset, axis=(0, 1, 2, 3)), [0, 1, 0, 0, -1, 0], atol=0.1)
+
+
+def test_locality_keeps_matches_near():
+    config = ModelConfig()
+    moving, fixed = random_features(1), random_features(2)
+    module = CrossAttention(config)
+    params = random_parameters(module, moving, fixed)
+    near = jax.jit(module.apply)({"params": params | {"locality": np.float32(20)}}, moving, fixed)
+    np.testing.assert_allclose(near.offset, np.zeros((*SHAPE[:-1], 6)), atol=1e-3)
+    np.testing.assert_allclose(near.entropy, np.zeros(SHAPE[:-1]), atol=1e-3)

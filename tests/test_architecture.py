@@ -1,0 +1,76 @@
+"""Imports run downwards only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "adregnet_jax"
+SETTINGS = {"config", "errors", "version"}  # they import nothing of the package
+COMPUTATION = {"ops", "losses", "metrics", "nn", "registration"}
+# What the modules of each part may import of the package, beside their own part and SETTINGS.
+BELOW = {
+    "config": set(),
+    "errors": set(),
+    "version": set(),
+    "ops": set(),
+    "losses": {"ops"},
+    "metrics": {"ops", "losses"},
+    "nn": {"ops"},
+    "registration": {"ops", "nn"},
+    "data": set(),
+    "training": COMPUTATION | {"data"},
+    "evaluation": COMPUTATION | {"data", "training"},
+    "entry": set(),
+    "__init__": COMPUTATION | {"data"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_modules(file):
+    """Full names of what a file imports anywhere, in functions too."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: a relative import hides what it depends on"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part(file):
+    relative = file.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_run_downwards(file):
+    own = part(file)
+    allowed = BELOW[own] | (set() if own in SETTINGS else SETTINGS | {own})
+    used = {name.split(".")[1] for name in imported_modules(file) if name.startswith("adregnet_jax.")}
+    assert used <= allowed
+
+
+@pytest.mark.parametrize("own", ["config", "errors", "version", "data"])
+def test_settings_and_data_do_not_need_jax(own):
+    files = [file for file in FILES if part(file) == own]
+    assert files
+    for file in files:
+        used = {name.split(".")[0] for name in imported_modules(file)}
+        assert not used & {"jax", "flax", "optax", "orbax"}, file
+
+
+@pytest.mark.parametrize("name", ["train.py", "eval.py"])
+def test_entry_points_are_short(name):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_importing_the_package_leaves_out_what_only_training_needs():
+    heavy = "orbax", "grain", "matplotlib", "tensorboardX"
+    program = f"import adregnet_jax, sys; print(sorted(set({heavy!r}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.stdout == "[]\n", done.stdout + done.stderr

@@ -1,0 +1,76 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adregnet_jax.config import ModelConfig
+from adregnet_jax.nn.adregnet import AdRegNet
+from adregnet_jax.ops.sampling import warp
+from adregnet_jax.registration import register
+from tests.random_parameters import random_parameters
+
+MODEL = AdRegNet(ModelConfig(channels=(2, 4), region_size=2))
+compiled_register = jax.jit(functools.partial(register, model=MODEL))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    rng = np.random.default_rng(0)
+    return [rng.random((2, 4, 6, 4, 1), np.float32) for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def params(pair):
+    return random_parameters(MODEL, *pair)
+
+
+def test_warped_is_the_moving_image_warped_once(params, pair):
+    registration = compiled_register(params, *pair)
+    assert np.abs(registration.displacement).mean() > 0.1
+    np.testing.assert_allclose(registration.warped, warp(pair[1], registration.displacement), atol=1e-6)
+
+
+def test_untrained_network_leaves_images_nearly_as_they_are(pair):
+    params = jax.jit(MODEL.init)(jax.random.key(0), *pair)["params"]
+    registration = compiled_register(params, *pair)
+    # Field heads start at a hundredth of the usual SD.
+    assert 0 < np.abs(registration.displacement).max() < 0.1  # voxels
+    np.testing.assert_allclose(registration.warped, pair[1], atol=0.2)
+
+
+def test_vmap_over_pairs_is_the_batch(params, pair):
+    one_by_one = jax.vmap(lambda fixed, moving: register(params, fixed[None], moving[None], model=MODEL))
+    registrations = jax.jit(one_by_one)(*pair)
+    together = compiled_register(params, *pair)
+    for ours, theirs in zip(jax.tree.leaves(registrations), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(ours[:, 0], theirs, atol=1e-5)
+
+
+def test_gradient_is_the_slope_of_the_loss(params, pair):
+    fixed, moving = pair
+
+    def loss(params, fixed, moving):
+        return jnp.mean((register(params, fixed, moving, model=MODEL).displacement) ** 2)
+
+    value_and_gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+    _, gradients = value_and_gradients(params, fixed, moving)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    silent = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradients[0])
+        if not np.any(leaf)
+    ]
+    assert silent == []  # every parameter has a say
+
+    # Along the bias of the finest field the displacement is smooth: no features are aligned by it.
+    def moved(step):
+        changed = jax.tree.map(np.copy, params)
+        changed["level_0"]["head"]["field"]["bias"] += step
+        return float(value_and_gradients(changed, fixed, moving)[0])
+
+    slope = (moved(0.05) - moved(-0.05)) / 0.1
+    # The loss is quadratic in it: central differences are exact but for float32.
+    expected = float(np.sum(gradients[0]["level_0"]["head"]["field"]["bias"]))
+    assert slope == pytest.approx(expected, rel=1e-3, abs=1e-4)
