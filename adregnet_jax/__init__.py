@@ -1,21 +1,48 @@
 """AD-RegNet: attention-driven deformable registration of 3-D medical images, in JAX.
 
-The coordinate law that all of it obeys is in `adregnet_jax.ops.grid`.
+The coordinate law that all of it obeys is in `adregnet_jax.ops.grid`. The names below are loaded when they
+are first used, so that reading a config or a scan doesn't load JAX.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from adregnet_jax.config import Config, ModelConfig, paper_model
-from adregnet_jax.nn.adregnet import AdRegNet, Prediction
-from adregnet_jax.ops.attention import blocked_attention
-from adregnet_jax.ops.composition import compose
-from adregnet_jax.ops.convolution import conv3d
-from adregnet_jax.ops.filters import box_mean, gaussian_filter
-from adregnet_jax.ops.grid import identity_grid
-from adregnet_jax.ops.jacobian import jacobian_determinant, spatial_gradient
-from adregnet_jax.ops.neighbourhood import neighbourhood_attention
-from adregnet_jax.ops.resampling import resize, resize_displacement
-from adregnet_jax.ops.sampling import sample, sample_at_points, warp
-from adregnet_jax.registration import Registration, register
 from adregnet_jax.version import __version__
+
+if TYPE_CHECKING:
+    from adregnet_jax.nn.adregnet import AdRegNet, Prediction
+    from adregnet_jax.ops.attention import blocked_attention
+    from adregnet_jax.ops.composition import compose
+    from adregnet_jax.ops.convolution import conv3d
+    from adregnet_jax.ops.filters import box_mean, gaussian_filter
+    from adregnet_jax.ops.grid import identity_grid
+    from adregnet_jax.ops.jacobian import jacobian_determinant, spatial_gradient
+    from adregnet_jax.ops.neighbourhood import neighbourhood_attention
+    from adregnet_jax.ops.resampling import resize, resize_displacement
+    from adregnet_jax.ops.sampling import sample, sample_at_points, warp
+    from adregnet_jax.registration import Registration, register
+
+_MODULE_OF = {
+    "AdRegNet": "nn.adregnet",
+    "Prediction": "nn.adregnet",
+    "Registration": "registration",
+    "blocked_attention": "ops.attention",
+    "box_mean": "ops.filters",
+    "compose": "ops.composition",
+    "conv3d": "ops.convolution",
+    "gaussian_filter": "ops.filters",
+    "identity_grid": "ops.grid",
+    "jacobian_determinant": "ops.jacobian",
+    "neighbourhood_attention": "ops.neighbourhood",
+    "register": "registration",
+    "resize": "ops.resampling",
+    "resize_displacement": "ops.resampling",
+    "sample": "ops.sampling",
+    "sample_at_points": "ops.sampling",
+    "spatial_gradient": "ops.jacobian",
+    "warp": "ops.sampling",
+}
 
 __all__ = [
     "AdRegNet",
@@ -41,3 +68,13 @@ __all__ = [
     "spatial_gradient",
     "warp",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -67,9 +67,18 @@ def test_entry_points_are_short(name):
     assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) < 60
 
 
-def test_importing_the_package_leaves_out_what_only_training_needs():
-    heavy = "orbax", "grain", "matplotlib", "tensorboardX"
-    program = f"import adregnet_jax, sys; print(sorted(set({heavy!r}) & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        (
+            "import adregnet_jax; [getattr(adregnet_jax, n) for n in adregnet_jax.__all__]",
+            {"orbax", "grain", "matplotlib", "tensorboardX"},
+        ),
+        ("import adregnet_jax.config, adregnet_jax.data.dirlab", {"jax", "flax"}),
+    ],
+)
+def test_what_an_import_leaves_out(statement, absent):
+    program = f"import sys; {statement}; print(sorted({absent!r} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
     )

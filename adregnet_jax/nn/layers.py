@@ -78,7 +78,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """2x2x2 transposed convolution, stride 2, as a dense layer whose outputs are blocks of eight voxels."""
+    """2x2x2 transposed convolution, stride 2, as a dense layer whose outputs are blocks of eight voxels.
+
+    It has a bias for each of the eight places, where a transposed convolution has one for all.
+    """
 
     features: int
     dtype: str = "float32"

@@ -138,5 +138,5 @@ def _gather(volume, index):
     """
     nx, ny, nz, channels = volume.shape
     i, j, k = (jnp.clip(axis, 0, n - 1) for axis, n in zip(index, (nx, ny, nz), strict=True))
-    flat = jnp.reshape(volume, (-1, channels))  # an array of JAX, if it came from NumPy
+    flat = jnp.asarray(volume).reshape(-1, channels)
     return flat.at[(i * ny + j) * nz + k].get(mode="promise_in_bounds")

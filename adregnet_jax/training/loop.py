@@ -145,6 +145,18 @@ def check_settings(config: Config) -> None:
         value = getattr(getattr(config, section), name)
         if value < 1:
             raise UserError(f"{path} must be at least 1, it is {value}: change it in the config")
+    model = config.model
+    if not 0 <= model.finest_level < len(model.channels):
+        raise UserError(
+            f"model.finest_level is {model.finest_level}, model.channels has {len(model.channels)} levels:"
+            " it must be one of them, from 0"
+        )
+    if model.heads < 1 or any(c % model.heads for c in model.channels):
+        raise UserError(
+            f"model.heads is {model.heads}, which does not divide all model.channels {model.channels}"
+        )
+    if model.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"model.dtype is {model.dtype!r}: it must be float32 or bfloat16")
 
 
 def prepare_workdir(config: Config, workdir: Path) -> None:

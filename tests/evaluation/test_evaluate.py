@@ -67,7 +67,9 @@ def run(monkeypatch, tmp_path):
         monkeypatch.setattr(evaluation, "register", register)
         monkeypatch.setattr(evaluation, "load_splits", lambda config: Splits([], [], pairs))
         monkeypatch.setattr(
-            evaluation, "restore_parameters", lambda workdir, abstract, which: ({"shift": jnp.array(shift)}, 5)
+            evaluation,
+            "restore_parameters",
+            lambda workdir, abstract, which: ({"shift": jnp.array(shift)}, 5),
         )
         return evaluation.evaluate(Config(), tmp_path, **options)
 

@@ -105,39 +105,37 @@ def test_without_attention_the_network_runs():
 
 
 def test_remat_changes_neither_values_nor_gradients():
+    settings = TINY | {"cross_attention": False}  # its gradients take long to compile
     fixed, moving = random_pair(4, 4, 4, batch=1)
-    params = random_parameters(AdRegNet(ModelConfig(**TINY)), fixed, moving)
+    params = random_parameters(AdRegNet(ModelConfig(**settings)), fixed, moving)
 
     def value_and_gradient(remat):
-        model = AdRegNet(ModelConfig(**TINY, remat=remat))
+        model = AdRegNet(ModelConfig(**settings, remat=remat))
 
         def loss(params):
             return jnp.mean(model.apply({"params": params}, fixed, moving).displacement ** 2)
 
-        compiled = jax.jit(jax.value_and_grad(loss)).lower(params)
-        # What is computed again is fenced off, lest the compiler puts it together with the first time.
-        assert ("optimization_barrier" in compiled.as_text()) or not remat
-        return compiled.compile()(params)
+        lowered = jax.jit(jax.value_and_grad(loss)).lower(params)
+        return lowered.as_text().count("optimization_barrier"), lowered.compile()(params)
 
+    barriers, kept = value_and_gradient(remat=False)
+    more_barriers, computed_again = value_and_gradient(remat=True)
+    # What is computed again is fenced off, lest the compiler puts it together with the first time.
+    assert more_barriers > barriers
     # Compiled as other programs: sums run in another order.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-        value_and_gradient(remat=False),
-        value_and_gradient(remat=True),
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), kept, computed_again)
 
 
-def test_bfloat16_gives_a_float32_displacement_near_that_of_float32():
+def test_bfloat16_gives_a_float32_displacement_near_the_exact_one():
+    config = ModelConfig(**TINY, blend_regions=False, dtype="bfloat16")
     fixed, moving = random_pair(4, 4, 4, batch=1)
-    params = random_parameters(AdRegNet(ModelConfig(**TINY)), fixed, moving)
-    full, half = (
-        predict(ModelConfig(**TINY, dtype=dtype), params, fixed, moving).displacement
-        for dtype in ("float32", "bfloat16")
-    )
-    assert half.dtype == jnp.float32
-    assert not np.array_equal(half, full)
-    # A dozen layers of 8 bits each, of displacements of some voxels.
-    assert np.abs(half - full).mean() < 0.1 * np.abs(full).mean()
+    params = random_parameters(AdRegNet(config), fixed, moving)
+    displacement = predict(config, params, fixed, moving).displacement
+    assert displacement.dtype == jnp.float32
+    expected, _, _ = oracle.network(params, fixed[0].astype(np.float64), moving[0].astype(np.float64), config)
+    error = np.abs(displacement[0] - expected).mean() / np.abs(expected).mean()
+    # A dozen layers of 8 bits each; float32 would err by less than 1e-5.
+    assert 1e-4 < error < 0.1
 
 
 def test_parameters_and_shapes_of_the_whole_network():
@@ -163,7 +161,7 @@ def test_parameters_and_shapes_of_the_whole_network():
             expected += 8 * coarser * c + 8 * c  # transposed convolution
             expected += conv_block(2 * c, c) + conv_block(c, c)  # decoder
             expected += 27 * (c + 3) + 1  # fusion weight
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected == 39_999_999
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected == 42_397_131
 
 
 def conv_block(c, out):

@@ -42,9 +42,8 @@ def test_where_the_mask_is_0_the_coarser_field_stays():
     assert np.abs(field[:, 0] - coarser[:, 0]).min() > 0
 
 
-def test_fields_start_near_zero_and_are_float32():
+def test_fields_are_float32_whatever_the_activations():
     _, _, features, _ = random_inputs()
-    init = jax.jit(FieldHead(4, dtype="bfloat16").init_with_output)
-    field, _ = init(jax.random.key(0), features)
+    head = FieldHead(4, dtype="bfloat16")
+    field, _ = jax.eval_shape(head.init_with_output, jax.random.key(0), features)
     assert field.dtype == jnp.float32
-    assert 0 < np.abs(field).max() < 0.1  # voxels
