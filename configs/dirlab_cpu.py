@@ -32,7 +32,7 @@ def get_config() -> Config:
         loss=LossConfig(ncc_window=7),
         # An epoch is two steps of two pairs.
         optimiser=OptimiserConfig(
-            learning_rate=1e-3, warmup_steps=50, halve_every_epochs=100, epochs=350, batch_size=2
+            learning_rate=2e-3, warmup_steps=50, halve_every_epochs=50, epochs=150, batch_size=2
         ),
         run=RunConfig(patience_epochs=0, validate_every_epochs=25, checkpoint_every_steps=100),
     )
