@@ -66,7 +66,7 @@ class ModelConfig:
     cross_attention: bool = True  # section III-B2; False: features are concatenated and projected
     regional_attention: bool = True  # section III-B3; False: weight 1 everywhere
     multi_resolution: bool = True  # section III-B4; False: one field, at `finest_level`
-    finest_level: int = 0  # of the synthesis; from there the field is upsampled. 1 costs a third of 0
+    finest_level: int = 0  # of the synthesis; from there the field is upsampled
     heads: int = 1
     global_attention_tokens: int = 4096  # exact attention up to this many voxels a level, else local
     attention_block: int = 512  # keys a block of the exact attention
