@@ -130,6 +130,7 @@ class RunConfig:
 @dataclasses.dataclass
 class Config:
     seed: int = 0
+    init_from: str = ""  # workdir of a run with the same model, whose best parameters this one starts from
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -23,9 +23,9 @@ def get_config() -> Config:
         data=DataConfig(
             kind="dirlab",
             dirlab=DirLabConfig(cases=(1, 2, 3, 4, 5), spacing_mm=4.2, shape=(64, 48, 56)),
-            # Three pairs to train on: mirrored, and with the breath reversed, they are twelve.
+            # Three pairs to train on, mirrored from left to right. The breath is not reversed as well
+            # (`exchange`): fixed is always inhale, and the network may know.
             flip_axes=(0,),
-            exchange=True,
             intensity_jitter=0.03,
         ),
         model=ModelConfig(channels=(8, 16, 32, 64), finest_level=1, global_attention_tokens=1024),

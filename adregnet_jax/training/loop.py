@@ -28,7 +28,7 @@ from adregnet_jax.data.splits import load_splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.metrics import tre_mm
 from adregnet_jax.nn.adregnet import AdRegNet
-from adregnet_jax.training.checkpoint import Checkpoints, check_architecture
+from adregnet_jax.training.checkpoint import Checkpoints, check_architecture, restore_parameters
 from adregnet_jax.training.progress import RunLog
 from adregnet_jax.training.sharding import along_data, make_mesh, replicated
 from adregnet_jax.training.state import TrainState, make_init
@@ -80,7 +80,8 @@ def train(config: Config, workdir: Path) -> None:
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
-        state = checkpoints.restore(abstract_state(init, key, mesh)) or init(key)
+        state = checkpoints.restore(abstract_state(init, key, mesh))
+        state = state or initial_state(init, key, mesh, config.init_from)
         start, best_metric, best_step = int(state.step), float(state.best_metric), int(state.best_step)
         log = stack.enter_context(contextlib.closing(RunLog(workdir, start, total_steps)))
         log.say(opening_line(state, mesh, total_steps))
@@ -189,6 +190,17 @@ def abstract_state(init: Callable[[jax.Array], TrainState], key: jax.Array, mesh
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), jax.eval_shape(init, key)
     )
+
+
+def initial_state(
+    init: Callable[[jax.Array], TrainState], key: jax.Array, mesh: Mesh, init_from: str
+) -> TrainState:
+    """The state of step 0: random parameters, or the best ones of the run in `init_from`."""
+    state = init(key)
+    if init_from:
+        params, _ = restore_parameters(Path(init_from), state.params)
+        state = state.replace(params=jax.device_put(params, replicated(mesh)))
+    return state
 
 
 def fetch(metrics: Sequence[tuple[int, Metrics]]) -> dict[int, dict[str, float]]:

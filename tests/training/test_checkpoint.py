@@ -13,6 +13,8 @@ import pytest
 from adregnet_jax.config import ModelConfig
 from adregnet_jax.errors import UserError
 from adregnet_jax.training.checkpoint import Checkpoints, check_architecture, restore_parameters
+from adregnet_jax.training.loop import initial_state
+from adregnet_jax.training.sharding import make_mesh
 from adregnet_jax.training.state import TrainState
 
 
@@ -113,3 +115,15 @@ def test_disk_that_fills_while_saving(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     params, _ = restore_parameters(tmp_path, make_state(2).params, "newest")
     assert set(np.unique(params["block"]["kernel"])) == {2.0}
+
+
+def test_a_run_can_start_from_the_best_parameters_of_another(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, make_state(3), metric=1.0)
+    checkpoints.save(6, make_state(6), metric=2.0)
+    checkpoints.close()
+    mesh = make_mesh(1, 1)
+    state = initial_state(lambda key: make_state(0), jax.random.key(0), mesh, str(tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(0).replace(params=make_state(3).params))
+    fresh = initial_state(lambda key: make_state(0), jax.random.key(0), mesh, "")
+    jax.tree.map(np.testing.assert_array_equal, fresh, make_state(0))
