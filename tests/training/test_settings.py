@@ -1,0 +1,26 @@
+"""Settings that can't be trained are refused before anything is built."""
+
+import pytest
+
+from adregnet_jax.config import Config, ModelConfig, OptimiserConfig
+from adregnet_jax.errors import UserError
+from adregnet_jax.training.loop import check_settings
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (Config(model=ModelConfig(channels=(8, 16), finest_level=2)), "finest_level is 2, .* has 2 levels"),
+        (Config(model=ModelConfig(channels=(8, 12), heads=8)), "heads is 8, which does not divide"),
+        (Config(model=ModelConfig(dtype="float16")), "must be float32 or bfloat16"),
+        (Config(optimiser=OptimiserConfig(epochs=0)), "optimiser.epochs must be at least 1, it is 0"),
+    ],
+)
+def test_unusable_settings_are_one_line(config, told):
+    with pytest.raises(UserError, match=told) as raised:
+        check_settings(config)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_defaults_are_usable():
+    check_settings(Config())
