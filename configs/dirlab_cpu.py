@@ -4,7 +4,7 @@
         --config.data.dirlab.root=DIR-LAB-FOLDER --config.data.dirlab.test_case=3
     python eval.py  (the same arguments)
 
-Hardware: two CPU cores, 200 steps in about 5 minutes. Measured on breathing-CT cases in DIR-Lab's format (a
+Hardware: two CPU cores, 200 steps in 5 to 7 minutes. Measured on breathing-CT cases in DIR-Lab's format (a
 real CT that moves by the real landmarks of cases 1-5; the original images can't be redistributed), network
 alone, best checkpoint by the validation case: case 3 left out 6.77 -> 2.65 mm (step 150), case 5 left out
 7.15 -> 3.25 mm (step 50, run stopped at step 150), no folded voxel. Three pairs are few: it overfits from

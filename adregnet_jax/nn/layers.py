@@ -31,8 +31,8 @@ class Conv(nn.Module):
 class InstanceNorm(nn.Module):
     """Each channel of each volume to mean 0 and SD 1, then a learned scale and offset.
 
-    The statistics are float32 whatever the dtype, and are taken by a matrix product with ones: over the
-    leading axes of a channels-last array that is much faster on CPU than a reduction.
+    The statistics are float32 whatever the dtype, and are taken by a matrix product with ones, because XLA on
+    CPU is slow at reducing leading axes.
     """
 
     epsilon: float = 1e-5

@@ -132,7 +132,7 @@ def _sample_linear(volume, coordinates, padding):
 
 
 def _gather(volume, index):
-    """volume[i, j, k] by one flat index: several times faster on CPU than a three-axis gather.
+    """volume[i, j, k] by one flat index, which XLA on CPU gathers faster than three.
 
     Clipping the integers first makes the promise true whatever the coordinates are, NaN included.
     """
