@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+_EIGEN_CHANNELS = 4  # from how many input channels on Eigen on all cores beats YNNPACK on one
+
 
 def conv3d(volume: jax.Array, kernel: jax.Array) -> jax.Array:
     """Stride 1, zero padding that keeps the shape.
@@ -44,12 +46,23 @@ def _folded(volume, kernel):
     out = kernel.shape[-1]
     # [y taps, z taps, c, x taps * out]
     taps = jnp.transpose(kernel, (1, 2, 3, 0, 4)).reshape(3, 3, c, 3 * out)
+    # XLA hands a convolution whose result is no larger than its input to YNNPACK, which runs on one core. A
+    # column too many, cut off again, leaves it to Eigen, which runs on all; with few channels one is faster.
+    spare = int(c >= _EIGEN_CHANNELS)
     slices = jax.lax.conv_general_dilated(
-        volume.reshape(b * nx, ny, nz, c), taps, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    ).reshape(b, nx, ny, nz, 3 * out)
+        volume.reshape(b * nx, ny, nz, c),
+        taps,
+        (1, 1),
+        ((1, 1), (1, 1 + spare)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )[:, :, :nz].reshape(b, nx, ny, nz, 3 * out)
     before, here, after = (slices[..., n * out : (n + 1) * out] for n in range(3))
-    here = here.at[:, 1:].add(before[:, :-1])
-    return here.at[:, :-1].add(after[:, 1:])
+    return here + _shift_in_x(before[:, :-1], 1, 0) + _shift_in_x(after[:, 1:], 0, 1)
+
+
+def _shift_in_x(slices, before, after):
+    """Zeros before and after: a padding joins the sum that it feeds, an update of a slice would not."""
+    return jnp.pad(slices, ((0, 0), (before, after), (0, 0), (0, 0), (0, 0)))
 
 
 def _folded_backward(saved, gradient):
@@ -68,15 +81,17 @@ def _kernel_gradient(volume, gradient):
     padded = jnp.pad(gradient, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0))).reshape(b * (nx + 2), ny, nz, out)
 
     def add_slice(total, n):
-        # Planar, [c, y, z]: the nine shifted copies are then contiguous rows of the left factor.
-        plane = jnp.moveaxis(jax.lax.dynamic_index_in_dim(slices, n, keepdims=False), -1, 0)
-        plane = jnp.pad(plane, ((0, 0), (1, 1), (1, 1)))
-        shifted = jnp.stack([plane[:, j : j + ny, k : k + nz] for j in range(3) for k in range(3)])
+        plane = jnp.pad(jax.lax.dynamic_index_in_dim(slices, n, keepdims=False), ((1, 1), (1, 1), (0, 0)))
+        shifted = [plane[j : j + ny, k : k + nz] for j in range(3) for k in range(3)]
         # The tap i of slice x meets the output slice x + 1 - i, which is x + 2 - i in the padded volume.
         first = n + 2 * (n // nx)
         outputs = jax.lax.dynamic_slice_in_dim(padded, first, 3)
-        outputs = jnp.concatenate([outputs[2], outputs[1], outputs[0]], axis=-1).reshape(ny * nz, 3 * out)
-        product = jnp.matmul(shifted.reshape(9 * c, ny * nz), outputs, preferred_element_type=jnp.float32)
+        product = jax.lax.dot_general(
+            jnp.concatenate(shifted, axis=-1),
+            jnp.concatenate([outputs[2], outputs[1], outputs[0]], axis=-1),
+            (((0, 1), (0, 1)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
         return total + product, None
 
     total, _ = jax.lax.scan(add_slice, jnp.zeros((9 * c, 3 * out), jnp.float32), jnp.arange(b * nx))
