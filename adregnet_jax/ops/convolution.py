@@ -75,24 +75,29 @@ _folded.defvjp(lambda volume, kernel: (_folded(volume, kernel), (volume, kernel)
 
 
 def _kernel_gradient(volume, gradient):
+    """A sum over the slices x of one matrix product: nine shifted copies of the slice by three of the gradient.
+
+    Planar, [c, y, z], so that the copies are long runs of memory, and the three slices of the gradient a view.
+    """
     b, nx, ny, nz, c = volume.shape
     out = gradient.shape[-1]
-    slices = volume.reshape(b * nx, ny, nz, c)
-    padded = jnp.pad(gradient, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0))).reshape(b * (nx + 2), ny, nz, out)
+    slices = jnp.moveaxis(volume, -1, 2).reshape(b * nx, c, ny, nz)
+    slices = jnp.pad(slices, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    outputs = jnp.pad(jnp.moveaxis(gradient, -1, 2), ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+    outputs = outputs.reshape(b * (nx + 2), out, ny * nz)
 
     def add_slice(total, n):
-        plane = jnp.pad(jax.lax.dynamic_index_in_dim(slices, n, keepdims=False), ((1, 1), (1, 1), (0, 0)))
-        shifted = [plane[j : j + ny, k : k + nz] for j in range(3) for k in range(3)]
-        # The tap i of slice x meets the output slice x + 1 - i, which is x + 2 - i in the padded volume.
-        first = n + 2 * (n // nx)
-        outputs = jax.lax.dynamic_slice_in_dim(padded, first, 3)
+        plane = jax.lax.dynamic_index_in_dim(slices, n, keepdims=False)
+        shifted = [plane[:, j : j + ny, k : k + nz].reshape(c, ny * nz) for j in range(3) for k in range(3)]
+        # Without the barrier XLA copies and concatenates in one loop, number by number.
+        rows = jnp.concatenate(jax.lax.optimization_barrier(shifted))
+        # The tap i of slice x meets the output slice x + 1 - i, which is x + 2 - i in the padded volume: the
+        # three are here in the order of 2 - i.
+        columns = jax.lax.dynamic_slice_in_dim(outputs, n + 2 * (n // nx), 3).reshape(3 * out, ny * nz)
         product = jax.lax.dot_general(
-            jnp.concatenate(shifted, axis=-1),
-            jnp.concatenate([outputs[2], outputs[1], outputs[0]], axis=-1),
-            (((0, 1), (0, 1)), ((), ())),
-            preferred_element_type=jnp.float32,
+            rows, columns, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
         )
         return total + product, None
 
     total, _ = jax.lax.scan(add_slice, jnp.zeros((9 * c, 3 * out), jnp.float32), jnp.arange(b * nx))
-    return jnp.transpose(total.reshape(3, 3, c, 3, out), (3, 0, 1, 2, 4))
+    return jnp.transpose(total.reshape(3, 3, c, 3, out)[:, :, :, ::-1], (3, 0, 1, 2, 4))
