@@ -23,9 +23,13 @@ IMPORT = "import time; start = time.perf_counter(); import adregnet_jax; print(t
 
 def measure_start(shape, channels, rounds):
     """Seconds of tracing, compiling and running the training step in this process, by name."""
+    from adregnet_jax import entry
+
+    entry.keep_freed_memory()  # before JAX starts
+    entry.use_compilation_cache()
+
     import jax
 
-    from adregnet_jax import entry
     from adregnet_jax.config import Config, ModelConfig, PhantomConfig
     from adregnet_jax.data.phantom import phantom_pair
     from adregnet_jax.data.pipeline import collate
@@ -34,8 +38,6 @@ def measure_start(shape, channels, rounds):
     from adregnet_jax.training.state import make_init
     from adregnet_jax.training.step import make_optimiser, make_train_step
 
-    entry.use_compilation_cache()
-    entry.keep_freed_memory()
     config = Config(model=ModelConfig(channels=channels))
     mesh = make_mesh(devices=1, batch_size=1)
     model, optimiser = AdRegNet(config.model), make_optimiser(config.optimiser, steps_per_epoch=1)
