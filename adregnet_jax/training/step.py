@@ -82,11 +82,14 @@ def make_train_step(
         metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(gradients)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
+    # LLVM's higher levels cost a fifth of the compilation on CPU, and the step is no faster for them.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         train_step,
         in_shardings=(replicated(mesh), along_data(mesh)),
         out_shardings=(replicated(mesh), replicated(mesh)),
         donate_argnums=0,
+        compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None,
     )
 
 
