@@ -136,10 +136,11 @@ def use_every_core(batch_size: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep large freed blocks: handing them back costs a quarter of a training step in page faults.
+    """Makes glibc keep large freed blocks: handing them back costs a quarter of a training step.
 
-    XLA on CPU allocates the temporaries of a step anew each time. Only the main arena can hold blocks of this
-    size, and a thread that has got another one keeps it: call this before JAX starts its threads.
+    XLA on CPU allocates the temporaries of a step anew each time, and each page of them faults. Only the main
+    arena can hold blocks of this size, and a thread that has got another one keeps it: call this before JAX
+    starts its threads.
     """
     mmap_max, trim_threshold, arena_max = -4, -1, -8  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
     with contextlib.suppress(OSError, AttributeError):  # another C library

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from adregnet_jax.losses import ncc_loss, ssim_loss
-from adregnet_jax.ops.jacobian import jacobian_determinant
+from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant
 from adregnet_jax.ops.sampling import sample
 
 _ncc_loss = jax.jit(ncc_loss)
 _ssim_loss = jax.jit(ssim_loss, static_argnames="window")
 _jacobian_determinant = jax.jit(jacobian_determinant)
+_folded_volume = jax.jit(folded_volume)
 
 
 def ncc(a: ArrayLike, b: ArrayLike, mask: ArrayLike | None = None) -> float:
@@ -61,6 +62,28 @@ def jacobian_statistics(displacement: ArrayLike, mask: ArrayLike | None = None) 
         "minimum": float(determinant.min()),
         "folded_percent": 100 * float(np.mean(determinant <= 0)),
     }
+
+
+def sd_log_jacobian(displacement: ArrayLike) -> float:
+    """SDlogJ as Learn2Reg computes it: SD of log(clip(det + 3, 1e-9, 1e9)), 2 voxels inside the border.
+
+    The 3 is in the code of the challenge, so that folds have a logarithm; it makes the figure smaller than
+    the SD of log(det).
+
+    Raises:
+      ValueError: a grid of 4 voxels or fewer along an axis.
+    """
+    determinant = np.asarray(
+        _jacobian_determinant(jnp.asarray(displacement, jnp.float32)[None])[0], np.float64
+    )[2:-2, 2:-2, 2:-2]
+    if not determinant.size:
+        raise ValueError(f"SDlogJ takes 5 voxels or more an axis, got {np.shape(displacement)}")
+    return float(np.std(np.log(np.clip(determinant + 3, 1e-9, 1e9))))
+
+
+def folded_volume_percent(displacement: ArrayLike) -> float:
+    """The non-diffeomorphic volume by tetrahedra (`ops.jacobian.folded_volume`), in percent."""
+    return 100 * float(_folded_volume(jnp.asarray(displacement, jnp.float32)[None])[0])
 
 
 def tre_mm(displacement: ArrayLike, fixed: ArrayLike, moving: ArrayLike, spacing_mm: ArrayLike) -> np.ndarray:

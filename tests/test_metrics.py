@@ -4,8 +4,19 @@ import pytest
 from skimage.metrics import structural_similarity
 
 from adregnet_jax.data.pair import Pair
-from adregnet_jax.metrics import dice, jacobian_statistics, mse, ncc, ssim, tre_mm, tre_snapped_mm
+from adregnet_jax.metrics import (
+    dice,
+    folded_volume_percent,
+    jacobian_statistics,
+    mse,
+    ncc,
+    sd_log_jacobian,
+    ssim,
+    tre_mm,
+    tre_snapped_mm,
+)
 from tests.oracles import losses as oracle
+from tests.oracles.jacobian import jacobian_determinant as slow_determinant
 
 SHAPE = (13, 14, 15)
 
@@ -119,3 +130,21 @@ def test_dice_counts_overlap_and_knows_absent_labels():
     np.testing.assert_allclose(dice(a, b, [0, 1, 2, 3, 7]), [1, 2 / 3, 0, 0, np.nan])
     with pytest.raises(ValueError, match="differ in shape"):
         dice(a, b[..., 1:], [1])
+
+
+def test_sd_log_jacobian_is_that_of_the_challenge():
+    displacement = np.random.default_rng(0).normal(0, 1.5, (8, 9, 10, 3)).astype(np.float32)
+    inside = slow_determinant(displacement)[2:-2, 2:-2, 2:-2]
+    assert (inside < -3).any()  # where the clip has something to do
+    expected = np.log(np.clip(inside + 3, 1e-9, 1e9)).std()
+    assert sd_log_jacobian(displacement) == pytest.approx(expected, rel=1e-4)
+    assert sd_log_jacobian(np.zeros((6, 6, 6, 3))) == 0
+    with pytest.raises(ValueError, match="5 voxels"):
+        sd_log_jacobian(np.zeros((4, 6, 6, 3)))
+
+
+def test_folded_volume_is_in_percent():
+    mirror = np.zeros((4, 4, 4, 3))
+    mirror[..., 0] = -2 * np.arange(4)[:, None, None]
+    assert folded_volume_percent(mirror) == pytest.approx(100)
+    assert folded_volume_percent(np.zeros((4, 4, 4, 3))) == 0

@@ -75,9 +75,9 @@ _folded.defvjp(lambda volume, kernel: (_folded(volume, kernel), (volume, kernel)
 
 
 def _kernel_gradient(volume, gradient):
-    """A sum over the slices x of one matrix product: nine shifted copies of the slice by three of the gradient.
+    """A sum over the slices x of one product: nine shifted copies of the slice by three of the gradient.
 
-    Planar, [c, y, z], so that the copies are long runs of memory, and the three slices of the gradient a view.
+    Planar, [c, y, z]: the copies are long runs of memory, and the three slices of the gradient are a view.
     """
     b, nx, ny, nz, c = volume.shape
     out = gradient.shape[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -70,6 +70,35 @@ def warp(
     return _sample_batch(volume, coordinates, mode, padding)
 
 
+def warp_labels(labels: jax.Array, displacement: jax.Array, classes: Sequence[int]) -> jax.Array:
+    """Label maps pulled back as images of 0 and 1, one a class, warped trilinearly: the largest one wins.
+
+    One class at a time, so that memory does not grow with their number.
+
+    Args:
+      labels: [b, x, y, z, 1], integers.
+      displacement: [b, x', y', z', 3] in voxels.
+      classes: the labels that take part, background among them; the first one wins a tie.
+
+    Returns:
+      [b, x', y', z', 1] in the dtype of the labels.
+
+    Raises:
+      ValueError: wrong ranks or batch sizes, or no class.
+    """
+    if not classes:
+        raise ValueError("classes is empty: at least one label is needed")
+
+    def compare(best, label):
+        score = warp((labels == label).astype(jnp.float32), displacement)
+        return (jnp.maximum(score, best[0]), jnp.where(score > best[0], label, best[1])), None
+
+    shape = (*displacement.shape[:-1], 1)
+    first = jnp.asarray(classes, labels.dtype)
+    start = (jnp.zeros(shape), jnp.full(shape, first[0]))
+    return jax.lax.scan(compare, start, first)[0][1]
+
+
 def sample_at_points(
     volume: jax.Array, points: jax.Array, *, mode: Mode = "linear", padding: Padding = "border"
 ) -> jax.Array:
@@ -110,25 +139,30 @@ def _sample_nearest(volume, coordinates, padding):
 
 
 def _sample_linear(volume, coordinates, padding):
-    corners = []  # a (index, weight) for the lower and the upper neighbour, along each axis
-    for k, n in enumerate(volume.shape[:3]):
-        position = coordinates[..., k]
-        if padding == "border":
-            position = jnp.clip(position, 0, n - 1)
-        lower = jnp.floor(position)
-        fraction = position - lower
-        index = lower.astype(jnp.int32)
-        sides = [(index, 1 - fraction), (index + 1, fraction)]
-        if padding == "zeros":
-            sides = [(i, jnp.where((i >= 0) & (i < n), weight, 0)) for i, weight in sides]
-        corners.append(sides)
+    shape = volume.shape[:3]
+    margin = 0 if padding == "border" else 1  # a voxel outside, a linear sample has faded to 0
+    position = [jnp.clip(coordinates[..., k], -margin, n - 1 + margin) for k, n in enumerate(shape)]
+    lower = [jnp.floor(p) for p in position]
+    fraction = [(p - low)[..., None].astype(volume.dtype) for p, low in zip(position, lower, strict=True)]
+    first = [low.astype(jnp.int32) for low in lower]
 
-    total: jax.Array | float = 0.0
-    for corner in itertools.product(*corners):
-        places, weights = zip(*corner, strict=True)
-        weight = (weights[0] * weights[1] * weights[2])[..., None].astype(volume.dtype)
-        total = total + weight * _gather(volume, places)
-    return total
+    def corner(*step):
+        index = [i + s for i, s in zip(first, step, strict=True)]
+        value = _gather(volume, index)
+        if padding == "border":
+            return value
+        inside = [(i >= 0) & (i < n) for i, n in zip(index, shape, strict=True)]
+        return jnp.where((inside[0] & inside[1] & inside[2])[..., None], value, 0)
+
+    # Along one axis after another: seven products, where the sum over corners of weights takes three times
+    # as many, and a gradient in the coordinates that reuses the differences.
+    def along(axis, *step):
+        if axis == 3:
+            return corner(*step)
+        near, far = (along(axis + 1, *step, s) for s in (0, 1))
+        return near + fraction[axis] * (far - near)
+
+    return along(0)
 
 
 def _gather(volume, index):

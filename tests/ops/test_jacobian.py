@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from adregnet_jax.ops.jacobian import jacobian_determinant, spatial_gradient
+from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant, spatial_gradient
+from tests.oracles.jacobian import folded_volume as slow_folded_volume
 from tests.oracles.jacobian import jacobian_determinant as slow_determinant
 
 
@@ -60,3 +61,32 @@ def test_gradients_match_finite_differences():
 def test_determinant_rejects_what_is_no_displacement(shape):
     with pytest.raises(ValueError):
         jacobian_determinant(jnp.zeros(shape))
+
+
+def test_folded_volume_equals_the_oracle():
+    displacement = np.random.default_rng(0).normal(size=(2, 4, 3, 5, 3)).astype(np.float32)
+    expected = [slow_folded_volume(u) for u in displacement]
+    np.testing.assert_allclose(jax.jit(folded_volume)(displacement), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [(np.diag([2.0, 0.5, 3.0]), 0), (np.diag([-1.0, 1.0, 1.0]), 1), (np.diag([-2.0, 1.0, 1.0]), 2)],
+)
+def test_folded_volume_of_a_linear_map(matrix, expected):
+    volume = folded_volume(jnp.asarray(linear_displacement(matrix, (3, 4, 5))))
+    np.testing.assert_allclose(volume, [expected], atol=1e-6)
+
+
+def test_folded_volume_sees_the_checkerboard_that_central_differences_miss():
+    checkerboard = 1.2 * (-1.0) ** np.indices((6, 6, 6)).sum(axis=0)
+    displacement = jnp.zeros((1, 6, 6, 6, 3)).at[..., 0].set(checkerboard / 2)
+    # One-sided differences on the faces would see it.
+    assert jacobian_determinant(displacement)[:, 1:-1, 1:-1, 1:-1].min() > 0
+    assert folded_volume(displacement)[0] > 0.01
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4, 4, 2), (4, 4, 4, 3), (1, 4, 1, 4, 3)])
+def test_folded_volume_rejects_what_is_no_displacement(shape):
+    with pytest.raises(ValueError, match="displacement must be"):
+        folded_volume(jnp.zeros(shape))
