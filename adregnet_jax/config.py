@@ -45,6 +45,7 @@ class FilesConfig:
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
     partners: int = 10  # moving scans drawn for each training subject
+    test_partners: int = 1  # moving scans for each test subject
 
 
 @dataclasses.dataclass
@@ -106,6 +107,8 @@ class LossConfig:
     ssim_window: int = 0  # 0: global, as eq. 22 is written; else the width of local Gaussian windows
     smoothness: float = 1.0  # lambda_smooth, eq. 18; the penalty is in (mm/mm)^2, mean over voxels
     jacobian: float = 10.0  # lambda_jac, eq. 18
+    dice: float = 0.0  # soft Dice of warped labels, not in the paper: weak supervision, in training only
+    dice_labels: tuple[int, ...] = ()  # the labels it is the mean over
 
 
 @dataclasses.dataclass

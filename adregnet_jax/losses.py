@@ -7,7 +7,7 @@ what each pair gives alone, and is finite with finite gradients on constant imag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from adregnet_jax.config import LossConfig
 from adregnet_jax.ops.filters import box_sum, gaussian_filter, window_counts
 from adregnet_jax.ops.jacobian import jacobian_determinant
-from adregnet_jax.ops.sampling import sample_at_points
+from adregnet_jax.ops.sampling import sample_at_points, warp
 
 SSIM_C1 = 0.01**2  # the constants of SSIM for intensities of range 1
 SSIM_C2 = 0.03**2
@@ -188,6 +188,36 @@ def landmark_loss(
     return jnp.mean(jnp.sum(distance_mm, axis=1) / jnp.maximum(jnp.sum(valid > 0, axis=1), 1))
 
 
+def dice_loss(
+    fixed_labels: jax.Array, moving_labels: jax.Array, displacement: jax.Array, labels: Sequence[int]
+) -> jax.Array:
+    """1 minus the soft Dice of labels, each warped trilinearly as an image of 0 and 1.
+
+    Args:
+      fixed_labels: [b, x, y, z, 1], integers.
+      moving_labels: [b, x, y, z, 1], integers.
+      displacement: [b, x, y, z, 3] in voxels.
+      labels: those that count.
+
+    Returns:
+      Scalar in [0, 1]: the mean over labels and batch. A label that neither image has counts as 0.
+
+    Raises:
+      ValueError: wrong shapes, or no labels.
+    """
+    if fixed_labels.shape != (*displacement.shape[:-1], 1) or not labels:
+        raise ValueError(
+            f"fixed_labels must be {(*displacement.shape[:-1], 1)} and labels not empty, "
+            f"got {fixed_labels.shape} and {labels}"
+        )
+    chosen = jnp.asarray(labels)
+    fixed = (fixed_labels == chosen).astype(jnp.float32)  # [b, x, y, z, label]
+    warped = warp((moving_labels == chosen).astype(jnp.float32), displacement)
+    overlap = jnp.sum(fixed * warped, axis=(1, 2, 3))
+    size = jnp.sum(fixed, axis=(1, 2, 3)) + jnp.sum(warped, axis=(1, 2, 3))
+    return jnp.mean(1 - (2 * overlap + 1e-5) / (size + 1e-5))
+
+
 def total_loss(
     batch: Mapping[str, jax.Array], displacement: jax.Array, warped: jax.Array, config: LossConfig
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -195,14 +225,14 @@ def total_loss(
 
     Args:
       batch: fixed and mask [b, x, y, z, 1], spacing_mm [b, 3], fixed_landmarks and moving_landmarks
-        [b, n, 3], landmark_valid [b, n].
+        [b, n, 3], landmark_valid [b, n]; for the Dice term fixed_labels and moving_labels [b, x, y, z, 1].
       displacement: [b, x, y, z, 3] in voxels.
       warped: [b, x, y, z, 1], the moving images warped by it.
       config: the weights.
 
     Returns:
       The weighted sum, and each term before it is weighted, by name: ncc, ssim, smoothness, jacobian,
-      landmark. A term of weight 0 is not computed and not returned.
+      landmark, dice. A term of weight 0 is not computed and not returned.
     """
     mask = batch["mask"]
     candidates = {
@@ -233,6 +263,12 @@ def total_loss(
                 batch["moving_landmarks"],
                 batch["landmark_valid"],
                 batch["spacing_mm"],
+            ),
+        ),
+        "dice": (
+            config.dice,
+            lambda: dice_loss(
+                batch["fixed_labels"], batch["moving_labels"], displacement, config.dice_labels
             ),
         ),
     }

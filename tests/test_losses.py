@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from adregnet_jax.config import LossConfig
 from adregnet_jax.losses import (
+    dice_loss,
     jacobian_loss,
     landmark_loss,
     ncc_loss,
@@ -301,3 +303,32 @@ def test_shapes_are_checked(images, displacement):
         jacobian_loss(displacement[..., :2])
     with pytest.raises(ValueError, match="landmarks"):
         landmark_loss(displacement, *landmarks()[:2], landmarks()[2][:, :1], SPACING_MM)
+
+
+def label_maps():
+    rng = np.random.default_rng(3)
+    return [rng.integers(0, 4, (2, 5, 6, 7, 1)).astype(np.int32) for _ in range(2)]
+
+
+def test_dice_loss_of_a_field_of_whole_voxels_is_that_of_the_shifted_labels():
+    fixed, moving = label_maps()
+    displacement = np.zeros((2, 5, 6, 7, 3), np.float32)
+    displacement[..., 1] = 1
+    shifted = moving[:, :, np.minimum(np.arange(6) + 1, 5)]
+    scores = [
+        2 * np.sum((f == label) & (s == label)) / (np.sum(f == label) + np.sum(s == label))
+        for f, s in zip(fixed, shifted, strict=True)
+        for label in (1, 3)
+    ]
+    assert dice_loss(fixed, moving, displacement, (1, 3)) == pytest.approx(1 - np.mean(scores), abs=1e-5)
+    assert dice_loss(fixed, fixed, 0 * displacement, (1, 2)) == pytest.approx(0, abs=1e-6)
+    assert dice_loss(fixed, moving, 0 * displacement, (9,)) == pytest.approx(0, abs=1e-6)
+
+
+def test_dice_loss_has_gradients_and_checks_its_input():
+    fixed, moving = label_maps()
+    displacement = 0.3 * jax.random.normal(jax.random.key(0), (2, 5, 6, 7, 3)) + 0.1
+    loss = jax.jit(lambda u: dice_loss(fixed, moving, u, (1, 2)))
+    check_grads(loss, (displacement,), order=1, modes=["rev"], eps=1e-3, atol=2e-2, rtol=2e-2)
+    with pytest.raises(ValueError, match="labels not empty"):
+        dice_loss(fixed, moving, displacement, ())

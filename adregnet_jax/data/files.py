@@ -144,7 +144,7 @@ def _row_of_csv(path: Path, line: int, cells: dict) -> PairFiles:
 
 
 def _rows_of_folder(folder: Path, config: FilesConfig, seed: int) -> list[PairFiles]:
-    """Each subject is fixed: when training with `partners` others of its split, else with the next one."""
+    """Each subject is fixed, with others of its split: drawn ones in training, else the next ones."""
     images = sorted(path for path in folder.glob("images/*.nii*") if not path.name.startswith("."))
     counts = [round(len(images) * share) for share in (config.validation_fraction, config.test_fraction)]
     counts = [len(images) - sum(counts), *counts]
@@ -166,10 +166,9 @@ def _rows_of_folder(folder: Path, config: FilesConfig, seed: int) -> list[PairFi
     for split, count in zip(SPLITS, counts, strict=True):
         members, subjects = subjects[:count], subjects[count:]
         for index, fixed in enumerate(members):
-            steps = np.array([1])
-            if split == "train":
-                steps = random.permutation(np.arange(1, count))[: config.partners]
-            for step in steps:
+            others = np.arange(1, count)
+            partners = {"train": config.partners, "validation": 1, "test": config.test_partners}[split]
+            for step in (random.permutation(others) if split == "train" else others)[:partners]:
                 moving = members[(index + step) % count]
                 rows.append(PairFiles(split, fixed, moving, labels.get(fixed), labels.get(moving)))
     return rows

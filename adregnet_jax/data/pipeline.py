@@ -22,16 +22,21 @@ Batch = dict[str, np.ndarray]
 LANDMARK_ROOM = 100  # landmark counts are rounded up to it: pairs of different counts share a compilation
 
 
-def collate(pairs: Sequence[Pair]) -> Batch:
+def collate(pairs: Sequence[Pair], *, with_labels: bool = False) -> Batch:
     """Stacks pairs of one shape into the arrays that the model and the losses take.
 
     Args:
         pairs: b of them.
+        with_labels: the label maps, too.
 
     Returns:
         fixed, moving and mask [b, x, y, z, 1]; spacing_mm [b, 3]; fixed_landmarks and moving_landmarks
         [b, n, 3], padded with zeros to a multiple of `LANDMARK_ROOM` (to 1 if there are none);
-        landmark_valid [b, n], 1 where there is a landmark. All float32.
+        landmark_valid [b, n], 1 where there is a landmark. All float32. With labels, fixed_labels and
+        moving_labels [b, x, y, z, 1], int32.
+
+    Raises:
+        UserError: shapes that differ, or labels asked for and missing.
     """
     shapes = {pair.name: pair.fixed.shape for pair in pairs}
     if len(set(shapes.values())) > 1:
@@ -48,25 +53,34 @@ def collate(pairs: Sequence[Pair]) -> Batch:
         "moving_landmarks": np.stack([_padded(pair.moving_landmarks, room) for pair in pairs]),
         "landmark_valid": np.stack(landmark_valid),
     }
-    return {name: np.asarray(array, np.float32) for name, array in batch.items()}
+    batch = {name: np.asarray(array, np.float32) for name, array in batch.items()}
+    if with_labels:
+        for name in ("fixed_labels", "moving_labels"):
+            batch[name] = np.stack([_labels(pair, name) for pair in pairs])[..., None]
+    return batch
 
 
 def augment(pair: Pair, rng: np.random.Generator, config: DataConfig) -> Pair:
     """A random variant of a training pair: mirrored, exchanged, of other brightness, as `config` says.
 
-    What the training loss does not look at (labels, the true displacement) is left out of the result.
+    The true displacement, which no training loss looks at, is left out of the result.
     """
     fixed, moving, mask = pair.fixed, pair.moving, pair.mask
+    fixed_labels, moving_labels = pair.fixed_labels, pair.moving_labels
     fixed_landmarks, moving_landmarks = pair.fixed_landmarks, pair.moving_landmarks
     for axis in config.flip_axes:
         if rng.random() < 0.5:
             last = fixed.shape[axis] - 1
             fixed, moving = np.flip(fixed, axis), np.flip(moving, axis)
-            mask = None if mask is None else np.flip(mask, axis)
+            mask, fixed_labels, moving_labels = (
+                None if volume is None else np.flip(volume, axis)
+                for volume in (mask, fixed_labels, moving_labels)
+            )
             fixed_landmarks = _mirrored(fixed_landmarks, axis, last)
             moving_landmarks = _mirrored(moving_landmarks, axis, last)
     if config.exchange and rng.random() < 0.5:
         fixed, moving = moving, fixed
+        fixed_labels, moving_labels = moving_labels, fixed_labels
         fixed_landmarks, moving_landmarks = moving_landmarks, fixed_landmarks
     if config.intensity_jitter:
         fixed, moving = (
@@ -81,14 +95,14 @@ def augment(pair: Pair, rng: np.random.Generator, config: DataConfig) -> Pair:
         mask=mask,
         fixed_landmarks=fixed_landmarks,
         moving_landmarks=moving_landmarks,
-        fixed_labels=None,
-        moving_labels=None,
+        fixed_labels=fixed_labels,
+        moving_labels=moving_labels,
         displacement=None,
     )
 
 
 def training_batches(
-    pairs: Sequence[Pair], config: DataConfig, *, batch_size: int, seed: int
+    pairs: Sequence[Pair], config: DataConfig, *, batch_size: int, seed: int, with_labels: bool = False
 ) -> grain.MapDataset[Batch]:
     """The endless training set: `[step]` is the batch of that step.
 
@@ -103,7 +117,7 @@ def training_batches(
         .shuffle()
         .repeat()
         .random_map(functools.partial(augment, config=config))
-        .batch(batch_size, drop_remainder=True, batch_fn=collate)
+        .batch(batch_size, drop_remainder=True, batch_fn=functools.partial(collate, with_labels=with_labels))
     )
 
 
@@ -114,6 +128,15 @@ def iterate_from(batches: grain.MapDataset[Batch], step: int) -> Iterator[Batch]
 
 def _landmark_count(pair: Pair) -> int:
     return 0 if pair.fixed_landmarks is None else len(pair.fixed_landmarks)
+
+
+def _labels(pair: Pair, name: str) -> np.ndarray:
+    labels = getattr(pair, name)
+    if labels is None:
+        raise UserError(
+            f"the pair {pair.name} has no labels: loss.dice needs them, set it to 0 or add labels"
+        )
+    return np.asarray(labels, np.int32)
 
 
 def _padded(points: np.ndarray | None, room: int) -> np.ndarray:

@@ -61,7 +61,10 @@ def train(config: Config, workdir: Path) -> None:
     prepare_workdir(config, workdir)
     splits = load_splits(config.data)
     batch_size = config.optimiser.batch_size
-    batches = pipeline.training_batches(splits.train, config.data, batch_size=batch_size, seed=config.seed)
+    with_labels = config.loss.dice > 0
+    batches = pipeline.training_batches(
+        splits.train, config.data, batch_size=batch_size, seed=config.seed, with_labels=with_labels
+    )
     steps_per_epoch = math.ceil(len(splits.train) / batch_size)
     total_steps = config.optimiser.epochs * steps_per_epoch
     validate_every = config.run.validate_every_epochs * steps_per_epoch
@@ -115,7 +118,9 @@ def train(config: Config, workdir: Path) -> None:
             rate = log.steps_per_second(step if save_now else step - 1)
             metric = None
             if validate_now and splits.validation:
-                validation = validate(validation_step, state.params, splits.validation, step)
+                validation = validate(
+                    validation_step, state.params, splits.validation, step, with_labels=with_labels
+                )
                 records[step] |= validation
                 name = decisive(validation)
                 metric = validation[name]
@@ -146,6 +151,8 @@ def check_settings(config: Config) -> None:
         value = getattr(getattr(config, section), name)
         if value < 1:
             raise UserError(f"{path} must be at least 1, it is {value}: change it in the config")
+    if config.loss.dice > 0 and not config.loss.dice_labels:
+        raise UserError("loss.dice is set and loss.dice_labels is empty: name the labels, as in (1, 2)")
     model = config.model
     if not 0 <= model.finest_level < len(model.channels):
         raise UserError(
@@ -226,12 +233,17 @@ def check_finite(record: dict[str, float], step: int) -> None:
 
 
 def validate(
-    validation_step: Callable[..., tuple[jax.Array, jax.Array]], params, pairs: Sequence[Pair], step: int
+    validation_step: Callable[..., tuple[jax.Array, jax.Array]],
+    params,
+    pairs: Sequence[Pair],
+    step: int,
+    *,
+    with_labels: bool = False,
 ) -> dict[str, float]:
     """Mean loss over the validation pairs, and where there are landmarks, the mean TRE over those pairs."""
     loss, tre = [], []
     for pair in pairs:
-        pair_loss, displacement = validation_step(params, pipeline.collate([pair]))
+        pair_loss, displacement = validation_step(params, pipeline.collate([pair], with_labels=with_labels))
         loss.append(float(pair_loss))
         fixed, moving = pair.fixed_landmarks, pair.moving_landmarks
         if fixed is not None and moving is not None and len(fixed):

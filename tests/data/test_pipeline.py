@@ -1,5 +1,6 @@
 """Splits, augmentation and batches: what training is fed does not depend on where a run began."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -11,6 +12,7 @@ from adregnet_jax.data.pipeline import augment, collate, iterate_from, training_
 from adregnet_jax.data.splits import LazyPairs, load_splits
 from adregnet_jax.errors import UserError
 
+LABELS = np.random.default_rng(1).integers(0, 3, (2, 5, 6, 7))
 AUGMENTED = DataConfig(flip_axes=(0, 2), exchange=True, intensity_jitter=0.1)
 
 
@@ -119,3 +121,20 @@ def test_augmentation_differs_between_passes():
 def test_no_training_pair_is_an_error():
     with pytest.raises(UserError, match="training split is empty"):
         training_batches([], DataConfig(), batch_size=1, seed=0)
+
+
+def test_labels_go_with_their_images():
+    pair = dataclasses.replace(make_pair(), fixed_labels=LABELS[0], moving_labels=LABELS[1])
+    batch = collate([pair, pair], with_labels=True)
+    assert batch["fixed_labels"].dtype == np.int32
+    np.testing.assert_array_equal(batch["moving_labels"][1, ..., 0], LABELS[1])
+    assert "fixed_labels" not in collate([pair])
+    # Labels that are the images: whatever the augmentation does, it does to both.
+    pair = dataclasses.replace(pair, fixed_labels=pair.fixed, moving_labels=pair.moving)
+    without_jitter = dataclasses.replace(AUGMENTED, intensity_jitter=0.0)
+    for seed in range(8):
+        other = augment(pair, np.random.default_rng(seed), without_jitter)
+        np.testing.assert_array_equal(other.fixed, other.fixed_labels)
+        np.testing.assert_array_equal(other.moving, other.moving_labels)
+    with pytest.raises(UserError, match="has no labels"):
+        collate([make_pair()], with_labels=True)

@@ -1,0 +1,46 @@
+"""Inter-subject registration of hippocampus MR scans: 200 train, 20 validate, 40 test; images only.
+
+    python train.py --config configs/hippocampus.py --workdir runs/hippocampus \
+        --config.data.files.pairs=FOLDER
+    python eval.py  (the same arguments)
+
+FOLDER holds images/ and labels/ with one NIfTI a subject under the same names: the scans of the Medical
+Segmentation Decathlon's task 4, 1 mm, cropped. Labels 1 and 2 are the anterior and the posterior part. The
+test is 200 pairs: each test subject with five others.
+
+Weakly supervised, with the labels of the training scans:
+--config.loss.dice=1 --config.loss.dice_labels="(1, 2)"
+
+Hardware: two CPU cores. Not yet run to the end.
+"""
+
+from adregnet_jax.config import (
+    Config,
+    DataConfig,
+    FilesConfig,
+    LossConfig,
+    ModelConfig,
+    OptimiserConfig,
+    RunConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            kind="files",
+            files=FilesConfig(
+                validation_fraction=20 / 260, test_fraction=40 / 260, partners=10, test_partners=5
+            ),
+            intensity_jitter=0.05,
+        ),
+        # Regions of 24 voxels, as the paper's for brains.
+        model=ModelConfig(
+            channels=(8, 16, 32, 64), finest_level=1, global_attention_tokens=1024, region_size=24
+        ),
+        loss=LossConfig(ncc_window=5, smoothness=2.0),
+        optimiser=OptimiserConfig(
+            learning_rate=1e-3, warmup_steps=50, halve_every_epochs=1, epochs=4, batch_size=2
+        ),
+        run=RunConfig(patience_epochs=0, checkpoint_every_steps=200),
+    )
