@@ -105,7 +105,7 @@ def registration_figure(
     extent_mm = np.array(scan.fixed.shape) * scan.spacing_mm
     every_mm = _round_length(max(extent_mm) / 16)
 
-    figure, rows = _panels(extent_mm)
+    figure, rows = _panels(extent_mm, len(PANELS))
     width, height = figure.get_size_inches()
     figure.text(LEFT / width, 1 - 0.1 / height, title, fontsize=9, ha="left", va="top")
     for ax, name in zip(rows[0], PANELS, strict=True):
@@ -123,6 +123,102 @@ def registration_figure(
     if (jacobian <= 0).any():
         folded = Patch(color=FOLDED_COLOUR, label="folded (≤ 0)")
         figure.legend(handles=[folded], fontsize=7, frameon=False, loc="upper right", borderaxespad=0.3)
+    return figure
+
+
+def levels_figure(
+    fixed: np.ndarray,
+    moving: np.ndarray,
+    warped: np.ndarray,
+    match_entropy: Sequence[np.ndarray],
+    jacobian: Sequence[np.ndarray],
+    *,
+    spacing_mm: np.ndarray,
+    affine: np.ndarray,
+    title: str = "",
+) -> Figure:
+    """The paper's Fig. 5: the scans, uncertainty maps and Jacobian maps, coarse to fine, in three planes.
+
+    The planes go through the middle. A level's map is drawn in its own voxels.
+
+    Args:
+        fixed, moving, warped: [x, y, z], intensities in [0, 1].
+        match_entropy: of each level, coarse to fine, [x_l, y_l, z_l] in nats; may be empty.
+        jacobian: of each level, coarse to fine, [x_l, y_l, z_l].
+        spacing_mm: [3].
+        affine: [4, 4], voxel to RAS mm; only its orientation is used.
+        title: stands above the panels.
+    """
+    orientation = nib.io_orientation(affine).astype(int)
+    order = np.argsort(orientation[:, 0])
+    spacing_mm = np.asarray(spacing_mm)[order]
+    grey = Scale(Normalize(*np.percentile(fixed, (0.5, 99.5))), "gray")
+    columns = [(name, image, grey, "") for name, image in zip(PANELS, (fixed, moving, warped), strict=False)]
+    for number, entropy in enumerate(match_entropy, 1):
+        scale = Scale(Normalize(0, max(float(entropy.max()), 1e-3)), "magma")
+        columns.append((f"uncertainty {number}", _enlarged(entropy, fixed.shape), scale, "entropy, nats"))
+    for number, determinant in enumerate(jacobian, 1):
+        change = float(np.clip(np.percentile(np.abs(determinant - 1), 99.5), 0.1, 1.0))
+        scale = Scale(Normalize(1 - change, 1 + change), "BrBG")
+        columns.append((f"Jacobian {number}", _enlarged(determinant, fixed.shape), scale, "volume ratio"))
+
+    figure, rows = _panels(np.array(fixed.shape)[order] * spacing_mm, len(columns))
+    width, height = figure.get_size_inches()
+    figure.text(LEFT / width, 1 - 0.1 / height, title, fontsize=9, ha="left", va="top")
+    for k, (name, as_filed, scale, unit) in enumerate(columns):
+        volume = nib.apply_orientation(as_filed, orientation)
+        rows[0][k].set_title(name, fontsize=8, pad=4)
+        for plane, axes in zip(PLANES, rows, strict=True):
+            image = volume.take(volume.shape[plane.normal] // 2, plane.normal)
+            _show(axes[k], image, spacing_mm[list(plane.axes)], scale)
+        if unit:
+            _colour_bar(figure, rows[-1][k : k + 1], scale, unit)
+    for plane, axes in zip(PLANES, rows, strict=True):
+        axes[0].set_ylabel(plane.name, fontsize=8)
+    _colour_bar(figure, rows[-1][0:3], grey, "intensity (0 to 1)")
+    return figure
+
+
+def tre_figure(
+    names: Sequence[str], before_mm: Sequence[np.ndarray], after_mm: Sequence[np.ndarray]
+) -> Figure:
+    """Box plots of the landmark distances of each case, before and after; whiskers from 5 to 95 %."""
+    figure = Figure(figsize=(1.5 + 0.8 * len(names), 3), dpi=150, layout="constrained")
+    ax = figure.subplots()
+    for values, shift, colour, label in ((before_mm, -0.18, "C7", "before"), (after_mm, 0.18, "C0", "after")):
+        boxes = ax.boxplot(
+            list(values),
+            positions=np.arange(len(names)) + shift,
+            widths=0.3,
+            whis=(5, 95),
+            showfliers=False,
+            patch_artist=True,
+            medianprops={"color": "black"},
+        )
+        for box in boxes["boxes"]:
+            box.set_facecolor(colour)
+        boxes["boxes"][0].set_label(label)
+    ax.set_xticks(range(len(names)), names, fontsize=7)
+    ax.set_ylabel("landmark distance, mm", fontsize=8)
+    ax.tick_params(axis="y", labelsize=7)
+    ax.grid(axis="y", linewidth=0.3)
+    ax.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def jacobian_figure(names: Sequence[str], determinants: Sequence[np.ndarray]) -> Figure:
+    """Histograms of the Jacobian determinant of each case; what is outside -0.1 to 2 is clipped."""
+    figure = Figure(figsize=(4.5, 3), dpi=150, layout="constrained")
+    ax = figure.subplots()
+    for name, values in zip(names, determinants, strict=True):
+        bins = np.linspace(-0.1, 2, 85).tolist()
+        ax.hist(np.clip(values, bins[0], bins[-1]), bins, density=True, histtype="step", label=name)
+    ax.axvline(0, color=FOLDED_COLOUR, linewidth=0.8)
+    ax.set_xlabel("Jacobian determinant (0 or less: folded)", fontsize=8)
+    ax.set_ylabel("density", fontsize=8)
+    ax.tick_params(labelsize=7)
+    if len(names) <= 10:
+        ax.legend(fontsize=6, frameon=False)
     return figure
 
 
@@ -204,6 +300,16 @@ def _turned(fixed, moving, warped, displacement, jacobian, spacing_mm, orientati
     return Scan(fixed, moving, warped, displacement_mm, jacobian, spacing_mm[order])
 
 
+def _enlarged(level: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A level's volume in the voxels of the full grid, which the network padded at the high end."""
+    for axis, size in enumerate(shape):
+        factor = 1
+        while level.shape[axis] * factor < size:
+            factor *= 2
+        level = np.repeat(level, factor, axis)
+    return level[tuple(slice(size) for size in shape)]
+
+
 def _file_index(axis: int, point: Sequence[int], orientation: np.ndarray, shape: Sequence[int]) -> str:
     """The slice through `point` as the file counts it, for instance "k = 38"."""
     file_axis = int(np.flatnonzero(orientation[:, 0] == axis)[0])
@@ -272,14 +378,14 @@ def _show(ax: Axes, image: np.ndarray, spacing_mm: np.ndarray, scale: Scale, alp
     ax.set(xlim=(right, low[0]), ylim=(low[1], top), xticks=[], yticks=[])
 
 
-def _panels(extent_mm: np.ndarray) -> tuple[Figure, list[list[Axes]]]:
+def _panels(extent_mm: np.ndarray, columns: int) -> tuple[Figure, list[list[Axes]]]:
     """A figure with one row a plane, one column a panel, all at one scale in mm."""
     inches = PANEL_WIDTH / max(extent_mm[:2])
     heights = [extent_mm[plane.axes[1]] * inches for plane in PLANES]
-    width = LEFT + len(PANELS) * (PANEL_WIDTH + GAP)
+    width = LEFT + columns * (PANEL_WIDTH + GAP)
     height = TOP + sum(heights) + (len(PLANES) - 1) * GAP + BOTTOM
     figure = Figure(figsize=(width, height), dpi=150)
-    lefts = [LEFT + k * (PANEL_WIDTH + GAP) for k in range(len(PANELS))]
+    lefts = [LEFT + k * (PANEL_WIDTH + GAP) for k in range(columns)]
     rows, bottom = [], height - TOP
     for panel_height in heights:
         bottom -= panel_height

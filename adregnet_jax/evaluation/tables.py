@@ -10,6 +10,7 @@ distances of case 4 give 4.86 mm with n - 1, the published figure, and 4.85 mm w
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
 import string
@@ -41,6 +42,7 @@ ALIGNMENT = (
     Column("snapped, mm", "{tre_snapped_mm:.2f}"),
     Column("Dice before", "{dice_before:.3f}"),
     Column("Dice", "{dice:.3f}"),
+    Column("Dice, one-hot", "{dice_onehot:.3f}"),
     Column("folded, %", "{folded_percent:.3f}"),
     Column("network, s", "{seconds:.2f}"),
 )
@@ -54,6 +56,8 @@ SIMILARITY = (
     Column("SSIM", "{ssim:.3f}"),
     Column("Jacobian", "{jacobian_mean:.3f} ({jacobian_sd:.3f})"),
     Column("minimum", "{jacobian_min:.3f}"),
+    Column("SDlogJ", "{sd_log_jacobian:.4f}"),
+    Column("folded volume, %", "{folded_volume_percent:.4f}"),
 )
 
 
@@ -106,6 +110,34 @@ def to_markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     rule = ["---"] + ["---:"] * (len(cells[0]) - 1)
     lines = [" | ".join(cell.replace("|", r"\|") for cell in line) for line in [cells[0], rule, *cells[1:]]]
     return "".join(f"| {line} |\n" for line in lines)
+
+
+def to_latex(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """The same table as a `tabular` with the rules of booktabs."""
+    heading, *cells = _cells(rows, columns)
+    lines = [
+        r"\begin{tabular}{l" + "r" * (len(heading) - 1) + "}",
+        r"\toprule",
+        _latex_line(heading),
+        r"\midrule",
+    ]
+    lines += [_latex_line(line) for line in cells]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def to_html(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """The same table for a report."""
+    heading, *cells = _cells(rows, columns)
+    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in heading) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in cells]
+    return "<table>\n" + "\n".join(lines) + "\n</table>\n"
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {character: "\\" + character for character in "&%$#_{}"}
+    escaped = ["".join(special.get(character, character) for character in cell) for cell in cells]
+    return " & ".join(escaped) + r" \\"
 
 
 def _cells(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:

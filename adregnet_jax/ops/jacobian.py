@@ -96,7 +96,7 @@ def folded_volume(displacement: jax.Array) -> jax.Array:
         a, b, c = (vertex[other] - vertex[origin] for other in others)
         return jnp.sum(jnp.cross(a, b) * c, axis=-1)
 
-    total: jax.Array | float = 0.0
+    total = jnp.zeros(displacement.shape[0])
     for parity in (0, 1):
         corners = [bits for bits in vertex if sum(bits) % 2 == parity]
         middle = [bits for bits in vertex if sum(bits) % 2 != parity]

@@ -1,5 +1,6 @@
 """What a run of the evaluation measures and leaves behind, with a network that shifts by a known amount."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -63,7 +64,7 @@ def run(monkeypatch, tmp_path):
     """Evaluates pairs with the stand-in network; `shift` is its parameter."""
 
     def evaluate(pairs, shift=SHIFT, **options):
-        monkeypatch.setattr(evaluation, "AdRegNet", lambda config: Shift())
+        monkeypatch.setattr(evaluation, "make_model", lambda config: Shift())
         monkeypatch.setattr(evaluation, "register", register)
         monkeypatch.setattr(evaluation, "load_splits", lambda config: Splits([], [], pairs))
         monkeypatch.setattr(
@@ -103,8 +104,9 @@ def test_without_landmarks_and_labels_cells_are_none():
     row = evaluation.case_metrics(pair, np.zeros((*SHAPE, 3), np.float32), pair.moving)
     assert {name for name, value in row.items() if value is None} == {
         "landmarks", "tre_before_mm", "tre_before_sd_mm", "tre_mm", "tre_sd_mm", "tre_snapped_mm",
-        "dice_before", "dice",
+        "dice_before", "dice", "dice_onehot",
     }  # fmt: skip
+    assert evaluation.landmark_rows(pair, np.zeros((*SHAPE, 3), np.float32)) == []
     summary = evaluation.summary([row])
     assert summary["tre_mm"] is None
     assert summary["folded_percent"] == {"mean": 0.0, "sd": None}
@@ -118,8 +120,19 @@ def test_the_folder_holds_tables_summary_and_figures(run, tmp_path, capsys):
     folder = run(pairs, figures=2)
     written = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert written == {
-        "cases.csv", "summary.json", "figures/01_case_1.png", "figures/02_case_2.png", "figures/training.png",
+        "cases.csv", "landmarks.csv", "summary.json", "tables.md", "tables.tex", "report.html",
+        "figures/01_case_1.png", "figures/01_case_1_levels.png", "figures/02_case_2.png",
+        "figures/02_case_2_levels.png", "figures/jacobian.png", "figures/landmark_distances.png",
+        "figures/training.png",
     }  # fmt: skip
+    page = (folder / "report.html").read_text()
+    # Two overlays, two figures of levels, two summaries and the training: all of them in the page itself.
+    assert page.count('src="data:image/png;base64,') == page.count("<img") == 7
+    assert "case/1" in page and "pull-back" in page
+    distances = list(csv.DictReader((folder / "landmarks.csv").read_text().splitlines()))
+    assert len(distances) == 40
+    assert float(distances[0]["before_mm"]) == pytest.approx(3.0, abs=1e-5)
+    assert float(distances[0]["after_mm"]) == pytest.approx(0.0, abs=1e-5)
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary) == [
         "cases", "tre_before_mm", "tre_mm", "tre_snapped_mm", "folded_percent", "dice_before", "dice",

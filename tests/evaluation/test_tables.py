@@ -71,3 +71,15 @@ def test_sd_is_that_of_the_published_landmark_distances():
     distance_mm = np.linalg.norm((fixed - moving) * (1.13, 1.13, 2.5), axis=1)
     mean, sd = tables.mean_and_sd(distance_mm)
     assert (round(mean, 2), round(sd, 2)) == (9.83, 4.86)  # 4.85 with the divisor n
+
+
+def test_latex_and_html_escape_what_they_must():
+    rows = [{"name": r"a_b & 5 % <\x>", "value": 1.5}, {"name": "c", "value": None}]
+    columns = (tables.Column("case", "{name}"), tables.Column("TRE, %", "{value:.1f}"))
+    latex = tables.to_latex(rows, columns)
+    assert r"a\_b \& 5 \% <\textbackslash{}x> & 1.5 \\" in latex
+    assert latex.startswith("\\begin{tabular}{lr}\n\\toprule\ncase & TRE, \\% \\\\\n")
+    assert latex.endswith("\\bottomrule\n\\end{tabular}\n")
+    page = tables.to_html(rows, columns)
+    assert "<td>a_b &amp; 5 % &lt;\\x&gt;</td><td>1.5</td>" in page
+    assert "<td>c</td><td>-</td>" in page

@@ -1,0 +1,254 @@
+"""One set of tables from several evaluated runs, such as the folds of leave-one-case-out.
+
+    python -m adregnet_jax.evaluation.collect RUN [RUN ...] --output DIR [--against OTHER/eval/cases.csv]
+
+Each RUN is a workdir that eval.py has evaluated. DIR gets Table I (TRE by case, beside published results
+where the cases are DIR-Lab's), Table II (similarity and deformation) and the signed-rank tests, each as text,
+CSV, Markdown and LaTeX, and report.html. `--against` compares with another run on the same cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from adregnet_jax.errors import UserError
+from adregnet_jax.evaluation import figures as draw
+from adregnet_jax.evaluation import published, tables
+from adregnet_jax.evaluation import report as html
+from adregnet_jax.evaluation.evaluate import write_atomically, write_figure
+from adregnet_jax.evaluation.statistics import compare, holm
+
+DIRLAB_NAME = re.compile(r"case(\d+)$")
+TABLE_II = (tables.Column("case", "{name}"), tables.Column("landmarks", "{landmarks:.0f}"),
+            *tables.SIMILARITY[1:],
+            tables.Column("folded, %", "{folded_percent:.3f}"))  # fmt: skip
+STATISTICS = (
+    tables.Column("ours against", "{name}"),
+    tables.Column("cases", "{pairs}"),
+    tables.Column("mean difference", "{mean_difference:+.3f}"),
+    tables.Column("95 % interval", "{low:+.3f} to {high:+.3f}"),
+    tables.Column("effect", "{effect:+.2f}"),
+    tables.Column("p", "{p:.4f}"),
+    tables.Column("p, corrected", "{p_corrected:.4f}"),
+    tables.Column("note", "{note}"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    name: str  # of its files
+    caption: str
+    rows: Sequence[tables.Row]
+    columns: Sequence[tables.Column]
+
+
+def collect(runs: Sequence[Path], output: Path, against: Sequence[Path] = ()) -> list[Table]:
+    """Writes and returns the tables of all cases of the runs.
+
+    Raises:
+        UserError: a run that was not evaluated, a case in two runs, or a comparison on other cases.
+    """
+    rows = sorted((row for run in runs for row in read_cases(run / "eval" / "cases.csv")), key=_order)
+    names = [row["name"] for row in rows]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{', '.join(twice)}: in more than one run, each case counts once: leave one out")
+    result = [
+        Table("table_1", _caption(rows), *_table_1(rows)),
+        Table("table_2", "Similarity and deformation", tables.with_mean_and_sd(rows), TABLE_II),
+    ]
+    if comparisons := _comparisons(rows, against):
+        result.append(Table("statistics", STATISTICS_CAPTION, comparisons, STATISTICS))
+
+    sections = []
+    for table in result:
+        for suffix, render in (
+            ("txt", tables.to_text),
+            ("md", tables.to_markdown),
+            ("tex", tables.to_latex),
+        ):
+            text = render(table.rows, table.columns)
+            write_atomically(output / f"{table.name}.{suffix}", text.encode())
+        write_atomically(output / f"{table.name}.csv", tables.to_csv(table.rows).encode())
+        heading = html.Section(table.caption, tables.to_html(table.rows, table.columns))
+        sections.append(heading)
+    distances = [row for run in runs for row in _read_csv(run / "eval" / "landmarks.csv", missing_ok=True)]
+    if distances:
+        png = write_figure(output / "landmark_distances.png", _box_plots(names, distances))
+        sections.append(html.Section("Landmark distances", html.picture(png, "whiskers: 5 to 95 %")))
+    pictures = [path for run in runs for path in sorted((run / "eval" / "figures").glob("[0-9]*.png"))]
+    sections.append(
+        html.Section("Cases", "\n".join(html.picture(path.read_bytes(), path.stem) for path in pictures))
+    )
+    page = html.page("Registration of all cases", _protocol(runs), sections)
+    write_atomically(output / "report.html", page.encode())
+    return result
+
+
+STATISTICS_CAPTION = (
+    "Two-sided Wilcoxon signed-rank tests over the cases, Holm's correction; difference: ours minus theirs; "
+    "interval: BCa bootstrap of the mean; effect: matched-pairs rank-biserial correlation"
+)
+
+
+def read_cases(path: Path) -> list[tables.Row]:
+    """The rows of a `cases.csv`, numbers as floats, empty cells as None."""
+    rows: list[tables.Row] = []
+    for cells in _read_csv(path):
+        try:
+            rows.append(
+                {
+                    name: cell if name == "name" else (float(cell) if cell else None)
+                    for name, cell in cells.items()
+                }
+            )
+        except (TypeError, ValueError):
+            raise UserError(f"{path}: {cells} is not a row of eval.py: evaluate the run again") from None
+    if not rows or "name" not in rows[0]:
+        raise UserError(f"{path}: no cases in it: expected the cases.csv of eval.py")
+    return rows
+
+
+def _read_csv(path: Path, *, missing_ok: bool = False) -> list[dict[str, str]]:
+    try:
+        return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    except FileNotFoundError:
+        if missing_ok:
+            return []
+        raise UserError(f"{path}: there is no such file: run eval.py with this workdir first") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a CSV file that can be read ({error})") from None
+
+
+def _order(row: tables.Row) -> tuple:
+    """By the numbers in the names: case 10 comes after case 9."""
+    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row["name"]))
+
+
+def _dirlab_number(row: tables.Row) -> int | None:
+    found = DIRLAB_NAME.search(row["name"])
+    return int(found[1]) if found and 1 <= int(found[1]) <= 10 else None
+
+
+def _is_dirlab(rows: Sequence[tables.Row]) -> bool:
+    return all(_dirlab_number(row) and row.get("landmarks") for row in rows)
+
+
+def _published(rows: Sequence[tables.Row], method: str) -> list[float]:
+    return [published.DIRLAB_TRE_MM[method][(_dirlab_number(row) or 0) - 1] for row in rows]
+
+
+def _caption(rows: Sequence[tables.Row]) -> str:
+    if not _is_dirlab(rows):
+        return "Alignment"
+    return (
+        "TRE in mm, mean (SD over the landmarks), and published means on the original DIR-Lab images. "
+        f"Snapped to voxels: {', '.join(sorted(published.SNAPPED))}; the others continuous or not said"
+    )
+
+
+def _table_1(rows: Sequence[tables.Row]) -> tuple[list[tables.Row], tuple[tables.Column, ...]]:
+    columns: tuple[tables.Column, ...] = tables.ALIGNMENT
+    if _is_dirlab(rows):
+        values = {method: _published(rows, method) for method in published.DIRLAB_TRE_MM}
+        rows = [row | {m: values[m][n] for m in values} for n, row in enumerate(rows)]
+        columns += tuple(tables.Column(method, "{" + method + ":.2f}") for method in values)
+    return tables.with_mean_and_sd(rows), columns
+
+
+def _comparisons(rows: Sequence[tables.Row], against: Sequence[Path]) -> list[tables.Row]:
+    others: dict[str, tuple[list[float], list[float]]] = {}
+    if _is_dirlab(rows):
+        ours = [row["tre_mm"] for row in rows]
+        others = {method: (ours, _published(rows, method)) for method in published.DIRLAB_TRE_MM}
+    for path in against:
+        theirs = {row["name"]: row for row in read_cases(path)}
+        if set(theirs) != {row["name"] for row in rows}:
+            different = sorted(set(theirs) ^ {row["name"] for row in rows})
+            raise UserError(
+                f"{path}: has other cases than these runs ({', '.join(different[:4])}, ...): "
+                "a paired test needs the same ones"
+            )
+        measure = "tre_mm" if rows[0].get("tre_mm") is not None else "dice"
+        others[f"{path} ({measure})"] = (
+            [row[measure] for row in rows],
+            [theirs[row["name"]][measure] for row in rows],
+        )
+    compared = {name: compare(*values) for name, values in others.items()}
+    corrected = holm([comparison.p for comparison in compared.values()])
+    return [
+        {
+            "name": name,
+            "pairs": comparison.pairs,
+            "mean_difference": comparison.mean_difference,
+            "low": comparison.interval and comparison.interval[0],
+            "high": comparison.interval and comparison.interval[1],
+            "effect": comparison.effect,
+            "p": comparison.p,
+            "p_corrected": p_corrected,
+            "note": comparison.note or None,
+        }
+        for (name, comparison), p_corrected in zip(compared.items(), corrected, strict=True)
+    ]
+
+
+def _box_plots(names: Sequence[str], distances: Sequence[dict[str, str]]):
+    with_landmarks = [name for name in names if any(row["name"] == name for row in distances)]
+    before, after = (
+        [
+            np.array([float(row[column]) for row in distances if row["name"] == name])
+            for name in with_landmarks
+        ]
+        for column in ("before_mm", "after_mm")
+    )
+    return draw.tre_figure(with_landmarks, before, after)
+
+
+def _protocol(runs: Sequence[Path]) -> str:
+    """What the runs were trained and tested on, as their configs say, and a warning where that leaks."""
+    lines = ["Network alone, the best checkpoint of each run by its validation cases.", ""]
+    for run in runs:
+        try:
+            data = json.loads((run / "config.json").read_text())["config"]["data"]
+        except (OSError, ValueError, KeyError):
+            lines.append(f"{run.name}: no config.json, its protocol is not known")
+            continue
+        if data["kind"] == "dirlab":
+            dirlab = data["dirlab"]
+            lines.append(
+                f"{run.name}: leave-one-out, trained without case {dirlab['test_case']}, "
+                f"cases {dirlab['cases']}, {dirlab['preprocessing']} preprocessing"
+            )
+        else:
+            lines.append(f"{run.name}: test split of {data['kind']} data")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--against", type=Path, nargs="*", default=[], metavar="CSV")
+    options = parser.parse_args(argv)
+    try:
+        for table in collect(options.runs, options.output, options.against):
+            print(f"{table.caption}\n\n{tables.to_text(table.rows, table.columns)}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"Written to {options.output}, with report.html.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
