@@ -9,14 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from adregnet_jax.config import DataConfig
-from adregnet_jax.data import dirlab, files, phantom
+from adregnet_jax.data import dirlab, files, ixi, phantom
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.errors import UserError
 
 # Phantom cases are numbered from here: a split stays what it is when the size of another one changes.
 PHANTOM_FIRST_CASE = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
 CACHE_BYTES = 4 * 2**30  # a split
-# A folder of images is dealt out the same way in training and in evaluation.
+# Folders of scans are dealt out and paired the same way in training and in evaluation.
 FILES_SEED = 0
 
 
@@ -64,9 +64,11 @@ def load_splits(config: DataConfig) -> Splits:
             train, validation, test = _dirlab(config)
         case "files":
             train, validation, test = files.file_splits(config.files, FILES_SEED)
+        case "ixi":
+            train, validation, test = ixi.ixi_splits(config.ixi, FILES_SEED)
         case _:
             raise UserError(
-                f"data.kind is phantom, dirlab or files, not {config.kind!r}: set it to one of these"
+                f"data.kind is phantom, dirlab, files or ixi, not {config.kind!r}: set it to one of these"
             )
     return Splits(LazyPairs(train), LazyPairs(validation), LazyPairs(test))
 

@@ -3,8 +3,12 @@
 What `evaluate` leaves in `workdir/eval`:
 
     cases.csv      one row a case, all metrics at full precision (`case_metrics` names them)
+    landmarks.csv  the distance of every landmark before and after, where there are landmarks
     summary.json   mean and SD over the cases
-    figures/       the first cases in three planes, and the training curves
+    tables.md      the printed tables; tables.tex the same for LaTeX
+    report.html    tables, box plots, histograms and overlays on one page
+    table_3.*      for IXI: Dice as it is published, and ixi_*.csv with each subject's labels
+    figures/       the first cases in three planes and level by level, and the training curves
 """
 
 from __future__ import annotations
@@ -16,30 +20,49 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
 from adregnet_jax import metrics
 from adregnet_jax.config import Config, DataConfig
+from adregnet_jax.data import ixi
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.splits import load_splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import figures as draw
+from adregnet_jax.evaluation import ixi as ixi_scores
+from adregnet_jax.evaluation import report as html
 from adregnet_jax.evaluation import tables
-from adregnet_jax.nn.adregnet import AdRegNet
+from adregnet_jax.nn.models import make_model
 from adregnet_jax.ops.jacobian import jacobian_determinant
-from adregnet_jax.ops.sampling import warp
+from adregnet_jax.ops.sampling import warp, warp_labels
 from adregnet_jax.registration import register
 from adregnet_jax.training.checkpoint import restore_parameters
 
 SUMMARY = ("tre_before_mm", "tre_mm", "tre_snapped_mm", "folded_percent", "dice_before", "dice")
+
+
+_warp_nearest = jax.jit(functools.partial(warp, mode="nearest"))
+_warp_labels = jax.jit(warp_labels)
+
+
+class Registered(NamedTuple):
+    """What the network made of one pair, as NumPy arrays without the batch axis."""
+
+    displacement: np.ndarray  # [x, y, z, 3] voxels
+    warped: np.ndarray  # [x, y, z]
+    pyramid: tuple[np.ndarray, ...]  # [x_l, y_l, z_l, 3] voxels of the level, coarse to fine
+    match_entropy: tuple[np.ndarray, ...]  # [x_l, y_l, z_l] nats, coarse to fine
+    seconds: float  # of the network, without compilation
 
 
 def evaluate(config: Config, workdir: Path, *, figures: int = 3) -> Path:
@@ -62,27 +85,62 @@ def evaluate(config: Config, workdir: Path, *, figures: int = 3) -> Path:
         raise UserError(
             f"no pair to test on: expected at least one in the test split of {config.data.kind} data"
         )
-    model = AdRegNet(config.model)
+    model = make_model(config.model)
     params, step = restore_parameters(workdir, _abstract_parameters(model, pairs[0]), which="best")
     network = _timed(model, params)
     folder = workdir / "eval"
 
-    rows = []
+    rows, landmarks, scores, pictures = [], [], [], []
+    scored = ixi.SCORED_LABELS if config.data.kind == "ixi" else None
+    determinants: dict[str, np.ndarray] = {}
     console = Console(stderr=True)
     for index, pair in enumerate(track(pairs, "registering", console=console, transient=True)):
-        displacement, warped, seconds = network(pair)
-        row = case_metrics(pair, displacement, warped) | {"seconds": seconds}
-        rows.append(row)
+        registered = network(pair)
+        scores.append(label_scores(pair, registered.displacement))
+        row = case_metrics(pair, registered.displacement, registered.warped)
+        row |= mean_dice(scores[-1], scored)
+        rows.append(row | {"seconds": registered.seconds})
+        landmarks += landmark_rows(pair, registered.displacement)
         if index < figures:
-            figure = case_figure(pair, displacement, warped, title=_title(row))
-            write_figure(folder / "figures" / _file_name(index, pair), figure)
-    if records := _logged(workdir / "metrics.jsonl"):
-        write_figure(folder / "figures" / "training.png", draw.training_figure(records))
+            determinant = _jacobian(registered.displacement)
+            determinants[pair.name] = determinant[... if pair.mask is None else pair.mask].ravel()
+            for name, figure in case_figures(pair, registered, title=_title(row)).items():
+                png = write_figure(folder / "figures" / f"{_file_name(index, pair)}{name}.png", figure)
+                pictures.append(html.picture(png, _title(row)))
 
+    protocol = describe_protocol(rows, config.data, step=step)
     write_atomically(folder / "cases.csv", tables.to_csv(rows).encode())
+    if landmarks:
+        write_atomically(folder / "landmarks.csv", tables.to_csv(landmarks).encode())
     text = json.dumps(summary(rows), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "summary.json", text.encode())
-    print(report(rows, config.data, step=step))
+    lines = tables.with_mean_and_sd(rows)
+    for suffix, render in (("md", tables.to_markdown), ("tex", tables.to_latex)):
+        text = "\n".join(render(lines, columns) for columns in (tables.ALIGNMENT, tables.SIMILARITY))
+        write_atomically(folder / f"tables.{suffix}", text.encode())
+
+    sections = [
+        html.Section("Alignment", tables.to_html(lines, tables.ALIGNMENT)),
+        html.Section("Similarity and deformation", tables.to_html(lines, tables.SIMILARITY)),
+    ]
+    if scored:
+        table_3 = write_ixi(folder, rows, scores)
+        sections.append(html.Section("Dice as published", tables.to_html(table_3, ixi_scores.TABLE_3)))
+    for name, figure in summary_figures(landmarks, determinants).items():
+        png = write_figure(folder / "figures" / f"{name}.png", figure)
+        sections.append(html.Section(name.replace("_", " ").capitalize(), html.picture(png, "")))
+    if records := _logged(workdir / "metrics.jsonl"):
+        png = write_figure(folder / "figures" / "training.png", draw.training_figure(records))
+        sections.append(html.Section("Training", html.picture(png, "metrics over the steps")))
+    sections.append(html.Section("Cases", "\n".join(pictures)))
+    page = html.page(f"Registration of {config.data.kind} data", protocol, sections)
+    write_atomically(folder / "report.html", page.encode())
+
+    print(protocol)
+    for columns in (tables.ALIGNMENT, tables.SIMILARITY):
+        print(tables.to_text(lines, columns))
+    if scored:
+        print(tables.to_text(table_3, ixi_scores.TABLE_3))
     print(f"Written to {folder}, with figures of {min(figures, len(pairs))} of {len(pairs)} cases.")
     return folder
 
@@ -92,8 +150,7 @@ def case_metrics(pair: Pair, displacement: np.ndarray, warped: np.ndarray) -> ta
 
     TRE is `|p + u(p) - q|` of fixed landmarks p and moving landmarks q, in mm: mean and sample SD over the
     landmarks; snapped: with the mapped point rounded to a voxel of the native scan first. NCC, MSE, global
-    SSIM and the Jacobian leave out padding. Dice is the mean over the labels that either scan has,
-    background aside; the moving labels are warped with nearest neighbour.
+    SSIM and the Jacobian leave out padding.
 
     Args:
         pair: the scans and what is known about them.
@@ -111,8 +168,45 @@ def case_metrics(pair: Pair, displacement: np.ndarray, warped: np.ndarray) -> ta
         "jacobian_sd": tables.finite(jacobian["sd"]),
         "jacobian_min": tables.finite(jacobian["minimum"]),
         "folded_percent": tables.finite(jacobian["folded_percent"]),
+        "folded_volume_percent": tables.finite(metrics.folded_volume_percent(displacement)),
+        "sd_log_jacobian": None,
     }
-    return row | _label_metrics(pair, displacement)
+    if min(displacement.shape[:3]) > 4:
+        row["sd_log_jacobian"] = tables.finite(metrics.sd_log_jacobian(displacement))
+    return row
+
+
+def label_scores(pair: Pair, displacement: np.ndarray) -> dict[str, dict[int, float]]:
+    """Dice by label of every label that either scan has, background aside; empty without labels.
+
+    Returns:
+        `dice_before`; `dice`, the moving labels warped by nearest neighbour; `dice_onehot`, warped as one
+        trilinear image a label, of which the largest wins.
+    """
+    fixed, moving = pair.fixed_labels, pair.moving_labels
+    if fixed is None or moving is None:
+        return {"dice_before": {}, "dice": {}, "dice_onehot": {}}
+    labels = [label for label in np.union1d(fixed, moving).tolist() if label != 0]
+    volume, field = jnp.asarray(moving)[None, ..., None], jnp.asarray(displacement)[None]
+    warped = {
+        "dice_before": volume,
+        "dice": _warp_nearest(volume, field),
+        "dice_onehot": _warp_labels(volume, field, np.array([0, *labels])),
+    }
+    return {
+        name: dict(zip(labels, metrics.dice(fixed, np.asarray(v)[0, ..., 0], labels).tolist(), strict=True))
+        for name, v in warped.items()
+    }
+
+
+def mean_dice(scores: Mapping[str, Mapping[int, float]], scored: Sequence[int] | None) -> tables.Row:
+    """Means of `label_scores` over the labels that count, or over all; None without any."""
+    return {
+        name: tables.mean_and_sd(
+            by_label.values() if scored is None else (by_label.get(label) for label in scored)
+        )[0]
+        for name, by_label in scores.items()
+    }
 
 
 def summary(rows: Sequence[tables.Row]) -> dict[str, int | dict[str, float | None] | None]:
@@ -127,40 +221,80 @@ def summary(rows: Sequence[tables.Row]) -> dict[str, int | dict[str, float | Non
     return result
 
 
-def report(rows: Sequence[tables.Row], data: DataConfig, *, step: int) -> str:
-    """The printed tables, under the protocol they follow."""
-    protocol = (
+def describe_protocol(rows: Sequence[tables.Row], data: DataConfig, *, step: int) -> str:
+    """What stands above the tables: what was registered by what, and how it was measured."""
+    return (
         f"Test split of {data.kind} data, {len(rows)} cases; network alone, best checkpoint (step {step}).\n"
         "TRE: |p + u(p) - q| (pull-back), mean (SD over the landmarks); snapped: p + u(p) rounded to\n"
-        "a voxel of the native scan. Dice: labels warped by nearest neighbour. SSIM: one global window.\n"
-        "Folded: Jacobian determinant <= 0. The last two rows are mean and SD over the cases; every SD\n"
-        "is the sample SD.\n"
-    )
-    lines = tables.with_mean_and_sd(rows)
-    return "\n".join(
-        [protocol, *(tables.to_text(lines, columns) for columns in (tables.ALIGNMENT, tables.SIMILARITY))]
+        "a voxel of the native scan. Dice: labels warped by nearest neighbour; one-hot: by one trilinear\n"
+        "image a label, the largest wins. SSIM: one global window. Folded: Jacobian determinant <= 0 by\n"
+        "central differences; folded volume: by tetrahedra. SDlogJ: as Learn2Reg, of det + 3. The last two\n"
+        "rows are mean and SD over the cases; every SD is the sample SD.\n"
     )
 
 
-def case_figure(pair: Pair, displacement: np.ndarray, warped: np.ndarray, *, title: str) -> Figure:
-    """`figures.registration_figure` of one registered pair; arguments as in `case_metrics`."""
-    return draw.registration_figure(
-        pair.fixed,
-        pair.moving,
-        warped,
-        displacement,
-        np.asarray(jacobian_determinant(jnp.asarray(displacement)[None])[0]),
-        spacing_mm=pair.spacing_mm,
-        affine=pair.affine,
-        title=title,
-    )
+def case_figures(pair: Pair, registered: Registered, *, title: str) -> dict[str, Figure]:
+    """The figures of one registered pair by the end of their file names."""
+    return {
+        "": draw.registration_figure(
+            pair.fixed,
+            pair.moving,
+            registered.warped,
+            registered.displacement,
+            _jacobian(registered.displacement),
+            spacing_mm=pair.spacing_mm,
+            affine=pair.affine,
+            title=title,
+        ),
+        "_levels": draw.levels_figure(
+            pair.fixed,
+            pair.moving,
+            registered.warped,
+            registered.match_entropy,
+            [_jacobian(displacement) for displacement in registered.pyramid],
+            spacing_mm=pair.spacing_mm,
+            affine=pair.affine,
+            title=title,
+        ),
+    }
 
 
-def write_figure(path: Path, figure: Figure) -> None:
-    """Saves a figure as PNG, as `write_atomically` does."""
+def summary_figures(
+    landmarks: Sequence[tables.Row], determinants: Mapping[str, np.ndarray]
+) -> dict[str, Figure]:
+    """The figures over the cases, by name: landmark distances as box plots, histograms of the Jacobian."""
+    figures = {}
+    if landmarks:
+        names = list(dict.fromkeys(row["name"] for row in landmarks))
+        before, after = (
+            [np.array([row[column] for row in landmarks if row["name"] == name]) for name in names]
+            for column in ("before_mm", "after_mm")
+        )
+        figures["landmark_distances"] = draw.tre_figure(names, before, after)
+    if determinants:
+        figures["jacobian"] = draw.jacobian_figure(list(determinants), list(determinants.values()))
+    return figures
+
+
+def landmark_rows(pair: Pair, displacement: np.ndarray) -> list[tables.Row]:
+    """A row a landmark: its number from 0, and its distance in mm before and after."""
+    if pair.fixed_landmarks is None or pair.moving_landmarks is None:
+        return []
+    points = (pair.fixed_landmarks, pair.moving_landmarks)
+    before = metrics.tre_mm(np.zeros_like(displacement), *points, pair.spacing_mm)
+    after = metrics.tre_mm(displacement, *points, pair.spacing_mm)
+    return [
+        {"name": pair.name, "landmark": n, "before_mm": float(b), "after_mm": float(a)}
+        for n, (b, a) in enumerate(zip(before, after, strict=True))
+    ]
+
+
+def write_figure(path: Path, figure: Figure) -> bytes:
+    """Saves a figure as PNG, as `write_atomically` does, and returns what was written."""
     png = io.BytesIO()
     figure.savefig(png, format="png")
     write_atomically(path, png.getvalue())
+    return png.getvalue()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -200,27 +334,36 @@ def _landmark_metrics(pair: Pair, displacement: np.ndarray) -> tables.Row:
     return row
 
 
-def _label_metrics(pair: Pair, displacement: np.ndarray) -> tables.Row:
-    fixed, moving = pair.fixed_labels, pair.moving_labels
-    if fixed is None or moving is None:
-        return {"dice_before": None, "dice": None}
-    labels = [label for label in np.union1d(fixed, moving).tolist() if label != 0]
-    volume, field = jnp.asarray(moving)[None, ..., None], jnp.asarray(displacement)[None]
-    warped = warp(volume, field, mode="nearest")[0, ..., 0]
-    return {
-        "dice_before": tables.mean_and_sd(metrics.dice(fixed, moving, labels))[0],
-        "dice": tables.mean_and_sd(metrics.dice(fixed, np.asarray(warped), labels))[0],
-    }
+def write_ixi(
+    folder: Path, rows: Sequence[tables.Row], scores: Sequence[Mapping[str, Mapping[int, float]]]
+) -> list[tables.Row]:
+    """Writes each subject's Dice in the published layout, and Table III; returns the rows of the latter."""
+    folded = np.array([row["folded_percent"] for row in rows])
+    ours = {}
+    for name, warping in (("dice", "nearest"), ("dice_onehot", "one-hot trilinear")):
+        dice = np.array([[s[name].get(k, np.nan) for k in range(len(ixi.LABEL_NAMES))] for s in scores])
+        ours[f"this run, {warping}"] = (dice, folded)
+        content = ixi_scores.results_csv("adregnet_jax", dice, folded)
+        write_atomically(folder / f"ixi_{name}.csv", content.encode())
+    table_3 = ixi_scores.table_3(ours)
+    for suffix, render in (("md", tables.to_markdown), ("tex", tables.to_latex)):
+        write_atomically(folder / f"table_3.{suffix}", render(table_3, ixi_scores.TABLE_3).encode())
+    write_atomically(folder / "table_3.csv", tables.to_csv(table_3).encode())
+    return table_3
 
 
-def _abstract_parameters(model: AdRegNet, pair: Pair):
+def _jacobian(displacement: np.ndarray) -> np.ndarray:
+    return np.asarray(jacobian_determinant(jnp.asarray(displacement)[None])[0])
+
+
+def _abstract_parameters(model: nn.Module, pair: Pair):
     """Shapes and dtypes of the network's parameters, without making them."""
     image = jax.ShapeDtypeStruct((1, *pair.fixed.shape, 1), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image, image)["params"]
 
 
-def _timed(model: AdRegNet, params) -> Callable[[Pair], tuple[np.ndarray, np.ndarray, float]]:
-    """The network as a function from a pair to displacement, warped scan and seconds without compilation."""
+def _timed(model: nn.Module, params) -> Callable[[Pair], Registered]:
+    """The network as a function of a pair."""
     network = jax.jit(functools.partial(register, model=model))
 
     @functools.cache
@@ -228,7 +371,7 @@ def _timed(model: AdRegNet, params) -> Callable[[Pair], tuple[np.ndarray, np.nda
         image = jax.ShapeDtypeStruct((1, *shape, 1), jnp.float32)
         return network.lower(params, image, image).compile()
 
-    def registered(pair: Pair) -> tuple[np.ndarray, np.ndarray, float]:
+    def registered(pair: Pair) -> Registered:
         program = compiled(pair.fixed.shape)
         scans = jax.block_until_ready(
             [jnp.asarray(s, jnp.float32)[None, ..., None] for s in (pair.fixed, pair.moving)]
@@ -236,12 +379,12 @@ def _timed(model: AdRegNet, params) -> Callable[[Pair], tuple[np.ndarray, np.nda
         start = time.perf_counter()
         registration = jax.block_until_ready(program(params, *scans))
         seconds = time.perf_counter() - start
-        displacement = np.asarray(registration.displacement[0])
-        if not np.isfinite(displacement).all():
+        one = jax.tree.map(lambda x: np.asarray(x[0]), registration)
+        if not np.isfinite(one.displacement).all():
             raise UserError(
                 f"the displacement of {pair.name} is not finite: the checkpoint diverged, train again"
             )
-        return displacement, np.asarray(registration.warped[0, ..., 0]), seconds
+        return Registered(one.displacement, one.warped[..., 0], one.pyramid, one.match_entropy, seconds)
 
     return registered
 
@@ -258,7 +401,7 @@ def _title(row: tables.Row) -> str:
 
 def _file_name(index: int, pair: Pair) -> str:
     """Numbered, since names need not differ; nothing in it that a file system could refuse."""
-    return f"{index + 1:02d}_" + re.sub(r"[^\w.-]+", "_", pair.name) + ".png"
+    return f"{index + 1:02d}_" + re.sub(r"[^\w.-]+", "_", pair.name)
 
 
 def _logged(path: Path) -> list[dict[str, float]]:

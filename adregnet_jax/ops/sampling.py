@@ -70,7 +70,7 @@ def warp(
     return _sample_batch(volume, coordinates, mode, padding)
 
 
-def warp_labels(labels: jax.Array, displacement: jax.Array, classes: Sequence[int]) -> jax.Array:
+def warp_labels(labels: jax.Array, displacement: jax.Array, classes: Sequence[int] | jax.Array) -> jax.Array:
     """Label maps pulled back as images of 0 and 1, one a class, warped trilinearly: the largest one wins.
 
     One class at a time, so that memory does not grow with their number.
@@ -86,7 +86,7 @@ def warp_labels(labels: jax.Array, displacement: jax.Array, classes: Sequence[in
     Raises:
       ValueError: wrong ranks or batch sizes, or no class.
     """
-    if not classes:
+    if len(classes) == 0:
         raise ValueError("classes is empty: at least one label is needed")
 
     def compare(best, label):

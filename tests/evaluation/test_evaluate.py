@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adregnet_jax.config import Config
+from adregnet_jax.config import Config, DataConfig
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.splits import Splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import evaluate as evaluation
+from adregnet_jax.evaluation.collect import read_cases
+from adregnet_jax.evaluation.ixi import read_results
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.registration import Registration
 
@@ -59,11 +61,16 @@ def shifted_pair(name="case", **changes):
     return dataclasses.replace(pair, **changes)
 
 
+def measured(pair, displacement, warped):
+    dice = evaluation.mean_dice(evaluation.label_scores(pair, displacement), None)
+    return evaluation.case_metrics(pair, displacement, warped) | dice
+
+
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """Evaluates pairs with the stand-in network; `shift` is its parameter."""
 
-    def evaluate(pairs, shift=SHIFT, **options):
+    def evaluate(pairs, shift=SHIFT, config=None, **options):
         monkeypatch.setattr(evaluation, "make_model", lambda config: Shift())
         monkeypatch.setattr(evaluation, "register", register)
         monkeypatch.setattr(evaluation, "load_splits", lambda config: Splits([], [], pairs))
@@ -72,14 +79,14 @@ def run(monkeypatch, tmp_path):
             "restore_parameters",
             lambda workdir, abstract, which: ({"shift": jnp.array(shift)}, 5),
         )
-        return evaluation.evaluate(Config(), tmp_path, **options)
+        return evaluation.evaluate(config or Config(), tmp_path, **options)
 
     return evaluate
 
 
 def test_a_field_at_rest_changes_nothing():
     pair = shifted_pair()
-    row = evaluation.case_metrics(pair, np.zeros((*SHAPE, 3), np.float32), pair.moving)
+    row = measured(pair, np.zeros((*SHAPE, 3), np.float32), pair.moving)
     for name in ("tre{}_mm", "tre{}_sd_mm", "ncc{}", "mse{}", "ssim{}", "dice{}"):
         assert row[name.format("")] == row[name.format("_before")]
     assert row["tre_before_mm"] == pytest.approx(3.0)  # 2 voxels of 1.5 mm
@@ -90,7 +97,7 @@ def test_a_field_at_rest_changes_nothing():
 def test_the_true_field_brings_everything_back():
     pair = shifted_pair()
     displacement = np.broadcast_to(np.float32(SHIFT), (*SHAPE, 3))
-    row = evaluation.case_metrics(pair, displacement, np.roll(pair.moving, -2, axis=0))
+    row = measured(pair, displacement, np.roll(pair.moving, -2, axis=0))
     assert row["landmarks"] == 20
     assert row["tre_mm"] == pytest.approx(0.0, abs=1e-5)
     assert row["tre_snapped_mm"] < math.dist((0, 0, 0), SPACING_MM / 2)  # half a voxel along each axis
@@ -101,7 +108,7 @@ def test_the_true_field_brings_everything_back():
 def test_without_landmarks_and_labels_cells_are_none():
     none = dict.fromkeys(("fixed_landmarks", "moving_landmarks", "fixed_labels", "moving_labels"))
     pair = shifted_pair(**none)
-    row = evaluation.case_metrics(pair, np.zeros((*SHAPE, 3), np.float32), pair.moving)
+    row = measured(pair, np.zeros((*SHAPE, 3), np.float32), pair.moving)
     assert {name for name, value in row.items() if value is None} == {
         "landmarks", "tre_before_mm", "tre_before_sd_mm", "tre_mm", "tre_sd_mm", "tre_snapped_mm",
         "dice_before", "dice", "dice_onehot",
@@ -169,3 +176,24 @@ def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
         evaluation.write_atomically(path, b"new")
     assert [child.name for child in path.parent.iterdir()] == ["summary.json"]
     assert path.read_text() == "old"
+
+
+def test_ixi_is_scored_as_published(run, capsys):
+    """Labels 1 and 7 are cut; 4 is not among those that are scored."""
+    pair = shifted_pair()
+    extra = pair.fixed_labels.copy()
+    extra[0:3, 0:3, 0:3] = 4
+    pairs = [dataclasses.replace(pair, fixed_labels=extra), pair]
+    folder = run(pairs, shift=(1.0, 0.0, 0.0), config=Config(data=DataConfig(kind="ixi")), figures=0)
+    dice, folded = read_results(folder / "ixi_dice.csv")
+    rows = read_cases(folder / "cases.csv")
+    assert dice.shape == (2, 46)
+    np.testing.assert_array_equal(np.isnan(dice[1]), ~np.isin(np.arange(46), (1, 7)))
+    assert dice[0, 4] == 0.0
+    for row, scores in zip(rows, dice, strict=True):
+        assert row["dice"] == pytest.approx(np.mean(scores[[1, 7]]))
+        assert row["dice_before"] < row["dice"] < 1
+    assert list(folded) == [0.0, 0.0]
+    printed = capsys.readouterr().out
+    assert "LL-Net-Large" in printed and "this run, one-hot trilinear" in printed
+    assert (folder / "table_3.tex").exists()

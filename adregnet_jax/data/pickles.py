@@ -1,0 +1,151 @@
+"""Pickled scans, read without running what a pickle may ask to run. NumPy only.
+
+TransMorph distributes brain scans as pickles of a tuple (image, labels). A pickle is a program: it names
+functions, and the usual loader imports and calls them. Here the few names that make up a NumPy array stand
+for functions of this module, which check their arguments and take each array's values from the file itself.
+Every other name is refused, before anything is imported.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from adregnet_jax.errors import UserError
+
+REAL_DTYPE = re.compile("[biuf][0-9]{1,2}")  # as NumPy pickles them: b1, u1, i2, f4, ...
+
+
+def read_pickle(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a pickled tuple (image, labels) of NumPy arrays, of any pickle protocol of Python 3.
+
+    Returns:
+      image [x, y, z] float32, labels [x, y, z] int32.
+
+    Raises:
+      UserError: not such a file, cut off, arrays that aren't 3-D or differ in shape, values that are NaN or
+        infinite, labels that aren't whole numbers; or a pickle with anything but arrays of numbers in it.
+    """
+    try:
+        content = _load(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # by Python's documentation, damaged pickles may raise about anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: not a pickle, or cut off ({reason}): copy or download it again") from None
+
+    if not isinstance(content, tuple | list) or len(content) != 2:
+        raise UserError(f"{path}: doesn't hold a tuple of two; expected the arrays (image, labels)")
+    image, labels = (
+        _array(path, name, part) for name, part in zip(("image", "labels"), content, strict=True)
+    )
+    if image.shape != labels.shape:
+        raise UserError(f"{path}: image is {image.shape}, labels are {labels.shape}: expected one grid")
+    if image.dtype.kind != "f":
+        raise UserError(
+            f"{path}: image is {image.dtype}; expected float: does the file hold (labels, image)?"
+        )
+    if (labels != np.round(labels)).any():
+        raise UserError(f"{path}: labels have to be whole numbers: does the file hold (labels, image)?")
+    return image.astype(np.float32), labels.astype(np.int32)
+
+
+def _load(program: bytes) -> Any:
+    # The unpickler reserves memory before it looks whether the file holds as much. Walking over the
+    # instructions first finds lengths past the end, and entries of the memo that don't follow one another.
+    for count, (instruction, argument, _) in enumerate(pickletools.genops(program)):
+        if instruction.name.endswith("PUT") and (argument or 0) > count:
+            raise UserError(f"not a pickle, or damaged: entry {argument} after {count} instructions")
+    return _ArraysOnly(io.BytesIO(program)).load()
+
+
+def _array(path: str | Path, name: str, part: Any) -> np.ndarray:
+    values = part.values if isinstance(part, _Array) else None
+    if values is None:
+        raise UserError(f"{path}: {name} isn't an array; expected the arrays (image, labels)")
+    if values.ndim != 3 or min(values.shape) < 2:
+        raise UserError(f"{path}: {name} is {values.shape}; expected 3-D, at least 2 voxels along each axis")
+    bad = values.size - np.count_nonzero(np.isfinite(values))
+    if bad:
+        raise UserError(f"{path}: {bad} of {values.size} voxels of {name} are NaN or infinite: replace them")
+    return values
+
+
+class _Ndarray:
+    """Stands for the class `numpy.ndarray`, which pickles name but don't call."""
+
+
+class _Dtype:
+    """Stands for `numpy.dtype`: a type of real numbers, made from a code and a byte order."""
+
+    def __init__(self, code: str, *_flags):
+        if not REAL_DTYPE.fullmatch(code):
+            raise UserError(f"holds an array of type {str(code)[:20]!r}; expected real numbers")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple):
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands for an array that NumPy makes empty, then fills by its state."""
+
+    values: np.ndarray | None = None
+
+    def __setstate__(self, state: tuple):
+        _version, shape, dtype, fortran_order, data = state
+        self.fill(data, dtype, shape, "F" if fortran_order else "C")
+
+    def fill(self, data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> None:
+        # An array that claims to be larger than its data is refused, not allocated.
+        if not isinstance(data, bytes | bytearray) or math.prod(shape) * dtype.dtype.itemsize != len(data):
+            raise UserError(f"holds an array of shape {str(shape)[:60]} whose data has another size")
+        self.values = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+
+
+def _empty_array(*_kind_and_shape) -> _Array:
+    return _Array()
+
+
+def _filled_array(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> _Array:
+    array = _Array()
+    array.fill(data, dtype, shape, order)
+    return array
+
+
+def _bytes_from_text(text: str, encoding: str) -> bytes:
+    """Bytes as protocols 0 to 2 write them: one character a byte."""
+    if encoding != "latin1":
+        raise UserError(f"holds text in the encoding {str(encoding)[:20]!r}; expected arrays only")
+    return text.encode("latin1")
+
+
+STAND_INS: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _Ndarray,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _bytes_from_text,
+    # NumPy 1 has numpy.core, NumPy 2 numpy._core; numeric._frombuffer is what protocol 5 writes.
+    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy.core.numeric", "_frombuffer"): _filled_array,
+    ("numpy._core.numeric", "_frombuffer"): _filled_array,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) not in STAND_INS:
+            name = f"{module_name}.{global_name}"[:80]
+            raise UserError(
+                f"the pickle asks for {name!r}, which isn't part of an array: don't trust it, nothing was run"
+            )
+        return STAND_INS[module_name, global_name]
