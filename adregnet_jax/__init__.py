@@ -11,7 +11,10 @@ from adregnet_jax.config import Config, ModelConfig, paper_model
 from adregnet_jax.version import __version__
 
 if TYPE_CHECKING:
-    from adregnet_jax.nn.adregnet import AdRegNet, Prediction
+    from adregnet_jax.nn.adregnet import AdRegNet
+    from adregnet_jax.nn.models import make_model
+    from adregnet_jax.nn.prediction import Prediction
+    from adregnet_jax.nn.voxelmorph import VoxelMorph
     from adregnet_jax.ops.attention import blocked_attention
     from adregnet_jax.ops.composition import compose
     from adregnet_jax.ops.convolution import conv3d
@@ -25,8 +28,9 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "AdRegNet": "nn.adregnet",
-    "Prediction": "nn.adregnet",
+    "Prediction": "nn.prediction",
     "Registration": "registration",
+    "VoxelMorph": "nn.voxelmorph",
     "blocked_attention": "ops.attention",
     "box_mean": "ops.filters",
     "compose": "ops.composition",
@@ -34,6 +38,7 @@ _MODULE_OF = {
     "gaussian_filter": "ops.filters",
     "identity_grid": "ops.grid",
     "jacobian_determinant": "ops.jacobian",
+    "make_model": "nn.models",
     "neighbourhood_attention": "ops.neighbourhood",
     "register": "registration",
     "resize": "ops.resampling",
@@ -50,6 +55,7 @@ __all__ = [
     "ModelConfig",
     "Prediction",
     "Registration",
+    "VoxelMorph",
     "__version__",
     "blocked_attention",
     "box_mean",
@@ -58,6 +64,7 @@ __all__ = [
     "gaussian_filter",
     "identity_grid",
     "jacobian_determinant",
+    "make_model",
     "neighbourhood_attention",
     "paper_model",
     "register",

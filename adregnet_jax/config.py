@@ -49,11 +49,22 @@ class FilesConfig:
 
 
 @dataclasses.dataclass
+class IxiConfig:
+    """IXI brain scans as TransMorph distributes them (`adregnet_jax.data.ixi`)."""
+
+    root: str = ""  # folder with Train, Val, Test and the atlas
+    mode: str = "atlas"  # the atlas moves to each subject; or "pairs": other subjects of the split do
+    shape: tuple[int, int, int] = (160, 192, 224)  # of every scan; others are refused
+    partners: int = 1  # of "pairs": moving scans drawn for each subject
+
+
+@dataclasses.dataclass
 class DataConfig:
-    kind: str = "phantom"  # phantom, dirlab or files
+    kind: str = "phantom"  # phantom, dirlab, files or ixi
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     dirlab: DirLabConfig = field(default_factory=DirLabConfig)
     files: FilesConfig = field(default_factory=FilesConfig)
+    ixi: IxiConfig = field(default_factory=IxiConfig)
     flip_axes: tuple[int, ...] = ()  # training augmentation: axes that are mirrored half of the time
     exchange: bool = False  # training augmentation: fixed and moving change places half of the time
     intensity_jitter: float = 0.0  # training augmentation: SD of a random gain and offset of each image
@@ -63,6 +74,8 @@ class DataConfig:
 class ModelConfig:
     """AD-RegNet. The defaults are ours; `paper_model()` returns the equations as written."""
 
+    # Or a baseline, voxelmorph-1 or voxelmorph-2: of the other fields only `dtype` applies to these.
+    architecture: str = "adregnet"
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)  # one entry a level, fine to coarse
     cross_attention: bool = True  # section III-B2; False: features are concatenated and projected
     regional_attention: bool = True  # section III-B3; False: weight 1 everywhere

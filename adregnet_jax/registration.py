@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import jax
+from flax import linen as nn
 
-from adregnet_jax.nn.adregnet import AdRegNet, Prediction
+from adregnet_jax.nn.prediction import Prediction
 from adregnet_jax.ops.sampling import warp
 
 
@@ -19,7 +20,7 @@ class Registration(NamedTuple):
     match_entropy: tuple[jax.Array, ...]  # [b, x_l, y_l, z_l] nats, coarse to fine
 
 
-def register(params: Any, fixed: jax.Array, moving: jax.Array, *, model: AdRegNet) -> Registration:
+def register(params: Any, fixed: jax.Array, moving: jax.Array, *, model: nn.Module) -> Registration:
     """Aligns moving images with fixed images by the network, and warps them once.
 
     Pure: it goes under `jit` (with `model` static or closed over), `vmap` and `grad`.
@@ -28,7 +29,7 @@ def register(params: Any, fixed: jax.Array, moving: jax.Array, *, model: AdRegNe
       params: parameters of `model`.
       fixed: [b, x, y, z, 1], intensities in [0, 1].
       moving: [b, x, y, z, 1], on the same grid.
-      model: the network.
+      model: the network: `AdRegNet`, or another with the same inputs and outputs.
 
     Returns:
       A `Registration`.

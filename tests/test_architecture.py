@@ -25,6 +25,7 @@ BELOW = {
     "training": COMPUTATION | {"data"},
     "evaluation": COMPUTATION | {"data", "training"},
     "entry": set(),
+    "ablation": {"entry", "evaluation", "training"},
     "__init__": COMPUTATION | {"data"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

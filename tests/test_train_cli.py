@@ -162,9 +162,9 @@ def scripted(monkeypatch):
 
             return train_step
 
-        monkeypatch.setattr(loop, "AdRegNet", lambda config: Network())
+        monkeypatch.setattr(loop, "make_model", lambda config: Network())
         monkeypatch.setattr(loop, "make_train_step", make_train_step)
-        monkeypatch.setattr(loop, "validate", lambda *_: {"validation/loss": validation})
+        monkeypatch.setattr(loop, "validate", lambda *_, **__: {"validation/loss": validation})
 
     return script
 

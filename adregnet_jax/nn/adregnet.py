@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -12,17 +10,10 @@ from adregnet_jax.config import ModelConfig
 from adregnet_jax.nn.backbone import Backbone
 from adregnet_jax.nn.cross_attention import CrossAttention
 from adregnet_jax.nn.deformation import FieldHead, Fusion
+from adregnet_jax.nn.prediction import Prediction, check_images, pad_to_multiple
 from adregnet_jax.nn.regional_attention import RegionalAttention
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
-
-
-class Prediction(NamedTuple):
-    """What the network says of a batch of pairs."""
-
-    displacement: jax.Array  # [b, x, y, z, 3] float32, voxels of the input grid
-    pyramid: tuple[jax.Array, ...]  # displacements of the levels, coarse to fine, in voxels of each level
-    match_entropy: tuple[jax.Array, ...]  # [b, x_l, y_l, z_l] nats, coarse to fine
 
 
 class AdRegNet(nn.Module):
@@ -48,14 +39,11 @@ class AdRegNet(nn.Module):
         Raises:
           ValueError: shapes that differ or are not [b, x, y, z, 1].
         """
-        if fixed.ndim != 5 or fixed.shape[-1] != 1 or fixed.shape != moving.shape:
-            raise ValueError(
-                f"fixed and moving must be [b, x, y, z, 1] on one grid, got {fixed.shape} and {moving.shape}"
-            )
+        check_images(fixed, moving)
         config = self.config
         b, nx, ny, nz, _ = fixed.shape
         # One pass for both images: the backbone is shared.
-        images = _pad_to_multiple(jnp.concatenate([fixed, moving]), 2 ** (len(config.channels) - 1))
+        images = pad_to_multiple(jnp.concatenate([fixed, moving]), 2 ** (len(config.channels) - 1))
         backbone = Backbone(config.channels, config.finest_level, dtype=config.dtype, name="backbone")
         features = backbone(images.astype(config.dtype))
         levels = list(reversed(range(config.finest_level, len(config.channels))))
@@ -123,8 +111,3 @@ class Level(nn.Module):
             candidate = candidate + coarser
         displacement = Fusion(dtype=config.dtype, name="fusion")(candidate, coarser, attended, mask)
         return displacement, entropy
-
-
-def _pad_to_multiple(volume, multiple):
-    padding = [(0, -n % multiple) for n in volume.shape[1:4]]
-    return jnp.pad(volume, [(0, 0), *padding, (0, 0)], mode="edge")

@@ -115,7 +115,8 @@ def check_architecture(workdir: Path, model: ModelConfig) -> None:
     record = workdir / "config.json"
     if not (record.is_file() and _folder(workdir).is_dir() and any(_folder(workdir).iterdir())):
         return
-    theirs = json.loads(record.read_text())["config"]["model"]
+    # A setting that came after that run has its default there.
+    theirs = dataclasses.asdict(ModelConfig()) | json.loads(record.read_text())["config"]["model"]
     ours = json.loads(json.dumps(dataclasses.asdict(model)))  # tuples become lists, as in the file
     for name, value in ours.items():
         if theirs.get(name) != value:

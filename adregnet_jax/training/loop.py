@@ -27,7 +27,7 @@ from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.splits import load_splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.metrics import tre_mm
-from adregnet_jax.nn.adregnet import AdRegNet
+from adregnet_jax.nn.models import make_model
 from adregnet_jax.training.checkpoint import Checkpoints, check_architecture, restore_parameters
 from adregnet_jax.training.progress import RunLog
 from adregnet_jax.training.sharding import along_data, make_mesh, replicated
@@ -51,7 +51,7 @@ AT_LEAST_ONE = (
 
 
 def train(config: Config, workdir: Path) -> None:
-    """Trains `AdRegNet(config.model)` in `workdir`, going on from its newest checkpoint if there is one.
+    """Trains the network of `config.model` in `workdir`, going on from its newest checkpoint if there is one.
 
     Raises:
         UserError: for what the user can mend, among it a metric that is not finite and a full disk.
@@ -73,7 +73,7 @@ def train(config: Config, workdir: Path) -> None:
         patience = max(config.run.patience_epochs, config.run.validate_every_epochs) * steps_per_epoch
 
     mesh = make_mesh(config.run.devices, batch_size)
-    model = AdRegNet(config.model)
+    model = make_model(config.model)
     optimiser = make_optimiser(config.optimiser, steps_per_epoch)
     rate_of = learning_rate(config.optimiser, steps_per_epoch)
     train_step = make_train_step(model, optimiser, config.loss, mesh)
@@ -154,6 +154,7 @@ def check_settings(config: Config) -> None:
     if config.loss.dice > 0 and not config.loss.dice_labels:
         raise UserError("loss.dice is set and loss.dice_labels is empty: name the labels, as in (1, 2)")
     model = config.model
+    make_model(model)  # refuses an unknown architecture
     if not 0 <= model.finest_level < len(model.channels):
         raise UserError(
             f"model.finest_level is {model.finest_level}, model.channels has {len(model.channels)} levels:"

@@ -94,6 +94,18 @@ def test_model_setting_that_differs_is_named(tmp_path):
     check_architecture(tmp_path, ModelConfig(channels=(4, 8)))
     with pytest.raises(UserError, match=r"model\.channels=\[4, 8\], this config has \[8, 8\]"):
         check_architecture(tmp_path, ModelConfig(channels=(8, 8)))
+    with pytest.raises(UserError, match=r"model\.architecture=adregnet, this config has voxelmorph-1"):
+        check_architecture(tmp_path, ModelConfig(architecture="voxelmorph-1", channels=(4, 8)))
+
+
+def test_a_run_from_before_a_setting_has_its_default(tmp_path):
+    settings = dataclasses.asdict(ModelConfig(channels=(4, 8)))
+    del settings["architecture"]
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"model": settings}}))
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    check_architecture(tmp_path, ModelConfig(channels=(4, 8)))
+    with pytest.raises(UserError, match=r"model\.architecture=adregnet, this config has voxelmorph-1"):
+        check_architecture(tmp_path, ModelConfig(architecture="voxelmorph-1", channels=(4, 8)))
 
 
 def test_disk_that_fills_while_saving(tmp_path):

@@ -12,6 +12,10 @@ from adregnet_jax.training.loop import check_settings
     [
         (Config(model=ModelConfig(channels=(8, 16), finest_level=2)), "finest_level is 2, .* has 2 levels"),
         (Config(model=ModelConfig(channels=(8, 12), heads=8)), "heads is 8, which does not divide"),
+        (
+            Config(model=ModelConfig(architecture="voxelmorph")),
+            "is 'voxelmorph': it must be adregnet, voxelmorph-1 or voxelmorph-2",
+        ),
         (Config(model=ModelConfig(dtype="float16")), "must be float32 or bfloat16"),
         (Config(optimiser=OptimiserConfig(epochs=0)), "optimiser.epochs must be at least 1, it is 0"),
     ],

@@ -1,0 +1,28 @@
+"""The networks by name."""
+
+from __future__ import annotations
+
+from flax import linen as nn
+
+from adregnet_jax.config import ModelConfig
+from adregnet_jax.errors import UserError
+from adregnet_jax.nn.adregnet import AdRegNet
+from adregnet_jax.nn.voxelmorph import VOXELMORPH_1, VOXELMORPH_2, VoxelMorph
+
+
+def make_model(config: ModelConfig) -> nn.Module:
+    """The network of `config`, a module from (fixed, moving) to a `Prediction`.
+
+    Raises:
+        UserError: if `config.architecture` is unknown.
+    """
+    match config.architecture:
+        case "adregnet":
+            return AdRegNet(config)
+        case "voxelmorph-1":
+            return VoxelMorph(decoder=VOXELMORPH_1, dtype=config.dtype)
+        case "voxelmorph-2":
+            return VoxelMorph(decoder=VOXELMORPH_2, dtype=config.dtype)
+    raise UserError(
+        f"model.architecture is {config.architecture!r}: it must be adregnet, voxelmorph-1 or voxelmorph-2"
+    )
