@@ -1,7 +1,9 @@
 """Evaluates a trained network: python eval.py --config configs/phantom.py --workdir runs/phantom
 
 Registers the test split with the best checkpoint, prints tables of the cases, and writes cases.csv,
-summary.json and figures to the folder eval of the workdir. --figures N draws the first N cases, or else 3.
+summary.json, report.html and figures to the folder eval of the workdir. --figures N draws the first N cases,
+or else 3. --instance refines each displacement on the test pair itself, by its images alone, and writes to
+the folder eval_instance.
 """
 
 import argparse
@@ -15,6 +17,7 @@ from adregnet_jax.errors import UserError
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--figures", type=int, default=3)
+    parser.add_argument("--instance", action="store_true")
     own, shared = parser.parse_known_args()
 
     def run(config: Config, workdir: Path) -> None:
@@ -22,6 +25,6 @@ if __name__ == "__main__":
             raise UserError(f"--figures must be 0 or more, it is {own.figures}")
         from adregnet_jax.evaluation.evaluate import evaluate  # JAX is loaded once the config is good
 
-        evaluate(config, workdir, figures=own.figures)
+        evaluate(config, workdir, figures=own.figures, instance=own.instance)
 
     sys.exit(main(run, __doc__, shared))

@@ -125,6 +125,16 @@ class LossConfig:
 
 
 @dataclasses.dataclass
+class RefinementConfig:
+    """Optimisation on the test pair itself, images only (`adregnet_jax.refinement`)."""
+
+    steps: int = 100
+    learning_rate: float = 0.1  # of Adam, in voxels of the coarse grid
+    stride: int = 3  # voxels of the image for one of the correction
+    smoothness: float = 3.0  # takes the place of loss.smoothness
+
+
+@dataclasses.dataclass
 class OptimiserConfig:
     learning_rate: float = 1e-4
     warmup_steps: int = 0  # linear, before the first step at full rate
@@ -151,4 +161,5 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    refinement: RefinementConfig = field(default_factory=RefinementConfig)
     run: RunConfig = field(default_factory=RunConfig)

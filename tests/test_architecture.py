@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adregnet_jax"
 SETTINGS = {"config", "errors", "version"}  # they import nothing of the package
-COMPUTATION = {"ops", "losses", "metrics", "nn", "registration"}
+COMPUTATION = {"ops", "losses", "metrics", "nn", "refinement", "registration"}
 # What the modules of each part may import of the package, beside their own part and SETTINGS.
 BELOW = {
     "config": set(),
@@ -20,6 +20,7 @@ BELOW = {
     "losses": {"ops"},
     "metrics": {"ops", "losses"},
     "nn": {"ops"},
+    "refinement": {"ops", "losses"},
     "registration": {"ops", "nn"},
     "data": set(),
     "training": COMPUTATION | {"data"},

@@ -2,9 +2,9 @@
 
     python -m adregnet_jax.evaluation.collect RUN [RUN ...] --output DIR [--against OTHER/eval/cases.csv]
 
-Each RUN is a workdir that eval.py has evaluated. DIR gets Table I (TRE by case, beside published results
-where the cases are DIR-Lab's), Table II (similarity and deformation) and the signed-rank tests, each as text,
-CSV, Markdown and LaTeX, and report.html. `--against` compares with another run on the same cases.
+Each RUN is a workdir that eval.py has evaluated, with --instance if this gets it, too. DIR gets Table I (TRE by
+case, beside published results where the cases are DIR-Lab's), Table II (similarity and deformation) and the
+signed-rank tests, each as text, CSV, Markdown and LaTeX, and report.html. `--against` compares with another run on the same cases.
 """
 
 from __future__ import annotations
@@ -51,13 +51,16 @@ class Table:
     columns: Sequence[tables.Column]
 
 
-def collect(runs: Sequence[Path], output: Path, against: Sequence[Path] = ()) -> list[Table]:
+def collect(
+    runs: Sequence[Path], output: Path, against: Sequence[Path] = (), *, instance: bool = False
+) -> list[Table]:
     """Writes and returns the tables of all cases of the runs.
 
     Raises:
         UserError: a run that was not evaluated, a case in two runs, or a comparison on other cases.
     """
-    rows = sorted((row for run in runs for row in read_cases(run / "eval" / "cases.csv")), key=_order)
+    folders = [run / ("eval_instance" if instance else "eval") for run in runs]
+    rows = sorted((row for folder in folders for row in read_cases(folder / "cases.csv")), key=_order)
     names = [row["name"] for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{', '.join(twice)}: in more than one run, each case counts once: leave one out")
@@ -80,15 +83,15 @@ def collect(runs: Sequence[Path], output: Path, against: Sequence[Path] = ()) ->
         write_atomically(output / f"{table.name}.csv", tables.to_csv(table.rows).encode())
         heading = html.Section(table.caption, tables.to_html(table.rows, table.columns))
         sections.append(heading)
-    distances = [row for run in runs for row in _read_csv(run / "eval" / "landmarks.csv", missing_ok=True)]
+    distances = [row for folder in folders for row in _read_csv(folder / "landmarks.csv", missing_ok=True)]
     if distances:
         png = write_figure(output / "landmark_distances.png", _box_plots(names, distances))
         sections.append(html.Section("Landmark distances", html.picture(png, "whiskers: 5 to 95 %")))
-    pictures = [path for run in runs for path in sorted((run / "eval" / "figures").glob("[0-9]*.png"))]
+    pictures = [path for folder in folders for path in sorted((folder / "figures").glob("[0-9]*.png"))]
     sections.append(
         html.Section("Cases", "\n".join(html.picture(path.read_bytes(), path.stem) for path in pictures))
     )
-    page = html.page("Registration of all cases", _protocol(runs), sections)
+    page = html.page("Registration of all cases", _protocol(runs, instance), sections)
     write_atomically(output / "report.html", page.encode())
     return result
 
@@ -212,9 +215,12 @@ def _box_plots(names: Sequence[str], distances: Sequence[dict[str, str]]):
     return draw.tre_figure(with_landmarks, before, after)
 
 
-def _protocol(runs: Sequence[Path]) -> str:
+def _protocol(runs: Sequence[Path], instance: bool) -> str:
     """What the runs were trained and tested on, as their configs say, and a warning where that leaks."""
-    lines = ["Network alone, the best checkpoint of each run by its validation cases.", ""]
+    method = (
+        "Network, then instance optimisation on the images of each test pair" if instance else "Network alone"
+    )
+    lines = [f"{method}; the best checkpoint of each run by its validation cases.", ""]
     for run in runs:
         try:
             data = json.loads((run / "config.json").read_text())["config"]["data"]
@@ -239,9 +245,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--against", type=Path, nargs="*", default=[], metavar="CSV")
+    parser.add_argument("--instance", action="store_true")
     options = parser.parse_args(argv)
     try:
-        for table in collect(options.runs, options.output, options.against):
+        for table in collect(options.runs, options.output, options.against, instance=options.instance):
             print(f"{table.caption}\n\n{tables.to_text(table.rows, table.columns)}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """A trained network on the test split: metrics of each case, tables, figures.
 
-What `evaluate` leaves in `workdir/eval`:
+What `evaluate` leaves in `workdir/eval`, or `workdir/eval_instance` with instance optimisation:
 
     cases.csv      one row a case, all metrics at full precision (`case_metrics` names them)
     landmarks.csv  the distance of every landmark before and after, where there are landmarks
@@ -45,6 +45,7 @@ from adregnet_jax.evaluation import tables
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.ops.jacobian import jacobian_determinant
 from adregnet_jax.ops.sampling import warp, warp_labels
+from adregnet_jax.refinement import refine
 from adregnet_jax.registration import register
 from adregnet_jax.training.checkpoint import restore_parameters
 
@@ -65,16 +66,18 @@ class Registered(NamedTuple):
     seconds: float  # of the network, without compilation
 
 
-def evaluate(config: Config, workdir: Path, *, figures: int = 3) -> Path:
+def evaluate(config: Config, workdir: Path, *, figures: int = 3, instance: bool = False) -> Path:
     """Registers the test split with the best checkpoint of a run, prints the tables and writes everything.
 
     Args:
         config: as the network was trained with.
         workdir: of the training run.
         figures: how many cases are drawn, from the first on.
+        instance: the network's displacement is refined on each test pair, by its images alone
+            (`refinement.refine`): another protocol, with tables of its own.
 
     Returns:
-        `workdir / "eval"`.
+        The folder that was written.
 
     Raises:
         UserError: no checkpoint, an empty test split, a field that is not finite, or a folder that can't be
@@ -87,8 +90,8 @@ def evaluate(config: Config, workdir: Path, *, figures: int = 3) -> Path:
         )
     model = make_model(config.model)
     params, step = restore_parameters(workdir, _abstract_parameters(model, pairs[0]), which="best")
-    network = _timed(model, params)
-    folder = workdir / "eval"
+    network = _timed(model, params, config, instance=instance)
+    folder = workdir / ("eval_instance" if instance else "eval")
 
     rows, landmarks, scores, pictures = [], [], [], []
     scored = ixi.SCORED_LABELS if config.data.kind == "ixi" else None
@@ -108,7 +111,8 @@ def evaluate(config: Config, workdir: Path, *, figures: int = 3) -> Path:
                 png = write_figure(folder / "figures" / f"{_file_name(index, pair)}{name}.png", figure)
                 pictures.append(html.picture(png, _title(row)))
 
-    protocol = describe_protocol(rows, config.data, step=step)
+    method = "network, then instance optimisation" if instance else "network alone"
+    protocol = describe_protocol(rows, config.data, method=method, step=step)
     write_atomically(folder / "cases.csv", tables.to_csv(rows).encode())
     if landmarks:
         write_atomically(folder / "landmarks.csv", tables.to_csv(landmarks).encode())
@@ -221,10 +225,10 @@ def summary(rows: Sequence[tables.Row]) -> dict[str, int | dict[str, float | Non
     return result
 
 
-def describe_protocol(rows: Sequence[tables.Row], data: DataConfig, *, step: int) -> str:
+def describe_protocol(rows: Sequence[tables.Row], data: DataConfig, *, method: str, step: int) -> str:
     """What stands above the tables: what was registered by what, and how it was measured."""
     return (
-        f"Test split of {data.kind} data, {len(rows)} cases; network alone, best checkpoint (step {step}).\n"
+        f"Test split of {data.kind} data, {len(rows)} cases; {method}, best checkpoint (step {step}).\n"
         "TRE: |p + u(p) - q| (pull-back), mean (SD over the landmarks); snapped: p + u(p) rounded to\n"
         "a voxel of the native scan. Dice: labels warped by nearest neighbour; one-hot: by one trilinear\n"
         "image a label, the largest wins. SSIM: one global window. Folded: Jacobian determinant <= 0 by\n"
@@ -362,20 +366,35 @@ def _abstract_parameters(model: nn.Module, pair: Pair):
     return jax.eval_shape(model.init, jax.random.key(0), image, image)["params"]
 
 
-def _timed(model: nn.Module, params) -> Callable[[Pair], Registered]:
-    """The network as a function of a pair."""
-    network = jax.jit(functools.partial(register, model=model))
+def _timed(model: nn.Module, params, config: Config, *, instance: bool) -> Callable[[Pair], Registered]:
+    """The network as a function of a pair, with instance optimisation or without."""
+
+    @jax.jit
+    def network(params, fixed, moving, mask, spacing_mm):
+        registration = register(params, fixed, moving, model=model)
+        if not instance:
+            return registration
+        displacement = refine(
+            fixed,
+            moving,
+            registration.displacement,
+            spacing_mm,
+            mask=mask,
+            loss=config.loss,
+            config=config.refinement,
+        )
+        return registration._replace(displacement=displacement, warped=warp(moving, displacement))
 
     @functools.cache
     def compiled(shape: tuple[int, ...]):
         image = jax.ShapeDtypeStruct((1, *shape, 1), jnp.float32)
-        return network.lower(params, image, image).compile()
+        return network.lower(params, image, image, image, jax.ShapeDtypeStruct((1, 3), jnp.float32)).compile()
 
     def registered(pair: Pair) -> Registered:
         program = compiled(pair.fixed.shape)
-        scans = jax.block_until_ready(
-            [jnp.asarray(s, jnp.float32)[None, ..., None] for s in (pair.fixed, pair.moving)]
-        )
+        mask = np.ones(pair.fixed.shape) if pair.mask is None else pair.mask
+        scans = [jnp.asarray(s, jnp.float32)[None, ..., None] for s in (pair.fixed, pair.moving, mask)]
+        scans = jax.block_until_ready([*scans, jnp.asarray(pair.spacing_mm, jnp.float32)[None]])
         start = time.perf_counter()
         registration = jax.block_until_ready(program(params, *scans))
         seconds = time.perf_counter() - start
