@@ -28,6 +28,8 @@ class DirLabConfig:
     root: str = ""
     cases: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
     test_case: int = 1  # left out of training: its TRE is the one reported
+    # "leave-one-out", or "paper": the test case is trained on as well, and every table says so.
+    protocol: str = "leave-one-out"
     validation_case: int = 0  # stops the training; 0 takes the case after `test_case`
     preprocessing: str = "isotropic"  # or "native": the paper's two descriptions, section IV-A and IV-B
     spacing_mm: float = 1.0  # of the isotropic grid

@@ -236,8 +236,13 @@ def _what_would_hold(
     return message
 
 
-def leave_one_out(config: DirLabConfig) -> tuple[tuple[int, ...], int, int]:
-    """Cases to train on, the one to validate on and the one to test on: never the same case twice."""
+def split_cases(config: DirLabConfig) -> tuple[tuple[int, ...], int, int]:
+    """Cases to train on, the one to validate on and the one to test on.
+
+    Never the same case twice, unless `config.protocol` is "paper": then the test case is trained on, too.
+    """
+    if config.protocol not in ("leave-one-out", "paper"):
+        raise UserError(f"data.dirlab.protocol is '{config.protocol}': use 'leave-one-out' or 'paper'")
     cases, test = tuple(config.cases), config.test_case
     if len(set(cases)) != len(cases) or len(cases) < 3 or not set(cases) <= set(GEOMETRY):
         raise UserError(
@@ -251,7 +256,8 @@ def leave_one_out(config: DirLabConfig) -> tuple[tuple[int, ...], int, int]:
             f"data.dirlab.validation_case is {validation}: expected 0, or one of {cases} that isn't "
             f"the test case {test}"
         )
-    return tuple(case for case in cases if case not in (test, validation)), validation, test
+    left_out = (validation,) if config.protocol == "paper" else (test, validation)
+    return tuple(case for case in cases if case not in left_out), validation, test
 
 
 def report(root: str | Path) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,7 @@ def file_splits(config: FilesConfig, seed: int = 0) -> tuple[list[Loader], list[
     else:
         raise UserError(f"data.files.pairs is '{config.pairs}': expected a CSV file or a folder with images/")
 
+    _check_splits(rows)
     images = dict.fromkeys(path for row in rows for path in (row.fixed, row.moving))
     grids = {path: nifti.read_grid(path) for path in images}
     for row in rows:
@@ -172,6 +173,19 @@ def _rows_of_folder(folder: Path, config: FilesConfig, seed: int) -> list[PairFi
                 moving = members[(index + step) % count]
                 rows.append(PairFiles(split, fixed, moving, labels.get(fixed), labels.get(moving)))
     return rows
+
+
+def _check_splits(rows: Sequence[PairFiles]) -> None:
+    """Refuses a fixed scan of one split in another one. An atlas may be the moving scan everywhere."""
+    split_of = {row.fixed.resolve(): row.split for row in rows}
+    for row in rows:
+        for path in (row.fixed, row.moving):
+            other = split_of.get(path.resolve(), row.split)
+            if other != row.split:
+                raise UserError(
+                    f"{path} is in the splits {row.split} and {other}: the results would be of scans that "
+                    "were trained on; give each fixed scan to one split"
+                )
 
 
 def _check_grids(row: PairFiles, grids: dict, *, same_shape: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -86,8 +87,16 @@ def _phantom(config: DataConfig) -> list[Makers]:
 
 
 def _dirlab(config: DataConfig) -> list[Makers]:
-    train_cases, validation_case, test_case = dirlab.leave_one_out(config.dirlab)
-    return [
+    train_cases, validation_case, test_case = dirlab.split_cases(config.dirlab)
+    train, validation = (
         [functools.partial(dirlab.dirlab_pair, config.dirlab, case) for case in cases]
-        for cases in (train_cases, [validation_case], [test_case])
-    ]
+        for cases in (train_cases, [validation_case])
+    )
+    test = functools.partial(_test_pair, config, test_case, leaks=test_case in train_cases)
+    return [train, validation, [test]]
+
+
+def _test_pair(config: DataConfig, case: int, *, leaks: bool) -> Pair:
+    """The test pair; where it was trained on, its name says so in every table."""
+    pair = dirlab.dirlab_pair(config.dirlab, case)
+    return dataclasses.replace(pair, name=f"{pair.name} (trained on)") if leaks else pair

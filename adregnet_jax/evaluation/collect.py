@@ -2,9 +2,10 @@
 
     python -m adregnet_jax.evaluation.collect RUN [RUN ...] --output DIR [--against OTHER/eval/cases.csv]
 
-Each RUN is a workdir that eval.py has evaluated, with --instance if this gets it, too. DIR gets Table I (TRE by
-case, beside published results where the cases are DIR-Lab's), Table II (similarity and deformation) and the
-signed-rank tests, each as text, CSV, Markdown and LaTeX, and report.html. `--against` compares with another run on the same cases.
+Each RUN is a workdir that eval.py has evaluated, with --instance if this gets it, too. DIR gets Table I (TRE
+by case, beside published results where the cases are DIR-Lab's), Table II (similarity and deformation) and
+the signed-rank tests, each as text, CSV, Markdown and LaTeX, and report.html. --against compares with another
+run on the same cases.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from adregnet_jax.evaluation import report as html
 from adregnet_jax.evaluation.evaluate import write_atomically, write_figure
 from adregnet_jax.evaluation.statistics import compare, holm
 
-DIRLAB_NAME = re.compile(r"case(\d+)$")
+DIRLAB_NAME = re.compile(r"case(\d+)( \(.*\))?$")
 TABLE_II = (tables.Column("case", "{name}"), tables.Column("landmarks", "{landmarks:.0f}"),
             *tables.SIMILARITY[1:],
             tables.Column("folded, %", "{folded_percent:.3f}"))  # fmt: skip

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adregnet_jax.config import DirLabConfig
+from adregnet_jax.config import DataConfig, DirLabConfig
 from adregnet_jax.data import dirlab
+from adregnet_jax.data.pair import Pair
+from adregnet_jax.data.splits import load_splits
 from adregnet_jax.errors import UserError
 
 SHAPE, SPACING_MM = (40, 32, 22), (3.0, 3.0, 4.0)
@@ -221,15 +223,17 @@ def test_bad_settings(tmp_path):
         ({"test_case": 1}, ((3, 4, 5), 2, 1)),
         ({"test_case": 5}, ((2, 3, 4), 1, 5)),
         ({"test_case": 3, "validation_case": 1}, ((2, 4, 5), 1, 3)),
+        ({"test_case": 3, "protocol": "paper"}, ((1, 2, 3, 5), 4, 3)),
     ],
 )
-def test_leave_one_out(changes, expected):
-    assert dirlab.leave_one_out(DirLabConfig(cases=(1, 2, 3, 4, 5), **changes)) == expected
+def test_split_cases(changes, expected):
+    assert dirlab.split_cases(DirLabConfig(cases=(1, 2, 3, 4, 5), **changes)) == expected
 
 
 @pytest.mark.parametrize(
     "changes",
     [
+        {"protocol": "papers"},
         {"cases": (1, 2)},
         {"cases": (1, 1, 2)},
         {"cases": (1, 2, 12)},
@@ -238,9 +242,24 @@ def test_leave_one_out(changes, expected):
         {"cases": (1, 2, 3), "test_case": 1, "validation_case": 4},
     ],
 )
-def test_leave_one_out_refuses(changes):
+def test_split_cases_refuses(changes):
     with pytest.raises(UserError, match=r"data\.dirlab\."):
-        dirlab.leave_one_out(DirLabConfig(**changes))
+        dirlab.split_cases(DirLabConfig(**changes))
+
+
+def test_a_test_case_that_was_trained_on_says_so_in_its_name(monkeypatch):
+    monkeypatch.setattr(
+        dirlab,
+        "dirlab_pair",
+        lambda config, case: Pair(f"case{case}", *[np.zeros((2, 2, 2))] * 2, np.ones(3)),
+    )
+    names = {
+        protocol: load_splits(
+            DataConfig(kind="dirlab", dirlab=DirLabConfig(cases=(1, 2, 3), test_case=2, protocol=protocol))
+        ).test[0].name
+        for protocol in ("leave-one-out", "paper")
+    }  # fmt: skip
+    assert names == {"leave-one-out": "case2", "paper": "case2 (trained on)"}
 
 
 def run_main(monkeypatch, root):

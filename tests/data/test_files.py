@@ -44,18 +44,20 @@ def refusal(config):
 
 
 def test_csv_rows_go_to_their_splits(folder):
+    scan(folder / "t.nii")
+    scan(folder / "v.nii")
     config = table(
         folder,
         "train, f.nii, sub/m.nii.gz",
-        "test,sub/m.nii.gz,f.nii",
+        "test,t.nii,sub/m.nii.gz",
         "",
-        f"validation,f.nii,{folder}/f.nii",
+        f"validation,v.nii,{folder}/v.nii",
     )
     train, validation, test = file_splits(config)
     assert [len(loaders) for loaders in (train, validation, test)] == [1, 1, 1]
     pair = train[0]()
     assert pair.name == "f_m"
-    assert test[0]().name == "m_f"
+    assert test[0]().name == "t_m"
     raw, _, _ = nifti.read_volume(folder / "f.nii")
     low, high = np.percentile(raw, [0.5, 99.5])
     np.testing.assert_allclose(pair.fixed, np.clip((raw - low) / (high - low), 0, 1), atol=1e-6)
@@ -230,3 +232,15 @@ def test_real_scans_of_many_shapes():
     pair = test[0]()
     assert pair.fixed.shape == (43, 59, 47)
     assert set(np.unique(pair.fixed_labels)) == {0, 1, 2}
+
+
+def test_a_scan_of_one_split_is_refused_in_another(folder):
+    scan(folder / "atlas.nii")
+    for name in ("a", "b", "c"):
+        scan(folder / f"{name}.nii")
+    # The atlas is the moving scan of both splits: nothing is known of the test subject from training.
+    train, _, test = file_splits(table(folder, "train,a.nii,atlas.nii", "test,b.nii,atlas.nii"))
+    assert (len(train), len(test)) == (1, 1)
+    for rows in (("train,a.nii,b.nii", "test,b.nii,c.nii"), ("train,a.nii,b.nii", "test,a.nii,c.nii")):
+        message = refusal(table(folder, *rows))
+        assert "is in the splits" in message and "train" in message and "test" in message
