@@ -3,7 +3,7 @@
 What `evaluate` leaves in `workdir/eval`, or `workdir/eval_instance` with instance optimisation:
 
     cases.csv      one row a case, all metrics at full precision (`case_metrics` names them)
-    landmarks.csv  the distance of every landmark before and after, where there are landmarks
+    landmarks.csv  every landmark's distance before and after, and the entropy of its match
     summary.json   mean and SD over the cases
     tables.md      the printed tables; tables.tex the same for LaTeX
     report.html    tables, box plots, histograms and overlays on one page
@@ -31,6 +31,7 @@ from flax import linen as nn
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
+from scipy import stats
 
 from adregnet_jax import metrics
 from adregnet_jax.config import Config, DataConfig
@@ -103,7 +104,7 @@ def evaluate(config: Config, workdir: Path, *, figures: int = 3, instance: bool 
         row = case_metrics(pair, registered.displacement, registered.warped)
         row |= mean_dice(scores[-1], scored)
         rows.append(row | {"seconds": registered.seconds})
-        landmarks += landmark_rows(pair, registered.displacement)
+        landmarks += landmark_rows(pair, registered.displacement, registered.match_entropy)
         if index < figures:
             determinant = _jacobian(registered.displacement)
             determinants[pair.name] = determinant[... if pair.mask is None else pair.mask].ravel()
@@ -266,7 +267,7 @@ def case_figures(pair: Pair, registered: Registered, *, title: str) -> dict[str,
 def summary_figures(
     landmarks: Sequence[tables.Row], determinants: Mapping[str, np.ndarray]
 ) -> dict[str, Figure]:
-    """The figures over the cases, by name: landmark distances as box plots, histograms of the Jacobian."""
+    """The figures over the cases, by name: landmark distances, uncertainty against error, the Jacobian."""
     figures = {}
     if landmarks:
         names = list(dict.fromkeys(row["name"] for row in landmarks))
@@ -275,21 +276,45 @@ def summary_figures(
             for column in ("before_mm", "after_mm")
         )
         figures["landmark_distances"] = draw.tre_figure(names, before, after)
+    known = [row for row in landmarks if row["match_entropy"] is not None]
+    uncertainty, error_mm = (np.array([r[column] for r in known]) for column in ("match_entropy", "after_mm"))
+    if known and np.ptp(uncertainty) > 0 and np.ptp(error_mm) > 0:
+        correlation = float(stats.spearmanr(uncertainty, error_mm).statistic)
+        figures["calibration_of_the_uncertainty"] = draw.calibration_figure(
+            uncertainty, error_mm, correlation
+        )
     if determinants:
         figures["jacobian"] = draw.jacobian_figure(list(determinants), list(determinants.values()))
     return figures
 
 
-def landmark_rows(pair: Pair, displacement: np.ndarray) -> list[tables.Row]:
-    """A row a landmark: its number from 0, and its distance in mm before and after."""
+def landmark_rows(
+    pair: Pair, displacement: np.ndarray, match_entropy: Sequence[np.ndarray] = ()
+) -> list[tables.Row]:
+    """A row a landmark: its number from 0, its distance in mm before and after, and its uncertainty.
+
+    The uncertainty is the entropy of the match in nats, at the finest level and the voxel of the fixed
+    landmark; None without attention.
+    """
     if pair.fixed_landmarks is None or pair.moving_landmarks is None:
         return []
     points = (pair.fixed_landmarks, pair.moving_landmarks)
     before = metrics.tre_mm(np.zeros_like(displacement), *points, pair.spacing_mm)
     after = metrics.tre_mm(displacement, *points, pair.spacing_mm)
+    entropy: np.ndarray | Sequence[None] = [None] * len(before)
+    if match_entropy:
+        shape = pair.fixed.shape
+        voxels = np.clip(np.rint(pair.fixed_landmarks).astype(int), 0, np.array(shape) - 1)
+        entropy = draw.enlarged(match_entropy[-1], shape)[tuple(voxels.T)]
     return [
-        {"name": pair.name, "landmark": n, "before_mm": float(b), "after_mm": float(a)}
-        for n, (b, a) in enumerate(zip(before, after, strict=True))
+        {
+            "name": pair.name,
+            "landmark": n,
+            "before_mm": float(b),
+            "after_mm": float(a),
+            "match_entropy": tables.finite(e),
+        }
+        for n, (b, a, e) in enumerate(zip(before, after, entropy, strict=True))
     ]
 
 

@@ -156,11 +156,11 @@ def levels_figure(
     columns = [(name, image, grey, "") for name, image in zip(PANELS, (fixed, moving, warped), strict=False)]
     for number, entropy in enumerate(match_entropy, 1):
         scale = Scale(Normalize(0, max(float(entropy.max()), 1e-3)), "magma")
-        columns.append((f"uncertainty {number}", _enlarged(entropy, fixed.shape), scale, "entropy, nats"))
+        columns.append((f"uncertainty {number}", enlarged(entropy, fixed.shape), scale, "entropy, nats"))
     for number, determinant in enumerate(jacobian, 1):
         change = float(np.clip(np.percentile(np.abs(determinant - 1), 99.5), 0.1, 1.0))
         scale = Scale(Normalize(1 - change, 1 + change), "BrBG")
-        columns.append((f"Jacobian {number}", _enlarged(determinant, fixed.shape), scale, "volume ratio"))
+        columns.append((f"Jacobian {number}", enlarged(determinant, fixed.shape), scale, "volume ratio"))
 
     figure, rows = _panels(np.array(fixed.shape)[order] * spacing_mm, len(columns))
     width, height = figure.get_size_inches()
@@ -203,6 +203,28 @@ def tre_figure(
     ax.tick_params(axis="y", labelsize=7)
     ax.grid(axis="y", linewidth=0.3)
     ax.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def calibration_figure(uncertainty: np.ndarray, error_mm: np.ndarray, rank_correlation: float) -> Figure:
+    """Mean error in ten groups of equal size, from the least to the most uncertain landmarks.
+
+    Args:
+        uncertainty: [n], the entropy of the match at each landmark, in nats.
+        error_mm: [n].
+        rank_correlation: of the two, by Spearman; it stands above the plot.
+    """
+    groups = np.array_split(np.argsort(uncertainty, kind="stable"), min(10, len(uncertainty)))
+    figure = Figure(figsize=(4, 3), dpi=150, layout="constrained")
+    ax = figure.subplots()
+    means = [(uncertainty[group].mean(), error_mm[group].mean()) for group in groups]
+    ax.plot(*zip(*means, strict=True), marker="o", linewidth=0.8)
+    ax.set_title(f"Spearman's rank correlation {rank_correlation:+.2f}", fontsize=8)
+    ax.set_xlabel("entropy of the match, nats (mean of a tenth of the landmarks)", fontsize=7)
+    ax.set_ylabel("mean TRE, mm", fontsize=8)
+    ax.set_ylim(bottom=0)
+    ax.tick_params(labelsize=7)
+    ax.grid(linewidth=0.3)
     return figure
 
 
@@ -270,6 +292,21 @@ def central_point(fixed: np.ndarray, moving: np.ndarray, displacement_mm: np.nda
     return tuple(int(i) + cut.start for i, cut in zip(place, inner, strict=True))
 
 
+def enlarged(level: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """A level's volume in the voxels of the full grid, which the network padded at the high end.
+
+    Args:
+        level: [x_l, y_l, z_l], coarser than the full grid by a power of two.
+        shape: (x, y, z) of the full grid.
+    """
+    for axis, size in enumerate(shape):
+        factor = 1
+        while level.shape[axis] * factor < size:
+            factor *= 2
+        level = np.repeat(level, factor, axis)
+    return level[tuple(slice(size) for size in shape)]
+
+
 def grid_lines(displacement_mm: np.ndarray, spacing_mm: np.ndarray, every_mm: float) -> list[np.ndarray]:
     """Straight lines of the fixed plane, carried by p + u(p): those along axis 0 first, then along axis 1.
 
@@ -298,16 +335,6 @@ def _turned(fixed, moving, warped, displacement, jacobian, spacing_mm, orientati
     )
     displacement_mm = displacement_mm[..., order] * orientation[order, 1]
     return Scan(fixed, moving, warped, displacement_mm, jacobian, spacing_mm[order])
-
-
-def _enlarged(level: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """A level's volume in the voxels of the full grid, which the network padded at the high end."""
-    for axis, size in enumerate(shape):
-        factor = 1
-        while level.shape[axis] * factor < size:
-            factor *= 2
-        level = np.repeat(level, factor, axis)
-    return level[tuple(slice(size) for size in shape)]
 
 
 def _file_index(axis: int, point: Sequence[int], orientation: np.ndarray, shape: Sequence[int]) -> str:

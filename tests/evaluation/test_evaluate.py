@@ -197,3 +197,15 @@ def test_ixi_is_scored_as_published(run, capsys):
     printed = capsys.readouterr().out
     assert "LL-Net-Large" in printed and "this run, one-hot trilinear" in printed
     assert (folder / "table_3.tex").exists()
+
+
+def test_the_uncertainty_of_a_landmark_is_that_of_its_voxel():
+    points = np.array([[0.0, 0.0, 0.0], [15.4, 3.0, 11.0], [7.6, 13.0, 4.0]])
+    pair = shifted_pair(fixed_landmarks=points, moving_landmarks=points)
+    level = np.arange(8 * 8 * 6, dtype=np.float32).reshape(8, 8, 6)  # one axis was padded from 14 to 16
+    displacement = np.random.default_rng(0).normal(size=(*SHAPE, 3)).astype(np.float32)
+    rows = evaluation.landmark_rows(pair, displacement, [np.zeros((4, 4, 3)), level])
+    assert [row["match_entropy"] for row in rows] == [level[0, 0, 0], level[7, 1, 5], level[4, 6, 2]]
+    figures = evaluation.summary_figures(rows, {})
+    assert set(figures) == {"landmark_distances", "calibration_of_the_uncertainty"}
+    assert "rank correlation" in figures["calibration_of_the_uncertainty"].axes[0].get_title()

@@ -164,3 +164,29 @@ def test_training_curves_hold_the_logged_values():
     }
     assert tre.get_title() == "tre_mm"
     assert pixels(figure)[..., :3].std() > 0.05
+
+
+@pytest.mark.parametrize("levels", [0, 2])
+def test_levels_figure_has_a_column_a_map(levels):
+    scan = np.random.default_rng(0).random((14, 12, 10))
+    entropy = [np.ones((4, 4, 4)), np.ones((8, 8, 8))][:levels]
+    jacobian = [np.ones((4, 4, 4)), np.ones((8, 8, 8))]
+    figure = figures.levels_figure(
+        scan,
+        scan,
+        scan,
+        entropy,
+        jacobian,
+        spacing_mm=np.array([1.0, 1.0, 2.0]),
+        affine=np.diag([-1, 1, 2, 1]),
+    )
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    uncertainties = [f"uncertainty {n + 1}" for n in range(levels)]
+    assert titles == ["fixed", "moving", "warped", *uncertainties, "Jacobian 1", "Jacobian 2"]
+
+
+def test_enlarged_repeats_voxels_and_crops():
+    level = np.arange(8.0).reshape(2, 2, 2)
+    full = figures.enlarged(level, (8, 7, 2))
+    assert full.shape == (8, 7, 2)
+    np.testing.assert_array_equal(full[3:5, 3:5, 1], [[1, 3], [5, 7]])
