@@ -7,7 +7,7 @@ are first used, so that reading a config or a scan doesn't load JAX.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from adregnet_jax.config import Config, ModelConfig, paper_model
+from adregnet_jax.config import Config, LossConfig, ModelConfig, RefinementConfig, paper_model
 from adregnet_jax.version import __version__
 
 if TYPE_CHECKING:
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from adregnet_jax.ops.convolution import conv3d
     from adregnet_jax.ops.filters import box_mean, gaussian_filter
     from adregnet_jax.ops.grid import identity_grid
-    from adregnet_jax.ops.jacobian import jacobian_determinant, spatial_gradient
+    from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant, spatial_gradient
     from adregnet_jax.ops.neighbourhood import neighbourhood_attention
     from adregnet_jax.ops.resampling import resize, resize_displacement
-    from adregnet_jax.ops.sampling import sample, sample_at_points, warp
+    from adregnet_jax.ops.sampling import sample, sample_at_points, warp, warp_labels
+    from adregnet_jax.refinement import refine
     from adregnet_jax.registration import Registration, register
 
 _MODULE_OF = {
@@ -35,11 +36,13 @@ _MODULE_OF = {
     "box_mean": "ops.filters",
     "compose": "ops.composition",
     "conv3d": "ops.convolution",
+    "folded_volume": "ops.jacobian",
     "gaussian_filter": "ops.filters",
     "identity_grid": "ops.grid",
     "jacobian_determinant": "ops.jacobian",
     "make_model": "nn.models",
     "neighbourhood_attention": "ops.neighbourhood",
+    "refine": "refinement",
     "register": "registration",
     "resize": "ops.resampling",
     "resize_displacement": "ops.resampling",
@@ -47,13 +50,16 @@ _MODULE_OF = {
     "sample_at_points": "ops.sampling",
     "spatial_gradient": "ops.jacobian",
     "warp": "ops.sampling",
+    "warp_labels": "ops.sampling",
 }
 
 __all__ = [
     "AdRegNet",
     "Config",
+    "LossConfig",
     "ModelConfig",
     "Prediction",
+    "RefinementConfig",
     "Registration",
     "VoxelMorph",
     "__version__",
@@ -61,12 +67,14 @@ __all__ = [
     "box_mean",
     "compose",
     "conv3d",
+    "folded_volume",
     "gaussian_filter",
     "identity_grid",
     "jacobian_determinant",
     "make_model",
     "neighbourhood_attention",
     "paper_model",
+    "refine",
     "register",
     "resize",
     "resize_displacement",
@@ -74,6 +82,7 @@ __all__ = [
     "sample_at_points",
     "spatial_gradient",
     "warp",
+    "warp_labels",
 ]
 
 
