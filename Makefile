@@ -30,6 +30,7 @@ bench: setup
 	$(BIN)/python benchmarks/neighbourhood_attention.py
 	$(BIN)/python benchmarks/warp.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/evaluation.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache

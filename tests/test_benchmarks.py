@@ -51,3 +51,10 @@ def test_training_step(tmp_path):
     assert [row["measure"] for row in rows] == ["import adregnet_jax", *starts]
     seconds = {row["measure"]: row["median s"] for row in rows}
     assert seconds["second start, compile"] < seconds["first start, compile"]  # the cache is found
+
+
+def test_evaluation(tmp_path):
+    rows = rows_of("evaluation", tmp_path / "table.json", "--shape", "20", "24", "18", "--labels", "3")
+    assert [row["part"] for row in rows] == ["metrics", "landmarks", "labels", "figures"]
+    assert all(0 < row["min s"] <= row["median s"] <= row["max s"] for row in rows)
+    assert rows[-1]["peak GiB so far"] >= rows[0]["peak GiB so far"] > 0

@@ -1,0 +1,86 @@
+"""How long do the metrics and figures of one case take, and how much memory, beside the network?
+
+    python benchmarks/evaluation.py [--shape 256 256 106] [--labels 0] [--rounds 3] [--json FILE]
+
+A random smooth pair of the given size with 300 landmarks, and with --labels N as many label values. Prints a
+row a part: the metrics of `evaluation.evaluate.case_metrics` and `label_scores`, and the two figures as PNG.
+The first round compiles and is left out. The peak is that of the whole process, JAX included.
+"""
+
+import io
+import resource
+import time
+
+import numpy as np
+import timing
+from scipy import ndimage
+
+from adregnet_jax import entry
+
+entry.keep_freed_memory()  # as eval.py does, before JAX starts
+
+from adregnet_jax.data.pair import Pair  # noqa: E402
+from adregnet_jax.evaluation import evaluate as evaluation  # noqa: E402
+
+
+def random_pair(shape, labels):
+    rng = np.random.default_rng(0)
+
+    def smooth(*channels):
+        coarse = rng.normal(size=(*[-(-n // 16) for n in shape], *channels))
+        zoom = [n / m for n, m in zip(shape, coarse.shape, strict=False)] + [1] * len(channels)
+        return ndimage.zoom(coarse, zoom, order=1).astype(np.float32)
+
+    fixed, moving = (1 / (1 + np.exp(-smooth())) for _ in range(2))
+    points = rng.uniform(0, np.array(shape) - 1, (2, 300, 3))
+    maps = [np.floor(image * labels).astype(np.uint8) for image in (fixed, moving)] if labels else [None] * 2
+    pair = Pair(
+        "random",
+        fixed,
+        moving,
+        np.array([1.0, 1.0, 2.5]),
+        fixed_landmarks=points[0],
+        moving_landmarks=points[1],
+        fixed_labels=maps[0],
+        moving_labels=maps[1],
+    )
+    pyramid = tuple(smooth(3)[:: 2**k, :: 2**k, :: 2**k] for k in (3, 2, 1))
+    entropy = tuple(np.abs(field[..., 0]) for field in pyramid)
+    return pair, evaluation.Registered(smooth(3), moving, pyramid, entropy, 0.0)
+
+
+def main():
+    parser = timing.argument_parser(__doc__)
+    parser.set_defaults(rounds=3)
+    parser.add_argument("--shape", type=int, nargs=3, default=(256, 256, 106), metavar=("X", "Y", "Z"))
+    parser.add_argument("--labels", type=int, default=0)
+    options = parser.parse_args()
+    pair, registered = random_pair(tuple(options.shape), options.labels)
+
+    def figures():
+        for figure in evaluation.case_figures(pair, registered, title="random").values():
+            figure.savefig(io.BytesIO(), format="png")
+
+    parts = {
+        "metrics": lambda: evaluation.case_metrics(pair, registered.displacement, registered.warped),
+        "landmarks": lambda: evaluation.landmark_rows(
+            pair, registered.displacement, registered.match_entropy
+        ),
+        "labels": lambda: evaluation.label_scores(pair, registered.displacement),
+        "figures": figures,
+    }
+    rows = []
+    for name, part in parts.items():
+        seconds = []
+        for _ in range(options.rounds + 1):
+            start = time.perf_counter()
+            part()
+            seconds.append(time.perf_counter() - start)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        row = {"part": name, "first s": round(seconds[0], 3)} | timing.spread(seconds[1:], "s")
+        rows.append(row | {"peak GiB so far": round(peak, 2)})
+    timing.report(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
