@@ -198,7 +198,7 @@ def tre_figure(
         for box in boxes["boxes"]:
             box.set_facecolor(colour)
         boxes["boxes"][0].set_label(label)
-    ax.set_xticks(range(len(names)), names, fontsize=7)
+    ax.set_xticks(range(len(names)), names, fontsize=7, rotation=30, ha="right")
     ax.set_ylabel("landmark distance, mm", fontsize=8)
     ax.tick_params(axis="y", labelsize=7)
     ax.grid(axis="y", linewidth=0.3)
