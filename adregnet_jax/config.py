@@ -88,6 +88,7 @@ class ModelConfig:
     attention_block: int = 512  # keys a block of the exact attention
     neighbourhood_radius: int = 1  # 1: 3x3x3 neighbours
     region_size: int = 16  # voxels of the input: 16 for lungs, 24 for brains in the paper
+    cosine_logits: bool = False  # attention compares directions, with a learned scale; eq. 10: plain products
     align_features: bool = True  # moving features are warped by the coarser field before matching
     position_aware: bool = True  # the expected offset of the match goes along with the matched features
     feature_residual: bool = True  # the field heads see the features as well as the attention

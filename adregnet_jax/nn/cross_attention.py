@@ -13,6 +13,8 @@ from adregnet_jax.ops.attention import blocked_attention
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.neighbourhood import neighbourhood_attention
 
+COSINE_SCALE = 10.0  # of the logits at the start, with `cosine_logits`
+
 
 class Match(NamedTuple):
     """What cross-attention says of one level."""
@@ -62,6 +64,12 @@ class CrossAttention(nn.Module):
     def _attend(self, query, key, value, locality):
         """[b, x, y, z, c] three times -> attended values, expected offsets [.., 3] and entropies."""
         query, key, value = (self._heads_to_batch(array) for array in (query, key, value))
+        if self.config.cosine_logits:
+            # Not in the paper: plain products of small features leave the weights close to equal.
+            scale = self.param("scale", nn.initializers.constant(COSINE_SCALE), ())
+            query, key = _unit(query), _unit(key)
+            scale = scale * query.shape[-1] ** 0.5  # by which the attention divides
+            query = query * scale.astype(query.dtype)
         if query[0, ..., 0].size <= self.config.global_attention_tokens:
             attended, offset, entropy = _attend_globally(
                 query, key, value, locality, self.config.attention_block
@@ -84,6 +92,12 @@ class CrossAttention(nn.Module):
 
     def _head_mean(self, values):
         return values.reshape(-1, self.config.heads, *values.shape[1:]).mean(axis=1)
+
+
+def _unit(features):
+    """[..., c] divided by their length; zeros stay zeros."""
+    squared = jnp.sum(features.astype(jnp.float32) ** 2, axis=-1, keepdims=True)
+    return features * jax.lax.rsqrt(squared + 1e-6).astype(features.dtype)
 
 
 def _attend_globally(query, key, value, locality, block):

@@ -23,8 +23,19 @@ def random_features(seed):
         paper_model(heads=2, global_attention_tokens=0),
         ModelConfig(),  # position-aware
         ModelConfig(global_attention_tokens=0, neighbourhood_radius=2),
+        ModelConfig(cosine_logits=True, heads=2),
+        ModelConfig(cosine_logits=True, global_attention_tokens=0),
     ],
-    ids=["global", "local", "global_heads", "local_heads", "global_position", "local_radius"],
+    ids=[
+        "global",
+        "local",
+        "global_heads",
+        "local_heads",
+        "global_position",
+        "local_radius",
+        "global_cosine",
+        "local_cosine",
+    ],
 )
 def test_cross_attention_equals_the_oracle(config):
     moving, fixed = random_features(1), random_features(2)

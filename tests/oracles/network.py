@@ -81,6 +81,10 @@ def cross_attention(p, moving, fixed, config):
         value = key_of @ p[f"value_{key_name}"]["kernel"]
         heads = [np.split(features, config.heads, axis=-1) for features in (query, key, value)]
         results = []
+        if config.cosine_logits:
+            # The logits are the scale times the cosine: attention divides by the root of the channels.
+            heads[0], heads[1] = ([x / length(x) for x in features] for features in heads[:2])
+            heads[0] = [q * p["scale"] * np.sqrt(q.shape[-1]) for q in heads[0]]
         for q, k, v in zip(*heads, strict=True):
             if np.prod(fixed.shape[:3]) > config.global_attention_tokens:
                 results.append(neighbourhood_attention(q, k, v, config.neighbourhood_radius))
@@ -94,6 +98,10 @@ def cross_attention(p, moving, fixed, config):
     to_moving, forth, entropy = direction(fixed, moving, "fixed", "moving")  # eq. 11
     attended = p["alpha"] * to_fixed + (1 - p["alpha"]) * to_moving  # eq. 12
     return attended, np.concatenate([forth, back], axis=-1), entropy
+
+
+def length(features):
+    return np.sqrt((features**2).sum(axis=-1, keepdims=True) + 1e-6)
 
 
 def regional_attention(p, features, region, config):
