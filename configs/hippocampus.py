@@ -11,9 +11,9 @@ test is 200 pairs: each test subject with five others.
 Weakly supervised, with the labels of the training scans:
 --config.loss.dice=1 --config.loss.dice_labels="(1, 2)"
 
-Hardware: two CPU cores, about a step a second. Measured after the first of the four epochs (1000 steps), network
-alone, images only: mean Dice of the 200 pairs 0.574 before, 0.730 after (labels warped by nearest neighbour;
-0.737 as one image a label), 0.006 % folded. Not yet run to the end, nor with labels.
+Hardware: two CPU cores, about a step a second. Measured after the first of the four epochs (1000 steps),
+network alone, images only: mean Dice of the 200 pairs 0.574 before, 0.730 after (labels warped by nearest
+neighbour; 0.737 as one image a label), 0.006 % folded. Not yet run to the end, nor with labels.
 """
 
 from adregnet_jax.config import (
