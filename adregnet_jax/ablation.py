@@ -105,10 +105,10 @@ def table_row(name: str, folders: Sequence[Path]) -> tables.Row:
     runs = []
     for folder in folders:
         with (folder / "eval" / "cases.csv").open(newline="") as file:
-            runs.append(list(csv.DictReader(file)))
+            runs.append(tables.from_cells(csv.DictReader(file)))
     row: tables.Row = {"network": name, "seeds": len(folders), "cases": len(runs[0])}
     for _, metric, _ in COLUMNS:
-        means = [tables.mean_and_sd(float(case[metric] or "nan") for case in cases)[0] for cases in runs]
+        means = [tables.mean_and_sd(case[metric] for case in cases)[0] for cases in runs]
         row[metric], row[f"{metric}_sd"] = tables.mean_and_sd(means)
     return row
 

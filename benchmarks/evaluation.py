@@ -21,6 +21,7 @@ entry.keep_freed_memory()  # as eval.py does, before JAX starts
 
 from adregnet_jax.data.pair import Pair  # noqa: E402
 from adregnet_jax.evaluation import evaluate as evaluation  # noqa: E402
+from adregnet_jax.ops.jacobian import jacobian_determinant  # noqa: E402
 
 
 def random_pair(shape, labels):
@@ -57,8 +58,10 @@ def main():
     options = parser.parse_args()
     pair, registered = random_pair(tuple(options.shape), options.labels)
 
+    determinant = np.asarray(jacobian_determinant(registered.displacement[None])[0])
+
     def figures():
-        for figure in evaluation.case_figures(pair, registered, title="random").values():
+        for figure in evaluation.case_figures(pair, registered, determinant, title="random").values():
             figure.savefig(io.BytesIO(), format="png")
 
     parts = {

@@ -1,7 +1,25 @@
 """Settings of all tests, made before JAX is loaded."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 # Tests compile many small programs and run each once: without LLVM's optimisations they take a third of the
 # time. Flags that are already set are left alone, so that a run with optimisations is one variable away.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
+@pytest.fixture
+def real_data():
+    """`real_data("hippocampus")`: that folder of the real data, or a skip that says how to provide it."""
+
+    def folder(name: str) -> Path:
+        root = os.environ.get("ADREGNET_TEST_DATA")
+        if not (root and (Path(root) / name).is_dir()):
+            pytest.skip(
+                f"needs {name}/ in the folder that ADREGNET_TEST_DATA names, which is {root or 'not set'}"
+            )
+        return Path(root) / name
+
+    return folder

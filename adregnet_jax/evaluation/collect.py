@@ -16,16 +16,13 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from adregnet_jax.errors import UserError
-from adregnet_jax.evaluation import figures as draw
 from adregnet_jax.evaluation import published, tables
 from adregnet_jax.evaluation import report as html
-from adregnet_jax.evaluation.evaluate import write_atomically, write_figure
+from adregnet_jax.evaluation.evaluate import landmark_figure, write_atomically, write_figure
 from adregnet_jax.evaluation.statistics import compare, holm
 
 DIRLAB_NAME = re.compile(r"case(\d+)( \(.*\))?$")
@@ -86,7 +83,8 @@ def collect(
         sections.append(heading)
     distances = [row for folder in folders for row in _read_csv(folder / "landmarks.csv", missing_ok=True)]
     if distances:
-        png = write_figure(output / "landmark_distances.png", _box_plots(names, distances))
+        distances.sort(key=_order)
+        png = write_figure(output / "landmark_distances.png", landmark_figure(distances))
         sections.append(html.Section("Landmark distances", html.picture(png, "whiskers: 5 to 95 %")))
     pictures = [path for folder in folders for path in sorted((folder / "figures").glob("[0-9]*.png"))]
     sections.append(
@@ -105,17 +103,10 @@ STATISTICS_CAPTION = (
 
 def read_cases(path: Path) -> list[tables.Row]:
     """The rows of a `cases.csv`, numbers as floats, empty cells as None."""
-    rows: list[tables.Row] = []
-    for cells in _read_csv(path):
-        try:
-            rows.append(
-                {
-                    name: cell if name == "name" else (float(cell) if cell else None)
-                    for name, cell in cells.items()
-                }
-            )
-        except (TypeError, ValueError):
-            raise UserError(f"{path}: {cells} is not a row of eval.py: evaluate the run again") from None
+    try:
+        rows = tables.from_cells(_read_csv(path))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: is not a table of eval.py ({error}): evaluate the run again") from None
     if not rows or "name" not in rows[0]:
         raise UserError(f"{path}: no cases in it: expected the cases.csv of eval.py")
     return rows
@@ -132,7 +123,7 @@ def _read_csv(path: Path, *, missing_ok: bool = False) -> list[dict[str, str]]:
         raise UserError(f"{path}: not a CSV file that can be read ({error})") from None
 
 
-def _order(row: tables.Row) -> tuple:
+def _order(row: Mapping) -> tuple:
     """By the numbers in the names: case 10 comes after case 9."""
     return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row["name"]))
 
@@ -154,7 +145,8 @@ def _caption(rows: Sequence[tables.Row]) -> str:
     if not _is_dirlab(rows):
         return "Alignment"
     return (
-        "TRE in mm, mean (SD over the landmarks), and published means on the original DIR-Lab images. "
+        "TRE in mm, mean (SD over the landmarks), and published means on the original DIR-Lab images "
+        f"(ORRN, of which no cases are published: {published.ORRN_MEAN_MM} over the ten). "
         f"Snapped to voxels: {', '.join(sorted(published.SNAPPED))}; the others continuous or not said"
     )
 
@@ -204,18 +196,6 @@ def _comparisons(rows: Sequence[tables.Row], against: Sequence[Path]) -> list[ta
     ]
 
 
-def _box_plots(names: Sequence[str], distances: Sequence[dict[str, str]]):
-    with_landmarks = [name for name in names if any(row["name"] == name for row in distances)]
-    before, after = (
-        [
-            np.array([float(row[column]) for row in distances if row["name"] == name])
-            for name in with_landmarks
-        ]
-        for column in ("before_mm", "after_mm")
-    )
-    return draw.tre_figure(with_landmarks, before, after)
-
-
 def _protocol(runs: Sequence[Path], instance: bool) -> str:
     """What the runs were trained and tested on, as their configs say, and a warning where that leaks."""
     method = (
@@ -230,10 +210,11 @@ def _protocol(runs: Sequence[Path], instance: bool) -> str:
             continue
         if data["kind"] == "dirlab":
             dirlab = data["dirlab"]
-            lines.append(
-                f"{run.name}: leave-one-out, trained without case {dirlab['test_case']}, "
-                f"cases {dirlab['cases']}, {dirlab['preprocessing']} preprocessing"
-            )
+            protocol = f"leave-one-out, trained without case {dirlab['test_case']}"
+            if dirlab.get("protocol") == "paper":
+                protocol = f"WARNING: LEAKAGE, trained with the test case {dirlab['test_case']}"
+            cases, preprocessing = dirlab["cases"], dirlab["preprocessing"]
+            lines.append(f"{run.name}: {protocol}, cases {cases}, {preprocessing} preprocessing")
         else:
             lines.append(f"{run.name}: test split of {data['kind']} data")
     return "\n".join(lines)

@@ -55,6 +55,7 @@ SUMMARY = ("tre_before_mm", "tre_mm", "tre_snapped_mm", "folded_percent", "dice_
 
 _warp_nearest = jax.jit(functools.partial(warp, mode="nearest"))
 _warp_labels = jax.jit(warp_labels)
+_determinant = jax.jit(jacobian_determinant)
 
 
 class Registered(NamedTuple):
@@ -84,6 +85,12 @@ def evaluate(config: Config, workdir: Path, *, figures: int = 3, instance: bool 
         UserError: no checkpoint, an empty test split, a field that is not finite, or a folder that can't be
             written.
     """
+    refinement = config.refinement
+    if instance and (refinement.steps < 0 or refinement.stride < 1 or not refinement.learning_rate > 0):
+        raise UserError(
+            "refinement.steps must be 0 or more, stride 1 or more and learning_rate above 0; they are "
+            f"{refinement.steps}, {refinement.stride} and {refinement.learning_rate}: change the config"
+        )
     pairs = load_splits(config.data).test
     if not pairs:
         raise UserError(
@@ -108,7 +115,7 @@ def evaluate(config: Config, workdir: Path, *, figures: int = 3, instance: bool 
         if index < figures:
             determinant = _jacobian(registered.displacement)
             determinants[pair.name] = determinant[... if pair.mask is None else pair.mask].ravel()
-            for name, figure in case_figures(pair, registered, title=_title(row)).items():
+            for name, figure in case_figures(pair, registered, determinant, title=_title(row)).items():
                 png = write_figure(folder / "figures" / f"{_file_name(index, pair)}{name}.png", figure)
                 pictures.append(html.picture(png, _title(row)))
 
@@ -238,15 +245,17 @@ def describe_protocol(rows: Sequence[tables.Row], data: DataConfig, *, method: s
     )
 
 
-def case_figures(pair: Pair, registered: Registered, *, title: str) -> dict[str, Figure]:
-    """The figures of one registered pair by the end of their file names."""
+def case_figures(
+    pair: Pair, registered: Registered, determinant: np.ndarray, *, title: str
+) -> dict[str, Figure]:
+    """The figures of a registered pair, of determinant [x, y, z], by the end of their file names."""
     return {
         "": draw.registration_figure(
             pair.fixed,
             pair.moving,
             registered.warped,
             registered.displacement,
-            _jacobian(registered.displacement),
+            determinant,
             spacing_mm=pair.spacing_mm,
             affine=pair.affine,
             title=title,
@@ -270,12 +279,7 @@ def summary_figures(
     """The figures over the cases, by name: landmark distances, uncertainty against error, the Jacobian."""
     figures = {}
     if landmarks:
-        names = list(dict.fromkeys(row["name"] for row in landmarks))
-        before, after = (
-            [np.array([row[column] for row in landmarks if row["name"] == name]) for name in names]
-            for column in ("before_mm", "after_mm")
-        )
-        figures["landmark_distances"] = draw.tre_figure(names, before, after)
+        figures["landmark_distances"] = landmark_figure(landmarks)
     known = [row for row in landmarks if row["match_entropy"] is not None]
     uncertainty, error_mm = (np.array([r[column] for r in known]) for column in ("match_entropy", "after_mm"))
     if known and np.ptp(uncertainty) > 0 and np.ptp(error_mm) > 0:
@@ -286,6 +290,16 @@ def summary_figures(
     if determinants:
         figures["jacobian"] = draw.jacobian_figure(list(determinants), list(determinants.values()))
     return figures
+
+
+def landmark_figure(rows: Sequence[tables.Row]) -> Figure:
+    """`figures.tre_figure` of rows from `landmark_rows`, or of the lines of a landmarks.csv."""
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    before, after = (
+        [np.array([float(row[column]) for row in rows if row["name"] == name]) for name in names]
+        for column in ("before_mm", "after_mm")
+    )
+    return draw.tre_figure(names, before, after)
 
 
 def landmark_rows(
@@ -382,7 +396,7 @@ def write_ixi(
 
 
 def _jacobian(displacement: np.ndarray) -> np.ndarray:
-    return np.asarray(jacobian_determinant(jnp.asarray(displacement)[None])[0])
+    return np.asarray(_determinant(jnp.asarray(displacement)[None])[0])
 
 
 def _abstract_parameters(model: nn.Module, pair: Pair):

@@ -7,21 +7,6 @@ to voxels.
 
 from __future__ import annotations
 
-# Landmark distance before registration, from the landmarks themselves; (mean, SD over the 300 landmarks).
-# The paper's Table I misprints the SD of case 4 (4.49) and the mean of case 7 (11.30).
-DIRLAB_BEFORE_MM = (
-    (3.89, 2.78),
-    (4.34, 3.90),
-    (6.94, 4.05),
-    (9.83, 4.86),
-    (7.48, 5.51),
-    (10.89, 6.97),
-    (11.03, 7.43),
-    (14.99, 9.01),
-    (7.92, 3.98),
-    (7.30, 6.35),
-)
-
 # Table I of the AD-RegNet paper, which names its sources, then methods it leaves out.
 DIRLAB_TRE_MM: dict[str, tuple[float, ...]] = {
     "De Vos": (1.27, 1.20, 1.48, 2.09, 1.95, 5.16, 3.05, 6.48, 2.10, 2.09),

@@ -14,12 +14,13 @@ import html
 import io
 import math
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Row = dict[str, Any]
+TEXTS = ("name",)  # the columns of cases.csv that hold no numbers
 
 
 class Column(NamedTuple):
@@ -88,6 +89,14 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def from_cells(cells: Iterable[Mapping[str, str]]) -> list[Row]:
+    """What `to_csv` wrote, as `csv.DictReader` reads it: numbers as floats, empty cells as None."""
+    return [
+        {name: cell if name in TEXTS else (float(cell) if cell else None) for name, cell in line.items()}
+        for line in cells
+    ]
 
 
 def to_text(rows: Sequence[Row], columns: Sequence[Column]) -> str:

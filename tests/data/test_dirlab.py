@@ -1,6 +1,5 @@
 """The DIR-Lab reader, on tiny case folders of the real packs' names and format."""
 
-import os
 import re
 from pathlib import Path
 
@@ -289,11 +288,8 @@ def test_report_on_nothing_exits_with_2(tmp_path, monkeypatch, capsys):
     assert "no usable DIR-Lab case" in capsys.readouterr().err
 
 
-def test_original_landmarks_give_the_published_distances(real_geometry, monkeypatch, capsys):
-    root = Path(os.environ.get("ADREGNET_TEST_DATA", "")) / "dirlab_landmarks"
-    if not root.is_dir():
-        pytest.skip("ADREGNET_TEST_DATA has no dirlab_landmarks/ with the original DIR-Lab landmarks")
-    run_main(monkeypatch, root)
+def test_original_landmarks_give_the_published_distances(real_geometry, real_data, monkeypatch, capsys):
+    run_main(monkeypatch, real_data("dirlab_landmarks"))
     found = re.findall(r" 300 +(\d+\.\d\d) \((\d+\.\d\d)\)", capsys.readouterr().out)
     published = [(3.89, 2.78), (4.34, 3.90), (6.94, 4.05), (9.83, 4.86), (7.48, 5.51)]
     assert [(float(mean), float(sd)) for mean, sd in found] == published

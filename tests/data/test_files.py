@@ -1,8 +1,5 @@
 """Pairs from a CSV and from a folder."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -223,11 +220,8 @@ def test_points_round_trip(tmp_path_factory, points, separator):
     np.testing.assert_array_equal(read_points(path), points)
 
 
-def test_real_scans_of_many_shapes():
-    root = Path(os.environ.get("ADREGNET_TEST_DATA", "")) / "hippocampus"
-    if not root.is_dir():
-        pytest.skip("ADREGNET_TEST_DATA has no hippocampus/ with images and labels")
-    train, validation, test = file_splits(FilesConfig(pairs=str(root)))
+def test_real_scans_of_many_shapes(real_data):
+    train, validation, test = file_splits(FilesConfig(pairs=str(real_data("hippocampus"))))
     assert (len(train), len(validation), len(test)) == (208 * 10, 26, 26)
     pair = test[0]()
     assert pair.fixed.shape == (43, 59, 47)

@@ -65,6 +65,17 @@ def test_the_tests_are_those_of_the_columns_corrected_for_their_number(folds, tm
     assert max(row["p_corrected"] / row["p"] for row in statistics) == pytest.approx(len(DIRLAB_TRE_MM))
 
 
+def test_a_run_that_was_trained_on_its_test_case_is_never_called_leave_one_out(folds, tmp_path):
+    (run, *_), _ = folds
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["data"]["dirlab"]["protocol"] = "paper"
+    (run / "config.json").write_text(json.dumps(record))
+    collect([run], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "WARNING: LEAKAGE, trained with the test case 1" in page
+    assert "leave-one-out" not in page
+
+
 def test_few_folds_have_no_p_and_the_table_says_why(folds, tmp_path):
     statistics = collect(folds[0][:3], tmp_path / "out")[2]
     assert {row["p"] for row in statistics.rows} == {None}
@@ -97,7 +108,7 @@ def test_what_is_missing_or_there_twice_is_one_line(folds, tmp_path, capsys):
     )
     assert not (tmp_path / "out").exists()
     (run / "eval" / "cases.csv").write_text("name,tre_mm\ncase1,much\n")
-    with pytest.raises(UserError, match="is not a row of"):
+    with pytest.raises(UserError, match="is not a table of eval"):
         read_cases(run / "eval" / "cases.csv")
     assert main([str(folds[0][1]), "--output", str(tmp_path / "out")]) == 0
     assert "case2" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adregnet_jax.config import Config, DataConfig
+from adregnet_jax.config import Config, DataConfig, RefinementConfig
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.splits import Splits
 from adregnet_jax.errors import UserError
@@ -156,6 +156,13 @@ def test_a_field_that_is_not_finite_is_one_clear_line(run):
     with pytest.raises(UserError, match="displacement of case is not finite") as raised:
         run([shifted_pair()], shift=(math.nan, 0.0, 0.0))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("setting", [{"steps": -1}, {"stride": 0}, {"learning_rate": 0.0}])
+def test_bad_settings_of_the_refinement_are_one_clear_line(run, setting):
+    config = Config(refinement=RefinementConfig(**setting))
+    with pytest.raises(UserError, match=r"refinement\.steps must be"):
+        run([shifted_pair()], config=config, instance=True)
 
 
 def test_an_empty_test_split_is_one_clear_line(run):

@@ -1,8 +1,5 @@
 """The averages behind published Dice scores on IXI, and the published tables themselves."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -106,10 +103,8 @@ def test_tables_that_can_not_be_used(tmp_path):
         ("ants_IXI", 0.645, 0.152, 0.040, 0.641, 0.0),
     ],
 )
-def test_published_figures(tmp_path, name, mean, sd, sd_case_means, flat_mean, folded):
-    path = Path(os.environ.get("ADREGNET_TEST_DATA", "")) / "ixi_results" / f"{name}.csv"
-    if not path.is_file():
-        pytest.skip("ADREGNET_TEST_DATA has no ixi_results/ with TransMorph's tables")
+def test_published_figures(real_data, tmp_path, name, mean, sd, sd_case_means, flat_mean, folded):
+    path = real_data("ixi_results") / f"{name}.csv"
     dice, folded_percent = ixi.read_results(path)
     assert dice.shape == (115, 46)
     summary = ixi.summarise(dice)

@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,13 +59,9 @@ def test_the_last_rows_are_mean_and_sd():
     json.dumps([mean, sd], allow_nan=False)
 
 
-def test_sd_is_that_of_the_published_landmark_distances():
-    root = os.environ.get("ADREGNET_TEST_DATA")
-    if not root:
-        pytest.skip("set ADREGNET_TEST_DATA to the folder that holds dirlab_landmarks")
-    fixed, moving = (
-        np.loadtxt(Path(root) / "dirlab_landmarks" / f"Case4_300_{phase}_xyz.txt") for phase in ("T00", "T50")
-    )
+def test_sd_is_that_of_the_published_landmark_distances(real_data):
+    root = real_data("dirlab_landmarks")
+    fixed, moving = (np.loadtxt(root / f"Case4_300_{phase}_xyz.txt") for phase in ("T00", "T50"))
     distance_mm = np.linalg.norm((fixed - moving) * (1.13, 1.13, 2.5), axis=1)
     mean, sd = tables.mean_and_sd(distance_mm)
     assert (round(mean, 2), round(sd, 2)) == (9.83, 4.86)  # 4.85 with the divisor n
