@@ -6,7 +6,9 @@ Axes stay as they are in the file: axis 0, 1, 2 of an array are the NIfTI i, j, 
 from __future__ import annotations
 
 import io
+import itertools
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from nibabel.openers import ImageOpener
 
 from adregnet_jax.errors import UserError
 
+FORMS_TOLERANCE_MM = 0.1  # how far apart sform and qform may lay a corner
+
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Reads a 3-D image.
@@ -24,83 +28,154 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
       values [x, y, z] float32, affine [4, 4] voxel -> RAS mm, spacing_mm [3].
 
     Raises:
-      UserError: not a readable NIfTI file, not 3-D, zero spacing, or values that are NaN or infinite.
+      UserError: not a readable NIfTI file, not 3-D, a header that `open_image` refuses, or values that are
+        NaN or infinite.
     """
     values, affine, spacing_mm = _read(path)
-    bad = values.size - np.count_nonzero(np.isfinite(values))
-    if bad:
-        raise UserError(f"{path}: {bad} of {values.size} voxels are NaN or infinite: replace them, e.g. by 0")
-    return values.astype(np.float32), affine, spacing_mm
+    return image_values(path, values), affine, spacing_mm
 
 
 def read_labels(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Reads a 3-D label map: as `read_volume`, with values [x, y, z] int32 that have to be whole numbers."""
     values, affine, spacing_mm = _read(path)
-    whole = np.isfinite(values) & (values == np.round(values))
-    if not whole.all():
-        example = values[~whole][0]
-        raise UserError(f"{path}: labels have to be whole numbers, found {example:g}: is this an image?")
-    return values.astype(np.int32), affine, spacing_mm
+    return label_values(path, values), affine, spacing_mm
 
 
 def read_grid(path: str | Path) -> tuple[tuple[int, int, int], np.ndarray, np.ndarray]:
     """Shape, affine [4, 4] and spacing_mm [3] of a 3-D image, from its header alone."""
-    image, shape = _open(path)
+    image = open_image(path)
+    shape = volume_shape(path, image.shape)
     return shape, image.affine, nib.affines.voxel_sizes(image.affine)
 
 
 def write_volume(path: str | Path, values: np.ndarray, affine: np.ndarray) -> None:
     """Writes [x, y, z] as NIfTI: floats as float32, whole numbers as int32, bool as uint8."""
-    dtype = {"f": np.float32, "b": np.uint8}.get(values.dtype.kind, np.int32)
-    image = nib.Nifti1Image(values.astype(dtype), affine)
-    image.header.set_xyzt_units("mm")
     try:
-        nib.save(image, path)
+        nib.save(make_image(stored(values), affine), path)
     except (OSError, nib.filebasedimages.ImageFileError) as error:
         raise UserError(
-            f"{path}: can't be written ({_one_line(error)}): check the name, the folder and the disk"
+            f"{path}: can't be written ({one_line(error)}): check the name, the folder and the disk"
         ) from None
 
 
-def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    image, shape = _open(path)
-    try:
-        values = np.asanyarray(image.dataobj).reshape(shape)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+def make_image(values: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+    """A NIfTI image in mm, to be saved."""
+    image = nib.Nifti1Image(values, affine)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def stored(values: np.ndarray) -> np.ndarray:
+    """Values in the type that files get: floats as float32, whole numbers as int32, bool as uint8."""
+    return values.astype({"f": np.float32, "b": np.uint8}.get(values.dtype.kind, np.int32))
+
+
+def image_values(path: str | Path, values: np.ndarray) -> np.ndarray:
+    """Values as float32, refused where they are NaN or infinite."""
+    bad = values.size - np.count_nonzero(np.isfinite(values))
+    if bad:
+        raise UserError(f"{path}: {bad} of {values.size} voxels are NaN or infinite: replace them, e.g. by 0")
+    return values.astype(np.float32)
+
+
+def label_values(path: str | Path, values: np.ndarray) -> np.ndarray:
+    """Values as int32, refused where they are not whole numbers."""
+    whole = np.isfinite(values) & (values == np.round(values))
+    if not whole.all():
+        example = values[~whole][0]
+        raise UserError(f"{path}: labels have to be whole numbers, found {example:g}: is this an image?")
+    return values.astype(np.int32)
+
+
+def volume_shape(path: str | Path, shape: Sequence[int]) -> tuple[int, int, int]:
+    """The shape without trailing axes of one, refused if it is not that of a 3-D volume."""
+    found = tuple(int(n) for n in shape)
+    while len(found) > 3 and found[-1] == 1:
+        found = found[:-1]
+    if len(found) > 3:
         raise UserError(
-            f"{path}: damaged or cut off ({_one_line(error)}): copy or download it again"
-        ) from None
-    return values, image.affine, nib.affines.voxel_sizes(image.affine)
+            f"{path}: shape is {found}; expected one 3-D volume: save one time point as its own file"
+        )
+    if len(found) < 3 or min(found) < 2:
+        raise UserError(
+            f"{path}: shape is {found}; expected a 3-D volume of at least 2 voxels along each axis"
+        )
+    return found[0], found[1], found[2]
 
 
-def _open(path: str | Path) -> tuple[nib.Nifti1Image, tuple[int, int, int]]:
-    """The image, its voxels still on disk, and its shape without trailing axes of one."""
+def open_image(path: str | Path) -> Any:
+    """A NIfTI image of any shape, its voxels still on disk.
+
+    Raises:
+      UserError: no NIfTI file, voxels that are no real numbers, zero spacing, an affine that can't be
+        inverted, units that are not mm, or sform and qform that disagree.
+    """
     header = _raw_header(path)
     if not np.all(np.isfinite(header["pixdim"][1:4]) & (header["pixdim"][1:4] != 0)):
         found = " x ".join(f"{size:g}" for size in header["pixdim"][1:4])
         raise UserError(f"{path}: spacing is {found} mm; expected numbers above 0: mend the file's header")
+    units = int(header["xyzt_units"]) & 7  # the other bits are the unit of time
+    if units not in (0, 2):  # not told, or mm
+        name = {1: "metres", 3: "micrometres"}.get(units, f"unknown (code {units})")
+        raise UserError(f"{path}: units are {name}; expected mm: rescale the affine and set the units to mm")
     try:
         image: Any = nib.load(path)  # nibabel types it as an image without voxels
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError) as error:
-        raise UserError(f"{path}: not a NIfTI image that can be read ({_one_line(error)})") from None
+        forms = [form for form, code in _coded_forms(image) if code > 0]
+    except (
+        nib.filebasedimages.ImageFileError,
+        nib.spatialimages.HeaderDataError,
+        OSError,
+        ValueError,  # a quaternion that is no rotation
+    ) as error:
+        raise UserError(f"{path}: not a NIfTI image that can be read ({one_line(error)})") from None
     if image.get_data_dtype().kind not in "biuf":
         raise UserError(f"{path}: voxels are {image.get_data_dtype()}; expected one real number each")
-    spacing_mm = nib.affines.voxel_sizes(image.affine)
+    check_affine(path, image.affine)
+    if len(forms) == 2:
+        corners = np.array(list(itertools.product(*((0, n - 1) for n in (*image.shape, 1, 1)[:3]))))
+        apart_mm = nib.affines.apply_affine(forms[0], corners) - nib.affines.apply_affine(forms[1], corners)
+        worst_mm = np.linalg.norm(apart_mm, axis=1).max()
+        if not worst_mm <= FORMS_TOLERANCE_MM:
+            raise UserError(
+                f"{path}: sform and qform disagree by up to {worst_mm:.3g} mm: find out which one is right "
+                "and set the code of the other to 0"
+            )
+    return image
+
+
+def check_affine(path: str | Path, affine: np.ndarray) -> None:
+    """Refuses an affine [4, 4] that maps the volume onto a plane, a line or nowhere."""
+    spacing_mm = nib.affines.voxel_sizes(affine)
     if not np.all(spacing_mm > 0):
         raise UserError(f"{path}: the affine has a spacing of {spacing_mm} mm: mend the file's header")
+    if not abs(np.linalg.det(affine[:3, :3] / spacing_mm)) > 1e-3:
+        raise UserError(f"{path}: two axes of the affine are parallel: mend the file's header")
 
-    shape = tuple(int(n) for n in image.shape)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) > 3:
+
+def voxels(path: str | Path, image: Any) -> np.ndarray:
+    """The values of an opened image, scaled, of its own shape; refused if the file is damaged."""
+    try:
+        return np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(
-            f"{path}: shape is {shape}; expected one 3-D volume: save one time point as its own file"
-        )
-    if len(shape) < 3 or min(shape) < 2:
-        raise UserError(
-            f"{path}: shape is {shape}; expected a 3-D volume of at least 2 voxels along each axis"
-        )
-    return image, (shape[0], shape[1], shape[2])
+            f"{path}: damaged or cut off ({one_line(error)}): copy or download it again"
+        ) from None
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error of another library without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    image = open_image(path)
+    shape = volume_shape(path, image.shape)
+    return voxels(path, image).reshape(shape), image.affine, nib.affines.voxel_sizes(image.affine)
+
+
+def _coded_forms(image: Any) -> list[tuple[np.ndarray, int]]:
+    header = image.header
+    return [(header.get_sform(), int(header["sform_code"])), (header.get_qform(), int(header["qform_code"]))]
 
 
 def _raw_header(path: str | Path) -> nib.Nifti1Header:
@@ -111,12 +186,8 @@ def _raw_header(path: str | Path) -> nib.Nifti1Header:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: can't be read ({_one_line(error)}): copy or download it again") from None
+        raise UserError(f"{path}: can't be read ({one_line(error)}): copy or download it again") from None
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
         if kind.may_contain_header(block):
             return kind.from_fileobj(io.BytesIO(block), check=False)
     raise UserError(f"{path}: not a NIfTI file; expected .nii or .nii.gz: convert it first")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
