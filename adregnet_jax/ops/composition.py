@@ -1,4 +1,4 @@
-"""Composition of displacements."""
+"""Composition of displacements, their inverse, and the flow of a stationary velocity."""
 
 from __future__ import annotations
 
@@ -26,3 +26,50 @@ def compose(first: jax.Array, second: jax.Array) -> jax.Array:
     if first.shape != second.shape:
         raise ValueError(f"displacements live on different grids: {first.shape} and {second.shape}")
     return second + warp(first, second)
+
+
+def invert(displacement: jax.Array, *, iterations: int = 20) -> jax.Array:
+    """The displacement back: `compose(u, invert(u))` is zero, wherever the map stays inside its grid.
+
+    By the fixed point `v(q) = -u(q + v(q))`, which converges where `u` is a contraction: neighbouring voxels
+    move by less than a voxel against each other. Outside its grid, `u` keeps its border values.
+
+    Args:
+      displacement: [b, x, y, z, 3] in voxels.
+      iterations: each costs one warp.
+
+    Returns:
+      [b, x, y, z, 3] in voxels of the same grid.
+
+    Reference:
+      Chen, Lu, Chen, Ruchala and Olivera, A simple fixed-point approach to invert a deformation field,
+      Medical Physics 2008.
+    """
+
+    def improve(inverse, _):
+        return -warp(displacement, inverse), None
+
+    return jax.lax.scan(improve, -displacement, length=iterations)[0]
+
+
+def exponential(velocity: jax.Array, *, squarings: int = 6) -> jax.Array:
+    """The displacement after flowing for a unit of time along a stationary velocity: scaling and squaring.
+
+    A diffeomorphism up to interpolation, whose inverse is `exponential(-velocity)`.
+
+    Args:
+      velocity: [b, x, y, z, 3] in voxels by unit of time.
+      squarings: the first step is `velocity / 2**squarings`: it should be a fraction of a voxel.
+
+    Returns:
+      [b, x, y, z, 3] in voxels.
+
+    Reference:
+      Arsigny, Commowick, Pennec and Ayache, A log-Euclidean framework for statistics on diffeomorphisms,
+      MICCAI 2006.
+    """
+
+    def square(displacement, _):
+        return compose(displacement, displacement), None
+
+    return jax.lax.scan(square, velocity / 2**squarings, length=squarings)[0]

@@ -1,0 +1,213 @@
+"""Displacement fields that know where they lie in the world, and what they do to images and points.
+
+A field maps the fixed world to the moving world: the point `w = affine @ p` of the fixed scan goes to
+`w + affine[:3, :3] @ u(p)` in the moving scan. Images of any grid are pulled back onto the grid of the field.
+Everything here is a pure function of arrays, under `jit`, `vmap` and `grad` too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adregnet_jax.ops.composition import compose, invert
+from adregnet_jax.ops.cubic import inside_grid, sample_cubic
+from adregnet_jax.ops.grid import identity_grid
+from adregnet_jax.ops.jacobian import jacobian_determinant
+from adregnet_jax.ops.sampling import Padding, sample, warp_labels
+
+Interpolation = Literal["linear", "nearest", "cubic", "label"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class DisplacementField:
+    """A displacement on a grid in the world.
+
+    Attributes:
+      displacement: [x, y, z, 3] in voxels of its own grid, that of the fixed image.
+      affine: [4, 4] voxel of the grid -> RAS mm.
+    """
+
+    displacement: jax.Array
+    affine: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        x, y, z = self.displacement.shape[:3]
+        return x, y, z
+
+
+def warp_image(
+    field: DisplacementField,
+    values: jax.Array,
+    affine: jax.Array,
+    *,
+    mode: Interpolation = "linear",
+    padding: Padding = "zeros",
+    classes: Sequence[int] | jax.Array | None = None,
+) -> jax.Array:
+    """A moving image of any grid, pulled back onto the grid of the field.
+
+    Args:
+      field: from the fixed to the moving world.
+      values: [x', y', z'], the moving image.
+      affine: [4, 4] voxel -> RAS mm of the moving image.
+      mode: "linear"; "nearest"; "cubic", the B-spline, which may overshoot; "label", one image of 0 and 1 a
+        class, warped linearly, of which the largest wins.
+      padding: what lies outside the moving image: "zeros" (linear: fading out over a voxel) or "border".
+      classes: the labels that take part in mode "label", background among them; None for all there are, which
+        can't be found out under `jit`.
+
+    Returns:
+      [x, y, z] on the grid of the field, in the dtype of the values (cubic: float32).
+
+    Raises:
+      ValueError: wrong shapes or an unknown mode.
+    """
+    _check_field(field)
+    if values.ndim != 3 or affine.shape != (4, 4):
+        raise ValueError(f"expected values [x, y, z] and affine [4, 4], got {values.shape}, {affine.shape}")
+    # [x, y, z, 3], voxels of the moving image
+    coordinates = _to_voxels(affine, _displaced_mm(field))
+    if mode == "cubic":
+        return sample_cubic(values, coordinates, padding=padding)
+    if mode == "label":
+        present = jnp.asarray(np.unique(values) if classes is None else classes)
+        displacement = coordinates - identity_grid(field.shape)
+        labels = warp_labels(values[None, ..., None], displacement[None], present)[0, ..., 0]
+        return jnp.where(inside_grid(coordinates, values.shape), labels, 0) if padding == "zeros" else labels
+    return sample(values[..., None], coordinates, mode=mode, padding=padding)[..., 0]
+
+
+def warp_points(field: DisplacementField, points_mm: jax.Array) -> jax.Array:
+    """Fixed points where they lie in the moving image.
+
+    Outside its grid, the field keeps its border values (ITK takes 0 there).
+
+    Args:
+      field: from the fixed to the moving world.
+      points_mm: [n, 3] RAS mm.
+
+    Returns:
+      [n, 3] RAS mm.
+
+    Raises:
+      ValueError: wrong shapes.
+    """
+    _check_field(field)
+    if points_mm.ndim != 2 or points_mm.shape[1] != 3:
+        raise ValueError(f"points must be [n, 3], got shape {points_mm.shape}")
+    displacement = sample(field.displacement, _to_voxels(field.affine, points_mm))
+    return points_mm + _linear(field.affine, displacement)
+
+
+def compose_fields(first: DisplacementField, second: DisplacementField) -> DisplacementField:
+    """The one field that does what warping an image by `first`, then by `second` does.
+
+    A point goes the other way round: through `second`, then through `first`.
+
+    Raises:
+      ValueError: fields on different grids. Under `jit` the affines have no values to compare yet: there the
+        shapes have to do.
+    """
+    _check_field(first)
+    _check_field(second)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"fields live on different grids, {first.shape} and {second.shape} voxels: resample one of them"
+        )
+    traced = any(isinstance(field.affine, jax.core.Tracer) for field in (first, second))
+    if not traced and not np.allclose(first.affine, second.affine, rtol=1e-5, atol=1e-3):
+        raise ValueError(
+            "fields live on different grids: the affines differ by up to "
+            f"{np.abs(np.subtract(first.affine, second.affine)).max():.3g}: resample one of them"
+        )
+    displacement = compose(first.displacement[None], second.displacement[None])[0]
+    return DisplacementField(displacement, second.affine)
+
+
+def invert_field(field: DisplacementField, *, iterations: int = 20) -> DisplacementField:
+    """The field back, from the moving to the fixed world, on the same grid: see `ops.composition.invert`."""
+    _check_field(field)
+    return DisplacementField(invert(field.displacement[None], iterations=iterations)[0], field.affine)
+
+
+def field_jacobian(field: DisplacementField) -> jax.Array:
+    """[x, y, z], the Jacobian determinant of the map: change of volume, 0 or less is a fold.
+
+    The same in voxels and in millimetres.
+    """
+    _check_field(field)
+    return jacobian_determinant(field.displacement[None])[0]
+
+
+def field_from_affine(matrix: jax.Array, shape: Sequence[int], affine: jax.Array) -> DisplacementField:
+    """A world matrix as a field.
+
+    Args:
+      matrix: [4, 4], fixed RAS mm -> moving RAS mm.
+      shape: (x, y, z) of the field.
+      affine: [4, 4] voxel -> RAS mm of the field.
+
+    Raises:
+      ValueError: wrong shapes.
+    """
+    return after_field(DisplacementField(jnp.zeros((*shape, 3)), affine), matrix)
+
+
+def after_field(field: DisplacementField, matrix: jax.Array) -> DisplacementField:
+    """The field that displaces a fixed point by `field`, then moves it by the world matrix.
+
+    Args:
+      field: from the fixed world to a world between.
+      matrix: [4, 4] RAS mm, from there to the moving world.
+
+    Raises:
+      ValueError: wrong shapes.
+    """
+    _check_field(field)
+    if matrix.shape != (4, 4):
+        raise ValueError(f"matrix must be [4, 4], got shape {matrix.shape}")
+    # The shift is taken in millimetres and only then in voxels: far origins cost no digits.
+    shift_mm = _linear(matrix - jnp.eye(4), _displaced_mm(field)) + jnp.asarray(matrix)[:3, 3]
+    displacement = field.displacement + _linear(_inverse(field.affine), shift_mm)
+    return DisplacementField(displacement, field.affine)
+
+
+def _check_field(field: DisplacementField) -> None:
+    displacement, affine = field.displacement, field.affine
+    if displacement.ndim != 4 or displacement.shape[-1] != 3 or affine.shape != (4, 4):
+        raise ValueError(
+            "a field has a displacement [x, y, z, 3] and an affine [4, 4], "
+            f"got {displacement.shape} and {affine.shape}"
+        )
+
+
+def _displaced_mm(field: DisplacementField) -> jax.Array:
+    """[x, y, z, 3] RAS mm: where each voxel of the field goes."""
+    displaced = identity_grid(field.shape) + field.displacement
+    return _linear(field.affine, displaced) + jnp.asarray(field.affine, jnp.float32)[:3, 3]
+
+
+def _to_voxels(affine: jax.Array, points_mm: jax.Array) -> jax.Array:
+    return _linear(_inverse(affine), points_mm - jnp.asarray(affine, jnp.float32)[:3, 3])
+
+
+def _linear(matrix: jax.Array, vectors: jax.Array) -> jax.Array:
+    """The upper left [3, 3] times vectors [..., 3]."""
+    matrix = jnp.asarray(matrix, jnp.float32)[:3, :3]
+    # GPUs would multiply with 10 bits of mantissa: a quarter of a voxel in 256.
+    return jnp.einsum("ij,...j->...i", matrix, vectors, precision="highest")
+
+
+def _inverse(affine: jax.Array) -> jax.Array:
+    """[3, 3], the inverse of the linear part, by its closed formula: no solver on any device loses digits."""
+    a, b, c = jnp.asarray(affine, jnp.float32)[:3, :3].T
+    rows = jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)])
+    return rows / jnp.sum(a * rows[0])

@@ -1,0 +1,59 @@
+"""MIND-SSC: a description of each voxel's surroundings that scans of different contrast share."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adregnet_jax.ops.filters import box_mean
+
+# The six neighbours of a voxel, and the twelve pairs of them that are no opposites.
+NEIGHBOURS = np.array([(-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1)])
+PAIRS = [(a, b) for a, b in itertools.combinations(range(6), 2) if np.any(NEIGHBOURS[a] + NEIGHBOURS[b])]
+VARIANCE_RANGE = (1e-3, 1e3)  # of the local variance, in means over the volume
+
+
+def mind_ssc(volume: jax.Array, *, radius: int = 1, dilation: int = 2) -> jax.Array:
+    """Self-similarity context: how alike the patches around a voxel are, two by two.
+
+    `exp(-(D - min D) / V)`, where D are the twelve mean squared differences between patches at neighbours of
+    the voxel and V is their mean, kept within a thousandth and a thousand times its mean over the volume.
+    Blind to gain and offset, and to the sign of contrast. Beyond the border the outermost voxels repeat.
+
+    Args:
+      volume: [b, x, y, z, 1].
+      radius: of the patches, which are 2 * radius + 1 voxels wide.
+      dilation: distance in voxels from the voxel to the centres of the patches.
+
+    Returns:
+      [b, x, y, z, 12], 0 to 1. A constant volume gives 1 everywhere.
+
+    Raises:
+      ValueError: wrong shape.
+
+    Reference:
+      Heinrich et al., Towards realtime multimodal fusion for image-guided interventions using
+      self-similarities, MICCAI 2013.
+    """
+    if volume.ndim != 5 or volume.shape[-1] != 1:
+        raise ValueError(f"volume must be [b, x, y, z, 1], got shape {volume.shape}")
+    shape = volume.shape[1:4]
+    padded = jnp.pad(volume, ((0, 0), *[(dilation, dilation)] * 3, (0, 0)), mode="edge")
+
+    def neighbour(index):
+        first = dilation * (1 + NEIGHBOURS[index])
+        return padded[(slice(None), *(slice(i, i + n) for i, n in zip(first, shape, strict=True)))]
+
+    distances = jnp.concatenate(
+        [box_mean((neighbour(a) - neighbour(b)) ** 2, 2 * radius + 1) for a, b in PAIRS], axis=-1
+    )
+    distances = distances - jnp.min(distances, axis=-1, keepdims=True)
+    variance = jnp.mean(distances, axis=-1, keepdims=True)
+    typical = jnp.mean(variance, axis=(1, 2, 3), keepdims=True)
+    low, high = VARIANCE_RANGE
+    # A constant volume has no variance at all: 0 / tiny, where 0 / 0 would be NaN.
+    variance = jnp.maximum(jnp.clip(variance, low * typical, high * typical), jnp.finfo(volume.dtype).tiny)
+    return jnp.exp(-distances / variance)

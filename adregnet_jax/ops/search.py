@@ -1,0 +1,95 @@
+"""Discrete search of large motions: a cost for every displacement of a range, made smooth and consistent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adregnet_jax.ops.composition import compose
+from adregnet_jax.ops.filters import box_mean
+
+# Weights of the coupling between the best matches and the smooth field, from loose to tight.
+COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+CONSISTENCY_STEPS = 15
+
+
+def search_displacement(fixed: jax.Array, moving: jax.Array, radius: Sequence[int]) -> jax.Array:
+    """The displacement between two feature maps, without a start and without gradients.
+
+    All displacements up to `radius` are tried at every voxel, by the squared difference of the features. The
+    best ones are smoothed, the search is repeated with a penalty on the distance from the smooth field, and
+    so on with growing penalties: coupled convex regularisation. Done in both directions, the two results are
+    made inverse to each other by halves.
+
+    Args:
+      fixed: [b, x, y, z, c] features of a coarse grid.
+      moving: [b, x, y, z, c].
+      radius: (rx, ry, rz) in voxels of this grid; (2 rx + 1)(2 ry + 1)(2 rz + 1) displacements are tried.
+
+    Returns:
+      [b, x, y, z, 3] in voxels.
+
+    References:
+      Heinrich, Papiez, Schnabel and Handels, Non-parametric discrete registration with convex optimisation,
+      WBIR 2014; Siebert, Hansen and Heinrich, Fast 3D registration with accurate optimisation and little
+      learning for Learn2Reg 2021.
+    """
+    reach = [np.arange(-r, r + 1) for r in radius]
+    candidates = np.stack(np.meshgrid(*reach, indexing="ij"), axis=-1).reshape(-1, 3)
+
+    def one_pair(fixed, moving):
+        forth = _coupled(_costs(fixed, moving, candidates), candidates)
+        back = _coupled(_costs(moving, fixed, candidates), candidates)
+        return _consistent(forth, back)
+
+    return jax.vmap(one_pair)(fixed, moving)
+
+
+def _costs(fixed, moving, candidates):
+    """[d, x, y, z]: squared difference of the features for each candidate; edges repeat."""
+    radius = candidates.max(axis=0)
+    padded = jnp.pad(moving, (*((r, r) for r in radius), (0, 0)), mode="edge")
+
+    def cost(start):
+        return jnp.sum((fixed - jax.lax.dynamic_slice(padded, (*start, 0), fixed.shape)) ** 2, axis=-1)
+
+    return jax.lax.map(cost, jnp.asarray(candidates + radius))
+
+
+def _coupled(costs, candidates):
+    """[x, y, z, 3]: the smooth field that the best matches and the coupling agree on."""
+    candidates = jnp.asarray(candidates, jnp.float32)
+    smooth = _smooth(candidates[jnp.argmin(costs, axis=0)])
+
+    def couple(smooth, coupling):
+        def compare(best, candidate):
+            cost, displacement = candidate
+            energy = cost + coupling * jnp.sum((smooth - displacement) ** 2, axis=-1)
+            better = energy < best[0]
+            return (
+                jnp.where(better, energy, best[0]),
+                jnp.where(better[..., None], displacement, best[1]),
+            ), None
+
+        start = (jnp.full(smooth.shape[:3], jnp.inf), smooth)
+        (_, best), _ = jax.lax.scan(compare, start, (costs, candidates))
+        return _smooth(best), None
+
+    return jax.lax.scan(couple, smooth, jnp.array(COUPLINGS))[0]
+
+
+def _consistent(forth, back):
+    """`forth`, after both were moved half way towards the inverse of the other, again and again."""
+
+    def meet(fields, _):
+        forth, back = fields
+        return (forth - compose(back, forth) / 2, back - compose(forth, back) / 2), None
+
+    return jax.lax.scan(meet, (forth[None], back[None]), length=CONSISTENCY_STEPS)[0][0][0]
+
+
+def _smooth(displacement):
+    return box_mean(box_mean(displacement[None], 3), 3)[0]
