@@ -7,34 +7,40 @@ are first used, so that reading a config or a scan doesn't load JAX.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from adregnet_jax.config import Config, LossConfig, ModelConfig, RefinementConfig, paper_model
+from adregnet_jax.config import Config, InstanceConfig, LossConfig, ModelConfig, paper_model
 from adregnet_jax.version import __version__
 
 if TYPE_CHECKING:
+    from adregnet_jax.instance import Alignment, align
     from adregnet_jax.nn.adregnet import AdRegNet
     from adregnet_jax.nn.models import make_model
     from adregnet_jax.nn.prediction import Prediction
     from adregnet_jax.nn.voxelmorph import VoxelMorph
     from adregnet_jax.ops.attention import blocked_attention
-    from adregnet_jax.ops.composition import compose
+    from adregnet_jax.ops.composition import compose, exponential, invert
     from adregnet_jax.ops.convolution import conv3d
     from adregnet_jax.ops.filters import box_mean, gaussian_filter
     from adregnet_jax.ops.grid import identity_grid
     from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant, spatial_gradient
+    from adregnet_jax.ops.mind import mind_ssc
     from adregnet_jax.ops.neighbourhood import neighbourhood_attention
     from adregnet_jax.ops.resampling import resize, resize_displacement
     from adregnet_jax.ops.sampling import sample, sample_at_points, warp, warp_labels
-    from adregnet_jax.refinement import refine
     from adregnet_jax.registration import Registration, register
 
 _MODULE_OF = {
     "AdRegNet": "nn.adregnet",
+    "Alignment": "instance",
     "Prediction": "nn.prediction",
     "Registration": "registration",
     "VoxelMorph": "nn.voxelmorph",
+    "align": "instance",
     "blocked_attention": "ops.attention",
     "box_mean": "ops.filters",
     "compose": "ops.composition",
+    "exponential": "ops.composition",
+    "invert": "ops.composition",
+    "mind_ssc": "ops.mind",
     "conv3d": "ops.convolution",
     "folded_volume": "ops.jacobian",
     "gaussian_filter": "ops.filters",
@@ -42,7 +48,6 @@ _MODULE_OF = {
     "jacobian_determinant": "ops.jacobian",
     "make_model": "nn.models",
     "neighbourhood_attention": "ops.neighbourhood",
-    "refine": "refinement",
     "register": "registration",
     "resize": "ops.resampling",
     "resize_displacement": "ops.resampling",
@@ -55,26 +60,30 @@ _MODULE_OF = {
 
 __all__ = [
     "AdRegNet",
+    "Alignment",
     "Config",
+    "InstanceConfig",
     "LossConfig",
     "ModelConfig",
     "Prediction",
-    "RefinementConfig",
     "Registration",
     "VoxelMorph",
     "__version__",
+    "align",
     "blocked_attention",
     "box_mean",
     "compose",
     "conv3d",
+    "exponential",
     "folded_volume",
     "gaussian_filter",
     "identity_grid",
+    "invert",
     "jacobian_determinant",
     "make_model",
+    "mind_ssc",
     "neighbourhood_attention",
     "paper_model",
-    "refine",
     "register",
     "resize",
     "resize_displacement",

@@ -121,20 +121,49 @@ class LossConfig:
     ncc_window: int = 9  # 0: global, as eq. 20 is written; else the width of local windows
     ssim: float = 0.0  # lambda_ssim, eq. 17
     ssim_window: int = 0  # 0: global, as eq. 22 is written; else the width of local Gaussian windows
+    mind: float = 0.0  # weight of the squared difference of MIND-SSC: other contrasts, not in the paper
+    mutual_information: float = 0.0  # weight of minus the mutual information, likewise
     smoothness: float = 1.0  # lambda_smooth, eq. 18; the penalty is in (mm/mm)^2, mean over voxels
     jacobian: float = 10.0  # lambda_jac, eq. 18
+    bending: float = 0.0  # weight of the bending energy, 1/mm^2, not in the paper
     dice: float = 0.0  # soft Dice of warped labels, not in the paper: weak supervision, in training only
     dice_labels: tuple[int, ...] = ()  # the labels it is the mean over
 
 
-@dataclasses.dataclass
-class RefinementConfig:
-    """Optimisation on the test pair itself, images only (`adregnet_jax.refinement`)."""
+@dataclasses.dataclass(unsafe_hash=True)  # may be a static argument of jax.jit
+class InstanceConfig:
+    """Registration of a pair by its images alone (`adregnet_jax.instance`), with or without a network.
 
-    steps: int = 100
-    learning_rate: float = 0.1  # of Adam, in voxels of the coarse grid
-    stride: int = 3  # voxels of the image for one of the correction
-    smoothness: float = 3.0  # takes the place of loss.smoothness
+    `factors`, `steps` and `strides` have one entry a level, coarse to fine.
+    """
+
+    search_range_mm: float = 30.0  # of the discrete search for a start, where none is given; 0: no search
+    factors: tuple[int, ...] = (4, 2)  # voxels of a level, in the finest spacing of the scan
+    steps: tuple[int, ...] = (60, 25)  # of Adam
+    strides: tuple[int, ...] = (2, 3)  # voxels of the level between control points
+    learning_rate: float = 0.1  # in voxels of the control grid
+    similarity: str = "ncc"  # ncc (local, squared), mind (MIND-SSC), mi (mutual information) or ssd
+    ncc_window: int = 5  # voxels of the level, an odd number
+    smoothness: float = 0.3  # weight of the squared gradient, (mm/mm)^2
+    bending: float = 0.0  # weight of the bending energy, 1/mm^2
+    jacobian: float = 0.0  # weight of the depth of folds
+    diffeomorphic: bool = False  # a stationary velocity is optimised: no folds, and an exact inverse
+    symmetric: bool = False  # with diffeomorphic: the fixed scan is compared on the moving grid as well
+    tolerance: float = 0.0  # a pair stops when ten steps lower its loss by less than this share; 0: all steps
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class AffineConfig:
+    """Rigid or affine registration of two scans (`adregnet_jax.affine`).
+
+    `spacings_mm` and `steps` have one entry a level, coarse to fine.
+    """
+
+    kind: str = "affine"  # affine (12 parameters) or rigid (6)
+    similarity: str = "ncc"  # ncc (global) or mi (mutual information)
+    spacings_mm: tuple[float, ...] = (12.0, 6.0, 4.0)  # of the grids that are compared
+    steps: tuple[int, ...] = (60, 40, 30)
+    rotation_starts_deg: float = 25.0  # beside no rotation, turns by this much about each axis are tried
 
 
 @dataclasses.dataclass
@@ -164,5 +193,5 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-    refinement: RefinementConfig = field(default_factory=RefinementConfig)
+    instance: InstanceConfig = field(default_factory=InstanceConfig)
     run: RunConfig = field(default_factory=RunConfig)

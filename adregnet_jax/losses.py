@@ -7,14 +7,17 @@ what each pair gives alone, and is finite with finite gradients on constant imag
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adregnet_jax.config import LossConfig
 from adregnet_jax.ops.filters import box_sum, gaussian_filter, window_counts
 from adregnet_jax.ops.jacobian import jacobian_determinant
+from adregnet_jax.ops.mind import mind_ssc
 from adregnet_jax.ops.sampling import sample_at_points, warp
 
 SSIM_C1 = 0.01**2  # the constants of SSIM for intensities of range 1
@@ -94,6 +97,67 @@ def ssim_loss(
     return jnp.mean(1 - _ssim(fixed, warped, lambda values: _mean(values, mask)))
 
 
+def ssd_loss(fixed: jax.Array, warped: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+    """Mean squared difference, for scans whose intensities mean the same, or for maps of features.
+
+    Args:
+      fixed: [b, x, y, z, c].
+      warped: [b, x, y, z, c], on the grid of the fixed one.
+      mask: [b, x, y, z, 1] or None.
+
+    Returns:
+      Scalar: a sum over channels, a mean over voxels and pairs.
+
+    Raises:
+      ValueError: shapes that differ.
+    """
+    if fixed.ndim != 5 or warped.shape != fixed.shape:
+        raise ValueError(f"both must be [b, x, y, z, c] on one grid, got {fixed.shape} and {warped.shape}")
+    squared = jnp.sum((fixed - warped) ** 2, axis=-1)
+    if mask is None:
+        return jnp.mean(squared)
+    valid = mask[..., 0] > 0
+    return jnp.mean(_mean(jnp.where(valid, squared, 0), valid.astype(fixed.dtype)))
+
+
+def mutual_information_loss(
+    fixed: jax.Array, warped: jax.Array, *, bins: int = 32, mask: jax.Array | None = None
+) -> jax.Array:
+    """Minus the mutual information of the intensities, in nats: for scans of different contrast.
+
+    The joint histogram has cubic B-splines for Parzen windows in both directions, which makes it smooth in
+    the intensities. It is made block by block: memory does not grow with voxels times bins.
+
+    Args:
+      fixed: [b, x, y, z, 1], intensities in [0, 1]; beyond, they count as 0 or 1.
+      warped: [b, x, y, z, 1], on the grid of the fixed one.
+      bins: of each intensity.
+      mask: [b, x, y, z, 1] or None.
+
+    Returns:
+      Scalar, 0 or less; an empty mask gives 0.
+
+    Raises:
+      ValueError: shapes that differ or are not [b, x, y, z, 1], or fewer than 5 bins.
+
+    Reference:
+      Mattes et al., PET-CT image registration in the chest using free-form deformations, IEEE TMI 2003.
+    """
+    if bins < 5:
+        raise ValueError(f"a histogram with cubic windows has 5 bins or more, got {bins}")
+    fixed, warped, mask = _masked_images(fixed, warped, mask)
+    weights = jnp.ones_like(fixed) if mask is None else mask
+
+    def information(fixed, warped, weights):
+        joint = _joint_histogram(fixed.ravel(), warped.ravel(), weights.ravel(), bins)
+        joint = joint / jnp.maximum(jnp.sum(joint), 1e-6)
+        independent = jnp.sum(joint, axis=0) * jnp.sum(joint, axis=1, keepdims=True)
+        tiny = 1e-12  # of a probability: p log p is 0 there
+        return jnp.sum(joint * (jnp.log(joint + tiny) - jnp.log(independent + tiny)))
+
+    return -jnp.mean(jax.vmap(information)(fixed, warped, weights))
+
+
 def smoothness_loss(
     displacement: jax.Array, spacing_mm: jax.Array, *, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -128,6 +192,50 @@ def smoothness_loss(
         both = None if valid is None else (valid[*lower] & valid[*upper]).astype(displacement.dtype)
         difference = (displacement_mm[*upper] - displacement_mm[*lower]) / spacing_mm[..., j, None]
         total += jnp.mean(_mean(jnp.sum(difference**2, axis=-1), both))
+    return total
+
+
+def bending_energy_loss(displacement: jax.Array, spacing_mm: jax.Array) -> jax.Array:
+    """Squared second derivatives of the displacement, in 1/mm^2: no affine map costs anything.
+
+    The sum over components and pairs of axes, the mixed ones twice, each a mean over the voxels inside.
+
+    Args:
+      displacement: [b, x, y, z, 3] in voxels, three voxels or more along each axis.
+      spacing_mm: [b, 3].
+
+    Returns:
+      Scalar.
+
+    Raises:
+      ValueError: wrong shapes.
+
+    Reference:
+      Rueckert et al., Nonrigid registration using free-form deformations, IEEE TMI 1999.
+    """
+    _check_displacement(displacement, None)
+    if min(displacement.shape[1:4]) < 3 or spacing_mm.shape != (displacement.shape[0], 3):
+        raise ValueError(
+            "bending needs three voxels along each axis and a spacing_mm of [b, 3], "
+            f"got {displacement.shape} and {spacing_mm.shape}"
+        )
+    spacing_mm = spacing_mm[:, None, None, None, :]
+    displacement_mm = displacement * spacing_mm
+
+    def moved(steps):
+        inside = (slice(1 + s, n - 1 + s) for s, n in zip(steps, displacement.shape[1:4], strict=True))
+        return displacement_mm[(slice(None), *inside)]
+
+    unit = np.eye(3, dtype=int)
+    total = jnp.zeros(())
+    for j, k in itertools.combinations_with_replacement(range(3), 2):
+        if j == k:
+            second = moved(unit[j]) - 2 * moved(0 * unit[j]) + moved(-unit[j])
+        else:
+            second = moved(unit[j] + unit[k]) - moved(unit[j] - unit[k])
+            second = (second - moved(unit[k] - unit[j]) + moved(-unit[j] - unit[k])) / 4
+        second = second / (spacing_mm[..., j, None] * spacing_mm[..., k, None])
+        total += (1 if j == k else 2) * jnp.mean(jnp.sum(second**2, axis=-1))
     return total
 
 
@@ -231,8 +339,9 @@ def total_loss(
       config: the weights.
 
     Returns:
-      The weighted sum, and each term before it is weighted, by name: ncc, ssim, smoothness, jacobian,
-      landmark, dice. A term of weight 0 is not computed and not returned.
+      The weighted sum, and each term before it is weighted, by name: ncc, ssim, mind,
+      mutual_information, smoothness, jacobian, bending, landmark, dice. A term of weight 0 is not computed
+      and not returned.
     """
     mask = batch["mask"]
     candidates = {
@@ -245,6 +354,15 @@ def total_loss(
             config.similarity * config.ssim,
             lambda: ssim_loss(batch["fixed"], warped, window=config.ssim_window, mask=mask),
         ),
+        # For scans of different contrast, not in the paper.
+        "mind": (
+            config.similarity * config.mind,
+            lambda: ssd_loss(mind_ssc(batch["fixed"]), mind_ssc(warped), mask=mask),
+        ),
+        "mutual_information": (
+            config.similarity * config.mutual_information,
+            lambda: mutual_information_loss(batch["fixed"], warped, mask=mask),
+        ),
         # eq. 18
         "smoothness": (
             config.regularisation * config.smoothness,
@@ -253,6 +371,10 @@ def total_loss(
         "jacobian": (
             config.regularisation * config.jacobian,
             lambda: jacobian_loss(displacement, mask=mask),
+        ),
+        "bending": (
+            config.regularisation * config.bending,
+            lambda: bending_energy_loss(displacement, batch["spacing_mm"]),
         ),
         # eq. 19
         "landmark": (
@@ -276,6 +398,31 @@ def total_loss(
     # eq. 16
     total = sum((candidates[name][0] * value for name, value in terms.items()), jnp.zeros(()))
     return total, terms
+
+
+def _joint_histogram(fixed, warped, weights, bins, block=1 << 15):
+    """[bins, bins]: weighted counts of pairs of intensities [n]."""
+    short = -len(fixed) % block
+    # What fills the last block has no weight.
+    blocks = [jnp.pad(values, (0, short)).reshape(-1, block) for values in (fixed, warped, weights)]
+
+    @jax.checkpoint  # the gradient makes a block's windows again, where it would keep those of all
+    def count(joint, values):
+        fixed, warped, weights = values
+        windows = _parzen_windows(fixed, bins) * weights[:, None]
+        return joint + windows.T @ _parzen_windows(warped, bins), None
+
+    return jax.lax.scan(count, jnp.zeros((bins, bins)), blocks)[0]
+
+
+def _parzen_windows(intensities, bins):
+    """[n, bins]: what each intensity gives to each bin, cubic B-splines that sum to 1."""
+    # The outermost bins take the tails of 0 and 1.
+    position = 1 + jnp.clip(intensities, 0, 1) * (bins - 3)
+    distance = jnp.abs(position[:, None] - jnp.arange(bins))
+    near = 2 / 3 - distance**2 * (1 - distance / 2)
+    far = (2 - distance) ** 3 / 6
+    return jnp.where(distance < 1, near, jnp.where(distance < 2, far, 0))
 
 
 def _local_squared_ncc(fixed, warped, window, mask):

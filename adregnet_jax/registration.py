@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 from flax import linen as nn
 
+from adregnet_jax.config import InstanceConfig
+from adregnet_jax.instance import Alignment, align
 from adregnet_jax.nn.prediction import Prediction
 from adregnet_jax.ops.sampling import warp
 
@@ -16,36 +19,72 @@ class Registration(NamedTuple):
 
     displacement: jax.Array  # [b, x, y, z, 3] voxels, fixed grid: warped(p) = moving(p + u(p))
     warped: jax.Array  # [b, x, y, z, 1], the moving images on the fixed grid
-    pyramid: tuple[jax.Array, ...]  # displacements of the levels, coarse to fine, in voxels of each
-    match_entropy: tuple[jax.Array, ...]  # [b, x_l, y_l, z_l] nats, coarse to fine
+    pyramid: tuple[jax.Array, ...]  # the network's displacements, coarse to fine, in voxels of each level
+    match_entropy: tuple[jax.Array, ...]  # [b, x_l, y_l, z_l] nats, the network's, coarse to fine
+    inverse: jax.Array | None = None  # [b, x, y, z, 3] voxels, the map back; of diffeomorphic runs only
 
 
-def register(params: Any, fixed: jax.Array, moving: jax.Array, *, model: nn.Module) -> Registration:
-    """Aligns moving images with fixed images by the network, and warps them once.
+def register(
+    params: Any,
+    fixed: jax.Array,
+    moving: jax.Array,
+    *,
+    model: nn.Module | None = None,
+    instance: InstanceConfig | None = None,
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    fixed_mask: jax.Array | None = None,
+    moving_mask: jax.Array | None = None,
+) -> Registration:
+    """Aligns moving images with fixed images, by the network, by instance optimisation or by both.
 
-    Pure: it goes under `jit` (with `model` static or closed over), `vmap` and `grad`.
+    Pure: it goes under `jit` (with what follows the star static or closed over, but for the masks), `vmap`
+    and `grad`.
 
     Args:
-      params: parameters of `model`.
+      params: parameters of `model`; None without one.
       fixed: [b, x, y, z, 1], intensities in [0, 1].
       moving: [b, x, y, z, 1], on the same grid.
-      model: the network: `AdRegNet`, or another with the same inputs and outputs.
+      model: the network: `AdRegNet`, or another with the same inputs and outputs. None: no network.
+      instance: settings of the instance optimisation, which starts from the network's displacement where
+        there is a network. None: no such optimisation.
+      spacing_mm: three numbers, of the grid; for the instance optimisation.
+      fixed_mask: [b, x, y, z, 1], 0 where the fixed images don't count; for the instance optimisation.
+      moving_mask: [b, x, y, z, 1], likewise of the moving images.
 
     Returns:
-      A `Registration`.
+      A `Registration`. Without a network, its pyramid and match_entropy are empty.
 
     Raises:
-      ValueError: shapes that differ or are not [b, x, y, z, 1].
+      ValueError: shapes that differ or are not [b, x, y, z, 1], settings that make no sense, or neither a
+        network nor instance optimisation.
 
-    Example:
+    Examples:
       >>> model = AdRegNet(ModelConfig(channels=(8, 16, 32, 64)))
       >>> params = model.init(jax.random.key(0), fixed, moving)["params"]
       >>> warped = jax.jit(functools.partial(register, model=model))(params, fixed, moving).warped
+
+      >>> by_images = functools.partial(register, None, instance=InstanceConfig(), spacing_mm=(1, 1, 2.5))
+      >>> displacement = jax.jit(by_images)(fixed, moving).displacement
     """
-    prediction = cast(Prediction, model.apply({"params": params}, fixed, moving))
+    prediction = None if model is None else cast(Prediction, model.apply({"params": params}, fixed, moving))
+    if instance is not None:
+        aligned = align(
+            fixed,
+            moving,
+            spacing_mm,
+            start=None if prediction is None else prediction.displacement,
+            fixed_mask=fixed_mask,
+            moving_mask=moving_mask,
+            config=instance,
+        )
+    elif prediction is not None:
+        aligned = Alignment(prediction.displacement, inverse=None)
+    else:
+        raise ValueError("there is nothing to register by: give a model, instance settings or both")
     return Registration(
-        displacement=prediction.displacement,
-        warped=warp(moving, prediction.displacement),  # eq. 1: the only warp of the image
-        pyramid=prediction.pyramid,
-        match_entropy=prediction.match_entropy,
+        displacement=aligned.displacement,
+        warped=warp(moving, aligned.displacement),  # eq. 1: the only warp of the image
+        pyramid=() if prediction is None else prediction.pyramid,
+        match_entropy=() if prediction is None else prediction.match_entropy,
+        inverse=aligned.inverse,
     )

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adregnet_jax"
 SETTINGS = {"config", "errors", "version"}  # they import nothing of the package
-COMPUTATION = {"ops", "losses", "metrics", "nn", "refinement", "registration"}
+COMPUTATION = {"ops", "losses", "metrics", "nn", "instance", "registration", "fields", "affine"}
 # What the modules of each part may import of the package, beside their own part and SETTINGS.
 BELOW = {
     "config": set(),
@@ -20,12 +20,17 @@ BELOW = {
     "losses": {"ops"},
     "metrics": {"ops", "losses"},
     "nn": {"ops"},
-    "refinement": {"ops", "losses"},
-    "registration": {"ops", "nn"},
+    "instance": {"ops", "losses"},
+    "fields": {"ops"},
+    "affine": {"ops", "losses"},
+    "registration": {"ops", "nn", "instance"},
     "data": set(),
     "training": COMPUTATION | {"data"},
     "evaluation": COMPUTATION | {"data", "training"},
     "entry": set(),
+    "scans": COMPUTATION | {"data", "training"},
+    "export": COMPUTATION,
+    "cli": COMPUTATION | {"data", "training", "evaluation", "entry", "scans", "export"},
     "ablation": {"entry", "evaluation", "training"},
     "__init__": COMPUTATION | {"data"},
 }

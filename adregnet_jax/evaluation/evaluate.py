@@ -43,10 +43,10 @@ from adregnet_jax.evaluation import figures as draw
 from adregnet_jax.evaluation import ixi as ixi_scores
 from adregnet_jax.evaluation import report as html
 from adregnet_jax.evaluation import tables
+from adregnet_jax.instance import what_is_wrong
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.ops.jacobian import jacobian_determinant
 from adregnet_jax.ops.sampling import warp, warp_labels
-from adregnet_jax.refinement import refine
 from adregnet_jax.registration import register
 from adregnet_jax.training.checkpoint import restore_parameters
 
@@ -76,7 +76,7 @@ def evaluate(config: Config, workdir: Path, *, figures: int = 3, instance: bool 
         workdir: of the training run.
         figures: how many cases are drawn, from the first on.
         instance: the network's displacement is refined on each test pair, by its images alone
-            (`refinement.refine`): another protocol, with tables of its own.
+            (`adregnet_jax.instance`): another protocol, with tables of its own.
 
     Returns:
         The folder that was written.
@@ -85,12 +85,8 @@ def evaluate(config: Config, workdir: Path, *, figures: int = 3, instance: bool 
         UserError: no checkpoint, an empty test split, a field that is not finite, or a folder that can't be
             written.
     """
-    refinement = config.refinement
-    if instance and (refinement.steps < 0 or refinement.stride < 1 or not refinement.learning_rate > 0):
-        raise UserError(
-            "refinement.steps must be 0 or more, stride 1 or more and learning_rate above 0; they are "
-            f"{refinement.steps}, {refinement.stride} and {refinement.learning_rate}: change the config"
-        )
+    if instance and (error := what_is_wrong(config.instance)):
+        raise UserError(f"config.instance: {error}")
     pairs = load_splits(config.data).test
     if not pairs:
         raise UserError(
@@ -408,32 +404,29 @@ def _abstract_parameters(model: nn.Module, pair: Pair):
 def _timed(model: nn.Module, params, config: Config, *, instance: bool) -> Callable[[Pair], Registered]:
     """The network as a function of a pair, with instance optimisation or without."""
 
-    @jax.jit
-    def network(params, fixed, moving, mask, spacing_mm):
-        registration = register(params, fixed, moving, model=model)
-        if not instance:
-            return registration
-        displacement = refine(
-            fixed,
-            moving,
-            registration.displacement,
-            spacing_mm,
-            mask=mask,
-            loss=config.loss,
-            config=config.refinement,
-        )
-        return registration._replace(displacement=displacement, warped=warp(moving, displacement))
-
     @functools.cache
-    def compiled(shape: tuple[int, ...]):
+    def compiled(shape: tuple[int, ...], spacing_mm: tuple[float, ...]):
+        @jax.jit
+        def network(params, fixed, moving, mask):
+            return register(
+                params,
+                fixed,
+                moving,
+                model=model,
+                instance=config.instance if instance else None,
+                spacing_mm=spacing_mm,
+                fixed_mask=mask,
+            )
+
         image = jax.ShapeDtypeStruct((1, *shape, 1), jnp.float32)
-        return network.lower(params, image, image, image, jax.ShapeDtypeStruct((1, 3), jnp.float32)).compile()
+        return network.lower(params, image, image, image).compile()
 
     def registered(pair: Pair) -> Registered:
-        program = compiled(pair.fixed.shape)
+        spacing_mm = tuple(np.round(pair.spacing_mm, 4).tolist()) if instance else (1.0, 1.0, 1.0)
+        program = compiled(pair.fixed.shape, spacing_mm)
         mask = np.ones(pair.fixed.shape) if pair.mask is None else pair.mask
         scans = [jnp.asarray(s, jnp.float32)[None, ..., None] for s in (pair.fixed, pair.moving, mask)]
-        scans = jax.block_until_ready([*scans, jnp.asarray(pair.spacing_mm, jnp.float32)[None]])
+        scans = jax.block_until_ready(scans)
         start = time.perf_counter()
         registration = jax.block_until_ready(program(params, *scans))
         seconds = time.perf_counter() - start

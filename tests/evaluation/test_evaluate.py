@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adregnet_jax.config import Config, DataConfig, RefinementConfig
+from adregnet_jax.config import Config, DataConfig, InstanceConfig
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.splits import Splits
 from adregnet_jax.errors import UserError
@@ -158,10 +158,9 @@ def test_a_field_that_is_not_finite_is_one_clear_line(run):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("setting", [{"steps": -1}, {"stride": 0}, {"learning_rate": 0.0}])
-def test_bad_settings_of_the_refinement_are_one_clear_line(run, setting):
-    config = Config(refinement=RefinementConfig(**setting))
-    with pytest.raises(UserError, match=r"refinement\.steps must be"):
+def test_bad_settings_of_the_instance_optimisation_are_one_clear_line(run):
+    config = Config(instance=InstanceConfig(learning_rate=0.0))
+    with pytest.raises(UserError, match=r"config\.instance: learning_rate is above 0, not 0"):
         run([shifted_pair()], config=config, instance=True)
 
 

@@ -1,0 +1,307 @@
+"""Instance optimisation: two scans aligned by their images alone, with a network's start or without weights.
+
+The displacement is found coarse to fine. A discrete search finds large motions on a grid of features; then,
+level by level, Adam moves a grid of control points, which is interpolated to the voxels. Landmarks and labels
+have no part in it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adregnet_jax.config import InstanceConfig
+from adregnet_jax.losses import (
+    bending_energy_loss,
+    jacobian_loss,
+    mutual_information_loss,
+    ncc_loss,
+    smoothness_loss,
+    ssd_loss,
+)
+from adregnet_jax.ops.composition import exponential
+from adregnet_jax.ops.filters import box_mean
+from adregnet_jax.ops.mind import mind_ssc
+from adregnet_jax.ops.resampling import resize_displacement
+from adregnet_jax.ops.sampling import warp
+from adregnet_jax.ops.search import search_displacement
+
+SIMILARITIES = ("ncc", "mind", "mi", "ssd")
+SEARCH_POOLING = 2  # voxels of the coarsest level for one of the search
+LOGARITHM_STEPS = 8
+ADAM_EPSILON = 1e-2  # control points whose gradient is far smaller rest, where they would be driven by noise
+MIN_SHAPE = (2, 2, 2)  # of a displacement that is zero everywhere
+TOLERANCE_STEPS = 10  # between two looks at the loss, where a pair may stop early
+
+
+class Alignment(NamedTuple):
+    """A registered batch."""
+
+    displacement: jax.Array  # [b, x, y, z, 3] voxels: warped(p) = moving(p + u(p))
+    inverse: jax.Array | None  # [b, x, y, z, 3] voxels, the map back; of diffeomorphic runs only
+
+
+def align(
+    fixed: jax.Array,
+    moving: jax.Array,
+    spacing_mm: Sequence[float],
+    *,
+    start: jax.Array | None = None,
+    fixed_mask: jax.Array | None = None,
+    moving_mask: jax.Array | None = None,
+    config: InstanceConfig,
+) -> Alignment:
+    """Aligns moving images with fixed images by their intensities alone.
+
+    Pure: it goes under `jit` (with `spacing_mm` and `config` closed over), `vmap`, and, without a tolerance,
+    `grad`.
+
+    Args:
+      fixed: [b, x, y, z, 1], intensities in [0, 1].
+      moving: [b, x, y, z, 1], on the same grid.
+      spacing_mm: three numbers, of the grid.
+      start: [b, x, y, z, 3] in voxels, for instance a network's displacement. Without it, motions of up to
+        `config.search_range_mm` are searched for.
+      fixed_mask: [b, x, y, z, 1], 0 where the fixed images don't count, or None.
+      moving_mask: [b, x, y, z, 1], 0 where the moving images don't count, or None.
+      config: levels, similarity and regularisation.
+
+    Returns:
+      An `Alignment`.
+
+    Raises:
+      ValueError: shapes that don't belong together, or settings that make no sense.
+    """
+    _check(fixed, moving, spacing_mm, start, (fixed_mask, moving_mask), config)
+    shape = fixed.shape[1:4]
+    factors = [_axis_factors(factor, spacing_mm) for factor in config.factors]
+    searched = [SEARCH_POOLING * factor for factor in factors[0]]
+    multiple = [math.lcm(*column) for column in zip(*factors, searched, strict=True)]
+    padding = ((0, 0), *((0, -n % m) for n, m in zip(shape, multiple, strict=True)), (0, 0))
+    # What the padding adds doesn't count; images and start repeat their edges into it.
+    inside = jnp.ones_like(fixed) if fixed_mask is None else (fixed_mask > 0).astype(fixed.dtype)
+    scans = {
+        "fixed": jnp.pad(fixed, padding, mode="edge"),
+        "moving": jnp.pad(moving, padding, mode="edge"),
+        "fixed_mask": jnp.pad(inside, padding),
+    }
+    if moving_mask is not None:
+        scans["moving_mask"] = jnp.pad((moving_mask > 0).astype(fixed.dtype), padding)
+    if start is not None:
+        start = jnp.pad(start, padding, mode="edge")
+
+    levels = [{name: _pooled(scan, factor) for name, scan in scans.items()} for factor in factors]
+    if start is None:
+        start = _searched(levels[0], factors[0], np.asarray(spacing_mm), config)
+    method = _diffeomorphism if config.diffeomorphic else _small_deformation
+    aligned = method(levels, start, [np.multiply(spacing_mm, factor) for factor in factors], config)
+    crop = (slice(None), *(slice(0, n) for n in shape))
+    return jax.tree.map(lambda field: resize_displacement(field, scans["fixed"].shape[1:4])[crop], aligned)
+
+
+def _small_deformation(levels, start, spacings_mm, config):
+    """A sum: the start, which keeps its detail, and the interpolated control points of every level."""
+    correction = jnp.zeros((len(start), *MIN_SHAPE, 3))
+    for level, spacing_mm, steps, stride in zip(
+        levels, spacings_mm, config.steps, config.strides, strict=True
+    ):
+        shape = level["fixed"].shape[1:4]
+        correction = resize_displacement(correction, shape)
+        before = resize_displacement(start, shape) + correction
+
+        control = jnp.zeros((len(start), *_control_shape(shape, stride), 3))
+        control = _minimise(_displaced, control, before, level, spacing_mm, steps, config)
+        correction = correction + resize_displacement(control, shape)
+    shape = np.maximum(start.shape[1:4], correction.shape[1:4])
+    return Alignment(resize_displacement(start, shape) + resize_displacement(correction, shape), None)
+
+
+def _diffeomorphism(levels, start, spacings_mm, config):
+    """The flow of a stationary velocity, which lives on the control points."""
+    velocity = _logarithm(
+        resize_displacement(start, _control_shape(levels[0]["fixed"].shape[1:4], config.strides[0]))
+    )
+    for level, spacing_mm, steps, stride in zip(
+        levels, spacings_mm, config.steps, config.strides, strict=True
+    ):
+        shape = level["fixed"].shape[1:4]
+
+        velocity = resize_displacement(velocity, _control_shape(shape, stride))
+        velocity = _minimise(_flowed, velocity, None, level, spacing_mm, steps, config)
+    # The inverse of a flow on voxels, which the flow on control points, interpolated, would lack.
+    velocity = resize_displacement(box_mean(velocity, 3), levels[-1]["fixed"].shape[1:4])
+    return Alignment(exponential(velocity), exponential(-velocity))
+
+
+def _displaced(control, before, shape):
+    return before + resize_displacement(control, shape), None
+
+
+def _flowed(velocity, _, shape):
+    return tuple(resize_displacement(_flow(sign * velocity), shape) for sign in (1, -1))
+
+
+def _flow(velocity):
+    # Smoothed, so that neighbouring control points can't pass each other between two squarings.
+    return exponential(box_mean(velocity, 3))
+
+
+def _minimise(fields_of, control, before, level, spacing_mm, steps, config):
+    """The control points [b, ...] after Adam: each pair on its own, and each with an end of its own."""
+    optimiser = optax.adam(config.learning_rate, eps=ADAM_EPSILON)
+    points = math.prod(control.shape[1:4])
+    features = {
+        name: mind_ssc(scan) if config.similarity == "mind" and "mask" not in name else scan
+        for name, scan in level.items()
+    }
+
+    def one_pair(control, before, features):
+        features = {name: scan[None] for name, scan in features.items()}
+        before = None if before is None else before[None]
+
+        def loss(control):
+            forth, back = fields_of(control[None], before, features["fixed"].shape[1:4])
+            # Times the points, so that the gradient of one of them doesn't shrink with their number.
+            return points * _energy(forth, back if config.symmetric else None, features, spacing_mm, config)
+
+        def step(state, _):
+            control, moments = state
+            value, gradient = jax.value_and_grad(loss)(control)
+            updates, moments = optimiser.update(gradient, moments)
+            return (optax.apply_updates(control, updates), moments), value
+
+        state = (control, optimiser.init(control))
+        if not config.tolerance:
+            return jax.lax.scan(step, state, length=steps)[0][0]
+
+        def go_on(carry):
+            _, _, improves, done = carry
+            return improves & (done < steps)
+
+        def some_steps(carry):
+            state, last, _, done = carry
+            state, values = jax.lax.scan(step, state, length=min(TOLERANCE_STEPS, steps))
+            improves = last - values[-1] > config.tolerance * jnp.abs(values[-1])
+            return state, values[-1], improves, done + TOLERANCE_STEPS
+
+        start = (state, jnp.inf, True, 0)
+        return jax.lax.while_loop(go_on, some_steps, start)[0][0]
+
+    return jax.vmap(one_pair)(control, before, features)
+
+
+def _energy(forth, back, features, spacing_mm, config):
+    """What is minimised: dissimilarity, and what a displacement costs."""
+    similarity = functools.partial(_dissimilarity, config=config)
+    fixed, moving = features["fixed"], features["moving"]
+    fixed_mask, moving_mask = features["fixed_mask"], features.get("moving_mask")
+    total = similarity(fixed, moving, forth, fixed_mask, moving_mask)
+    if back is not None:
+        inside = jnp.ones_like(fixed_mask) if moving_mask is None else moving_mask
+        total = (total + similarity(moving, fixed, back, inside, fixed_mask)) / 2
+    spacing_mm = jnp.asarray(spacing_mm, forth.dtype)[None]
+    if config.smoothness:
+        total += config.smoothness * smoothness_loss(forth, spacing_mm)
+    if config.bending:
+        total += config.bending * bending_energy_loss(forth, spacing_mm)
+    if config.jacobian:
+        total += config.jacobian * jacobian_loss(forth)
+    return total
+
+
+def _dissimilarity(still, moving, displacement, still_mask, moving_mask, *, config):
+    warped = warp(moving, displacement)
+    mask = still_mask
+    if moving_mask is not None:
+        mask = mask * (warp(moving_mask, jax.lax.stop_gradient(displacement)) > 0.5)
+    if config.similarity == "ncc":
+        return ncc_loss(still, warped, window=config.ncc_window, mask=mask)
+    if config.similarity == "mi":
+        return mutual_information_loss(still, warped, mask=mask)
+    return ssd_loss(still, warped, mask=mask)
+
+
+def _searched(level, factor, spacing_mm, config):
+    """Where to start: the discrete search's displacement on its own grid, or zeros."""
+    if not config.search_range_mm:
+        return jnp.zeros((len(level["fixed"]), *MIN_SHAPE, 3))
+    pooling = (SEARCH_POOLING,) * 3
+    fixed, moving = (_pooled(mind_ssc(level[name]), pooling) for name in ("fixed", "moving"))
+    grid_mm = np.multiply(spacing_mm, factor) * SEARCH_POOLING
+    # No further than the grid reaches.
+    radius = np.minimum(np.ceil(config.search_range_mm / grid_mm), np.array(fixed.shape[1:4]) - 1)
+    fixed, moving = jax.lax.optimization_barrier(
+        (fixed, moving)
+    )  # else the features are made again and again
+    return jax.lax.stop_gradient(search_displacement(fixed, moving, radius.astype(int)))
+
+
+def _logarithm(displacement):
+    """A velocity whose flow is near the displacement, by correcting what its flow lacks."""
+
+    def correct(velocity, _):
+        return velocity + displacement - _flow(velocity), None
+
+    return jax.lax.scan(correct, displacement, length=LOGARITHM_STEPS)[0]
+
+
+def _pooled(scan, factor):
+    """[b, x, y, z, c] averaged over blocks, whose sides divide those of the scan."""
+    b, c = scan.shape[0], scan.shape[-1]
+    split = [size for n, f in zip(scan.shape[1:4], factor, strict=True) for size in (n // f, f)]
+    return jnp.mean(scan.reshape(b, *split, c), axis=(2, 4, 6))
+
+
+def _axis_factors(factor, spacing_mm):
+    """Voxels along each axis that make one of `factor` times the finest spacing."""
+    finest = min(spacing_mm)
+    return tuple(max(1, round(factor * finest / size)) for size in spacing_mm)
+
+
+def _control_shape(shape, stride):
+    return tuple(max(2, -(-n // stride)) for n in shape)
+
+
+def _check(fixed, moving, spacing_mm, start, masks, config):
+    if fixed.ndim != 5 or fixed.shape[-1] != 1 or moving.shape != fixed.shape:
+        raise ValueError(f"images must be [b, x, y, z, 1] on one grid, got {fixed.shape} and {moving.shape}")
+    if start is not None and start.shape != (*fixed.shape[:4], 3):
+        raise ValueError(f"start must be {(*fixed.shape[:4], 3)}, got {start.shape}")
+    for mask in masks:
+        if mask is not None and mask.shape != fixed.shape:
+            raise ValueError(f"a mask must have the shape of the images, {fixed.shape}, got {mask.shape}")
+    if len(spacing_mm) != 3 or not all(size > 0 for size in spacing_mm):
+        raise ValueError(f"spacing_mm must be three numbers above 0, got {tuple(spacing_mm)}")
+    if error := what_is_wrong(config):
+        raise ValueError(error)
+
+
+def what_is_wrong(config: InstanceConfig) -> str:
+    """What can't be meant in the settings, as one line, or nothing."""
+    levels = {len(config.factors), len(config.steps), len(config.strides)}
+    if len(levels) != 1 or 0 in levels:
+        return (
+            "factors, steps and strides need one entry a level, as many of each, and one at least; "
+            f"they are {config.factors}, {config.steps} and {config.strides}"
+        )
+    if min(config.factors + config.strides) < 1 or min(config.steps) < 0:
+        return (
+            "factors and strides are 1 or more, steps 0 or more; "
+            f"they are {config.factors}, {config.strides} and {config.steps}"
+        )
+    if config.similarity not in SIMILARITIES:
+        return f"similarity is one of {', '.join(SIMILARITIES)}, not {config.similarity!r}"
+    if config.ncc_window < 3 or config.ncc_window % 2 == 0:
+        return f"ncc_window is an odd number from 3 on, not {config.ncc_window}"
+    if not config.learning_rate > 0:
+        return f"learning_rate is above 0, not {config.learning_rate}"
+    if config.symmetric and not config.diffeomorphic:
+        return "symmetric needs diffeomorphic: only then the map has an inverse"
+    return ""
