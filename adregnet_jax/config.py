@@ -147,6 +147,7 @@ class InstanceConfig:
     smoothness: float = 0.3  # weight of the squared gradient, (mm/mm)^2
     bending: float = 0.0  # weight of the bending energy, 1/mm^2
     jacobian: float = 0.0  # weight of the depth of folds
+    unfold: bool = True  # at the end, smooth the displacement where it folds; the rest keeps its values
     diffeomorphic: bool = False  # a stationary velocity is optimised: no folds, and an exact inverse
     symmetric: bool = False  # with diffeomorphic: the fixed scan is compared on the moving grid as well
     tolerance: float = 0.0  # a pair stops when ten steps lower its loss by less than this share; 0: all steps

@@ -138,6 +138,34 @@ def invert_field(field: DisplacementField, *, iterations: int = 20) -> Displacem
     return DisplacementField(invert(field.displacement[None], iterations=iterations)[0], field.affine)
 
 
+def reverse_field(
+    inverse: DisplacementField, matrix: jax.Array, *, shape: Sequence[int], affine: jax.Array
+) -> DisplacementField:
+    """The way back of `after_field`, on the grid of the moving scan.
+
+    Args:
+      inverse: of the displacement before the matrix, on the grid of the fixed scan (`invert_field`).
+      matrix: [4, 4] RAS mm, what `after_field` applied.
+      shape: (x, y, z) of the moving scan.
+      affine: [4, 4] voxel -> RAS mm of the moving scan.
+
+    Returns:
+      From the moving to the fixed world.
+
+    Raises:
+      ValueError: wrong shapes.
+    """
+    _check_field(inverse)
+    if matrix.shape != (4, 4) or affine.shape != (4, 4):
+        raise ValueError(f"matrix and affine must be [4, 4], got shapes {matrix.shape} and {affine.shape}")
+    linear = _inverse(matrix)
+    straight = jnp.eye(4).at[:3, :3].set(linear).at[:3, 3].set(-linear @ jnp.asarray(matrix)[:3, 3])
+    back = field_from_affine(straight, shape, affine)
+    between_mm = _displaced_mm(back)  # [x, y, z, 3]
+    shift_mm = _linear(inverse.affine, sample(inverse.displacement, _to_voxels(inverse.affine, between_mm)))
+    return DisplacementField(back.displacement + _linear(_inverse(affine), shift_mm), back.affine)
+
+
 def field_jacobian(field: DisplacementField) -> jax.Array:
     """[x, y, z], the Jacobian determinant of the map: change of volume, 0 or less is a fold.
 

@@ -28,6 +28,7 @@ from adregnet_jax.losses import (
 )
 from adregnet_jax.ops.composition import exponential
 from adregnet_jax.ops.filters import box_mean
+from adregnet_jax.ops.jacobian import jacobian_determinant
 from adregnet_jax.ops.mind import mind_ssc
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
@@ -38,6 +39,8 @@ SEARCH_POOLING = 2  # voxels of the coarsest level for one of the search
 LOGARITHM_STEPS = 8
 ADAM_EPSILON = 1e-2  # control points whose gradient is far smaller rest, where they would be driven by noise
 MIN_SHAPE = (2, 2, 2)  # of a displacement that is zero everywhere
+LEAST_DETERMINANT = 0.05  # below it, a fold is near, or hidden between voxels
+UNFOLDING_ROUNDS = 50
 TOLERANCE_STEPS = 10  # between two looks at the loss, where a pair may stop early
 
 
@@ -103,7 +106,8 @@ def align(
     method = _diffeomorphism if config.diffeomorphic else _small_deformation
     aligned = method(levels, start, [np.multiply(spacing_mm, factor) for factor in factors], config)
     crop = (slice(None), *(slice(0, n) for n in shape))
-    return jax.tree.map(lambda field: resize_displacement(field, scans["fixed"].shape[1:4])[crop], aligned)
+    aligned = jax.tree.map(lambda field: resize_displacement(field, scans["fixed"].shape[1:4])[crop], aligned)
+    return aligned._replace(displacement=_unfolded(aligned.displacement)) if config.unfold else aligned
 
 
 def _small_deformation(levels, start, spacings_mm, config):
@@ -241,6 +245,31 @@ def _searched(level, factor, spacing_mm, config):
         (fixed, moving)
     )  # else the features are made again and again
     return jax.lax.stop_gradient(search_displacement(fixed, moving, radius.astype(int)))
+
+
+def _unfolded(displacement):
+    """The displacement, smoothed where it folds, wider with every round, until it doesn't.
+
+    To a gradient it is the identity, which it is where nothing folds.
+    """
+
+    def folds(displacement):
+        return jacobian_determinant(displacement)[..., None] < LEAST_DETERMINANT
+
+    def go_on(carry):
+        _, folded, rounds = carry
+        return jnp.any(folded) & (rounds < UNFOLDING_ROUNDS)
+
+    def smooth(carry):
+        displacement, folded, rounds = carry
+        share = box_mean(box_mean(folded.astype(displacement.dtype), 3), 3)
+        near = jnp.minimum(1, 4 * share)  # fades out, where a hard edge would fold anew
+        displacement = displacement + near * (box_mean(displacement, 3) - displacement)
+        return displacement, folds(displacement), rounds + 1
+
+    still = jax.lax.stop_gradient(displacement)
+    start = (still, folds(still), 0)
+    return displacement + jax.lax.stop_gradient(jax.lax.while_loop(go_on, smooth, start)[0] - still)
 
 
 def _logarithm(displacement):

@@ -1,0 +1,250 @@
+"""Instance optimisation beside the classical programs, on the same pairs in one run.
+
+    python benchmarks/peers.py --breathing-ct FOLDER [--cases 1 2 3 4 5] [--brains FOLDER] [--efforts default]
+        [--methods convexadam greedy demons syn] [--json FILE]
+
+FOLDER of --breathing-ct holds DIR-Lab case folders; FOLDER of --brains holds subject_a and subject_b as
+_t1.nii.gz and _labels.nii.gz on one grid, and labels_30.txt, whose first column is the labels that count.
+Every method gets the same two arrays: CT clipped to -1000..300 HU, brains at their percentiles, in [0, 1]. A
+method that is not installed is left out with a line: pip install convexAdam picsl_greedy antspyx SimpleITK.
+
+Prints a row a pair and method: mean TRE or mean Dice, the share of folds by central differences and by
+tetrahedra, the seconds of the registration alone (ours: the compilation is given beside it, and is cached on
+disk from the second start on). Settings of the others:
+
+- convexAdam: grid_sp 4, disp_hw 4, lambda 0.75, 80 iterations, CT at half the resolution in plane, as the
+  authors do for lungs; brains with its defaults.
+- greedy: NCC 4x4x2 for CT, 2x2x2 for brains, 100x60x20 iterations.
+- demons: SimpleITK's diffeomorphic demons at a quarter and half of the resolution, 100 and 50 iterations,
+  with histograms matched.
+- syn: antspyx SyN, CC of radius 4, 100x70x20 iterations: half an hour a case, so only when asked for.
+"""
+
+import functools
+import importlib
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import timing
+
+from adregnet_jax import entry
+
+entry.keep_freed_memory()  # as the command line does, before JAX starts
+entry.use_compilation_cache()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+
+from adregnet_jax import metrics  # noqa: E402
+from adregnet_jax.config import instance_preset  # noqa: E402
+from adregnet_jax.data import dirlab  # noqa: E402
+from adregnet_jax.data.images import read_image  # noqa: E402
+from adregnet_jax.data.preprocessing import rescale_percentiles, rescale_window  # noqa: E402
+from adregnet_jax.instance import align  # noqa: E402
+from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant  # noqa: E402
+from adregnet_jax.ops.sampling import warp_labels  # noqa: E402
+
+CT_WINDOW_HU = (-1000.0, 300.0)
+PACKAGES = {"convexadam": "convexAdam", "greedy": "picsl_greedy", "demons": "SimpleITK", "syn": "ants"}
+
+
+class Scans(NamedTuple):
+    """A pair on one grid, and what it is scored by."""
+
+    name: str
+    fixed: np.ndarray  # [x, y, z] in [0, 1]
+    moving: np.ndarray
+    spacing_mm: np.ndarray
+    landmarks: tuple | None  # fixed and moving, [n, 3] voxels
+    labels: tuple | None  # fixed and moving [x, y, z], and which are scored
+
+
+def breathing_ct(root, cases):
+    found = dirlab.find_cases(root)
+    for case in cases:
+        scans = [
+            rescale_window(dirlab.read_image(found[case].images[phase], case), *CT_WINDOW_HU)
+            for phase in ("T00", "T50")
+        ]
+        spacing_mm = np.array(dirlab.GEOMETRY[case][1])
+        yield Scans(f"CT case {case}", *scans, spacing_mm, dirlab.read_landmarks(found[case], case), None)
+
+
+def brains(folder):
+    subjects = [folder / f"subject_{letter}" for letter in "ab"]
+    scans = [read_image(f"{subject}_t1.nii.gz") for subject in subjects]
+    labels = [read_image(f"{subject}_labels.nii.gz", labels=True).values for subject in subjects]
+    lines = (folder / "labels_30.txt").read_text().split("\n")
+    scored = [int(line.split()[0]) for line in lines if line.strip()[:1].isdigit()]
+    rescaled = [rescale_percentiles(scan.values, scan.name) for scan in scans]
+    yield Scans("brains", *rescaled, scans[0].spacing_mm, None, (*labels, scored))
+
+
+def ours(scans, effort):
+    """Displacement [x, y, z, 3] in voxels, seconds, and the seconds of compilation."""
+    config = instance_preset(effort)
+    images = [jnp.asarray(scan)[None, ..., None] for scan in (scans.fixed, scans.moving)]
+    spacing_mm = tuple(scans.spacing_mm.tolist())
+    began = time.perf_counter()
+    program = jax.jit(functools.partial(align, spacing_mm=spacing_mm, config=config)).lower(*images).compile()
+    compiled = time.perf_counter()
+    displacement = jax.block_until_ready(program(*images)).displacement[0]
+    return np.asarray(displacement), time.perf_counter() - compiled, compiled - began
+
+
+def convexadam(scans):
+    import torch
+    from convexAdam.convex_adam_MIND import convex_adam_pt
+
+    settings = {"grid_sp": 4, "disp_hw": 4, "lambda_weight": 0.75} if scans.landmarks else {}
+    step = 2 if scans.landmarks else 1
+    images = [
+        torch.nn.functional.avg_pool3d(torch.from_numpy(scan)[None, None], (step, step, 1))[0, 0]
+        for scan in (scans.fixed, scans.moving)
+    ]
+    coarse = convex_adam_pt(
+        *images, selected_niter=80, dtype=torch.float32, device=torch.device("cpu"), **settings
+    )
+    field = torch.from_numpy(np.asarray(coarse, np.float32)).permute(3, 0, 1, 2)[None]
+    field = torch.nn.functional.interpolate(field, scans.fixed.shape, mode="trilinear", align_corners=False)
+    return field[0].permute(1, 2, 3, 0).numpy() * np.array([step, step, 1], np.float32)
+
+
+def _itk_images(scans):
+    import SimpleITK
+
+    images = [SimpleITK.GetImageFromArray(scan.transpose(2, 1, 0)) for scan in (scans.fixed, scans.moving)]
+    for image in images:
+        image.SetSpacing(scans.spacing_mm.tolist())
+    return images
+
+
+def _from_itk(field, spacing_mm):
+    import SimpleITK
+
+    return SimpleITK.GetArrayFromImage(field).transpose(2, 1, 0, 3) / spacing_mm
+
+
+def greedy(scans):
+    from picsl_greedy import Greedy3D
+
+    program = Greedy3D()
+    radius = "4x4x2" if scans.landmarks else "2x2x2"
+    fixed, moving = _itk_images(scans)
+    program.execute(
+        f"-d 3 -threads {os.cpu_count()} -i fixed moving -m NCC {radius} -n 100x60x20 -o field -V 0",
+        fixed=fixed,
+        moving=moving,
+        field=None,
+    )
+    return _from_itk(program["field"], scans.spacing_mm)
+
+
+def demons(scans):
+    import SimpleITK
+
+    fixed, moving = _itk_images(scans)
+    moving = SimpleITK.HistogramMatching(moving, fixed, 256, 10, True)
+    field = None
+    for factor, iterations in ((4, 100), (2, 50)):
+        pooled = [SimpleITK.BinShrink(image, _factors(scans.spacing_mm, factor)) for image in (fixed, moving)]
+        method = SimpleITK.DiffeomorphicDemonsRegistrationFilter()
+        method.SetNumberOfIterations(iterations)
+        method.SetStandardDeviations(1.5)
+        if field is None:
+            field = method.Execute(*pooled)
+        else:
+            field = method.Execute(*pooled, _resampled(field, pooled[0]))
+    return _from_itk(_resampled(field, fixed), scans.spacing_mm)
+
+
+def _factors(spacing_mm, factor):
+    """Even voxels: fewer along a coarse axis."""
+    return [max(1, round(float(factor * min(spacing_mm) / size))) for size in spacing_mm]
+
+
+def _resampled(field, like):
+    import SimpleITK
+
+    zero = SimpleITK.Transform()
+    extrapolate = True
+    return SimpleITK.Resample(
+        field, like, zero, SimpleITK.sitkLinear, 0.0, SimpleITK.sitkVectorFloat64, extrapolate
+    )
+
+
+def syn(scans):
+    import ants
+
+    spacing = tuple(scans.spacing_mm.tolist())
+    fixed, moving = (ants.from_numpy(scan, spacing=spacing) for scan in (scans.fixed, scans.moving))
+    done = ants.registration(
+        fixed,
+        moving,
+        type_of_transform="SyNOnly",
+        initial_transform="Identity",
+        syn_metric="CC",
+        syn_sampling=4,
+        reg_iterations=(100, 70, 20),
+    )
+    return np.asarray(nib.load(done["fwdtransforms"][0]).dataobj)[..., 0, :] / scans.spacing_mm
+
+
+def score(scans, displacement):
+    """What the displacement is worth."""
+    field = jnp.asarray(displacement, jnp.float32)[None]
+    row = {"TRE mm": None, "Dice": None}
+    if scans.landmarks:
+        distances_mm = metrics.tre_mm(displacement, *scans.landmarks, scans.spacing_mm)
+        row["TRE mm"] = round(float(np.mean(distances_mm)), 3)
+    if scans.labels:
+        fixed, moving, scored = scans.labels
+        warped = jax.jit(warp_labels)(jnp.asarray(moving)[None, ..., None], field, np.array([0, *scored]))
+        row["Dice"] = round(float(np.nanmean(metrics.dice(fixed, np.asarray(warped)[0, ..., 0], scored))), 4)
+    folded = np.mean(np.asarray(jacobian_determinant(field)) <= 0)
+    return row | {
+        "folded %": round(100 * float(folded), 4),
+        "folded volume %": round(100 * float(folded_volume(field)[0]), 4),
+    }
+
+
+def main():
+    parser = timing.argument_parser(__doc__)
+    parser.add_argument("--breathing-ct", type=Path, metavar="FOLDER")
+    parser.add_argument("--cases", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--brains", type=Path, metavar="FOLDER")
+    parser.add_argument("--efforts", nargs="*", default=["default"], help="presets of ours")
+    parser.add_argument("--methods", nargs="*", choices=PACKAGES, default=["convexadam", "greedy", "demons"])
+    options = parser.parse_args()
+    peers = {}
+    for name in options.methods:
+        try:
+            importlib.import_module(PACKAGES[name])
+            peers[name] = globals()[name]
+        except ImportError:
+            print(f"{PACKAGES[name]} is not installed: {name} is left out.")
+
+    rows = []
+    pairs = list(breathing_ct(options.breathing_ct, options.cases)) if options.breathing_ct else []
+    pairs += list(brains(options.brains)) if options.brains else []
+    for scans in pairs:
+        none = np.zeros((*scans.fixed.shape, 3), np.float32)
+        found = [("before", none, 0.0, 0.0)]
+        found += [(f"ours, {effort}", *ours(scans, effort)) for effort in options.efforts]
+        for name, method in peers.items():
+            began = time.perf_counter()
+            displacement = np.asarray(method(scans), np.float32)
+            found.append((name, displacement, time.perf_counter() - began, 0.0))
+        for method, displacement, seconds, compilation in found:
+            row = {"pair": scans.name, "method": method} | score(scans, displacement)
+            rows.append(row | {"s": round(seconds, 1), "compilation s": round(compilation, 1)})
+            print(rows[-1], flush=True)
+    timing.report(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
