@@ -112,7 +112,7 @@ def register_batch(
                     network=network,
                     device=device,
                     composite=composite,
-                    overwrite=overwrite,
+                    overwrite=True,  # what isn't finished, or is to be done again; never files of others
                     on_stage=on_stage,
                 )
 
