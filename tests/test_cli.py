@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import scipy.ndimage
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from adregnet_jax.cli import app
@@ -64,6 +65,12 @@ def scans(monkeypatch):
     module.register_scans = register_scans
     monkeypatch.setitem(sys.modules, "adregnet_jax.scans", module)
     return module
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """A page without its picture, of which one test is enough."""
+    monkeypatch.setattr("adregnet_jax.cli.results.registration_figure", lambda *_, **__: Figure())
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +176,7 @@ def test_register_writes_what_was_found(files, scans, tmp_path):
     assert options["modality"] == "mono"
 
 
-def test_itk_applies_what_register_wrote(files, scans, tmp_path):
+def test_itk_applies_what_register_wrote(files, scans, no_figures, tmp_path):
     itk = pytest.importorskip("SimpleITK")
     succeed(*pair(files, landmarks=True), "--output", tmp_path / "out", "--h5")
     out = tmp_path / "out"
@@ -357,7 +364,7 @@ def test_a_field_that_is_not_finite(files, scans, tmp_path):
     assert "not finite" in refusal(*pair(files), "--output", tmp_path / "out")
 
 
-def test_the_output_folder(files, scans, tmp_path):
+def test_the_output_folder(files, scans, no_figures, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     succeed(*pair(files, labels=True), "--output", out)  # an empty folder will do
@@ -530,7 +537,7 @@ def results(folder):
         return list(csv.DictReader(file))
 
 
-def test_batch_goes_on_and_resumes(files, scans, tmp_path):
+def test_batch_goes_on_and_resumes(files, scans, no_figures, tmp_path):
     (files / "bad.nii.gz").write_bytes(b"nothing")
     row = "fixed.nii.gz,moving.nii.gz,fixed_labels.nii.gz,moving_labels.nii.gz"
     rows = [f"a,{row}", "b,fixed.nii.gz,bad.nii.gz,,", f"c,{row}"]
@@ -567,7 +574,7 @@ def test_batch_goes_on_and_resumes(files, scans, tmp_path):
     assert [row["status"] for row in results(out)] == ["failed", "done", "failed"]
 
 
-def test_what_happens_to_one_pair_is_not_the_others_fault(files, scans, tmp_path):
+def test_what_happens_to_one_pair_is_not_the_others_fault(files, scans, no_figures, tmp_path):
     inner = scans.register_scans
 
     def sometimes(*arguments, **options):
@@ -684,8 +691,9 @@ def test_an_exported_program_runs_without_the_package(weights, tmp_path, method)
     if method == "network":
         arguments += ["--weights", weights[0], "--method", "network"]
     else:
-        arguments += ["--set", "steps=(3,)", "--set", "factors=(2,)", "--set", "strides=(2,)"]
-        instance = InstanceConfig(steps=(3,), factors=(2,), strides=(2,))
+        settings = ["steps=(3,)", "factors=(1,)", "strides=(2,)", "search_range_mm=2", "similarity=ssd"]
+        arguments += [argument for setting in settings for argument in ("--set", setting)]
+        instance = InstanceConfig(steps=(3,), factors=(1,), strides=(2,), search_range_mm=2, similarity="ssd")
     succeed(*arguments)
     assert "exists already" in refusal(*arguments)
     # Any batch: of three, while nothing was told of it.
@@ -722,7 +730,7 @@ def test_what_export_refuses(tmp_path):
     assert "sizes above 0" in refusal(*out, "--spacing", 1, 1, 0)
     assert "'abacus' is none of cpu" in refusal(*out, "--spacing", 1, 1, 1, "--platforms", "cpu,abacus")
     assert "needs --weights" in refusal(*out, "--spacing", 1, 1, 1, "--method", "both")
-    assert "not a valid integer" in refusal("export", "-o", "a", "--shape", 8, 8, "x", "--spacing", 1, 1, 1)
+    assert "--shape" in refusal("export", "-o", "a", "--shape", 8, 8, "x", "--spacing", 1, 1, 1)
     assert not names(tmp_path)
 
 

@@ -46,6 +46,7 @@ app = typer.Typer(
     help="Registers 3-D medical images: any two scans, with the weights of a network or without.",
     epilog="Points and fields go from the fixed to the moving scan; images come back.",
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # in 80 columns, its tables cut the names of options off
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(registering.register)
@@ -58,13 +59,18 @@ app.command()(transforming.info)
 app.command()(exporting.export)
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Say it and stop.")] = False,
-) -> None:
-    if version:
+def _say_version(wanted: bool) -> None:
+    if wanted:
         print(f"adregnet {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Say it and stop.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:

@@ -24,7 +24,11 @@ from adregnet_jax.cli.options import (
     make_procedure,
 )
 
-FileOption = Annotated[Path | None, typer.Option(metavar="FILE", show_default=False)]
+MaskOption = Annotated[Path | None, typer.Option(metavar="FILE", help="0 where the scan doesn't count.")]
+LabelsOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Label map, for Dice.")]
+LandmarksOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help=".csv (x,y,z), .fcsv or .mrk.json, for TRE.")
+]
 MEMORY_ADVICE = "--effort fast takes less, and so do scans on a coarser grid or --device cpu"
 
 
@@ -35,12 +39,12 @@ def register(
     weights: WeightsOption = None,
     method: MethodOption = None,
     modality: ModalityOption = Modality.mono,
-    fixed_mask: FileOption = None,
-    moving_mask: FileOption = None,
-    fixed_labels: FileOption = None,
-    moving_labels: FileOption = None,
-    fixed_landmarks: FileOption = None,
-    moving_landmarks: FileOption = None,
+    fixed_mask: MaskOption = None,
+    moving_mask: MaskOption = None,
+    fixed_labels: LabelsOption = None,
+    moving_labels: LabelsOption = None,
+    fixed_landmarks: LandmarksOption = None,
+    moving_landmarks: LandmarksOption = None,
     affine: AffineOption = True,
     rigid: RigidOption = False,
     diffeomorphic: DiffeomorphicOption = False,
