@@ -1,4 +1,4 @@
-"""The mean of several scans: each is registered to the mean of all, which gets sharper, all in one program.
+"""The mean of several scans: each is registered to the mean of all, which gets sharper, one program a round.
 
 python examples/groupwise_mean.py
 """
@@ -6,16 +6,16 @@ python examples/groupwise_mean.py
 import jax
 import jax.numpy as jnp
 
-from adregnet_jax import InstanceConfig, gaussian_filter, register
+from adregnet_jax import InstanceConfig, exponential, gaussian_filter, register, warp
 
 SUBJECTS, SHAPE, SPACING_MM, ROUNDS = 4, (16, 16, 12), (2.0, 2.0, 2.5), 3
-SETTINGS = InstanceConfig(factors=(2, 1), steps=(20, 20), strides=(2, 2), search_range_mm=0, similarity="ssd")
+SETTINGS = InstanceConfig(
+    factors=(2, 1), steps=(20, 20), strides=(2, 2), search_range_mm=0, ncc_window=5, smoothness=0.05
+)
 
 
 def make_subjects(key: jax.Array) -> jax.Array:
     """Scans [n, x, y, z, 1] of one anatomy, each in a shape of its own."""
-    from adregnet_jax import exponential, warp
-
     anatomy_key, shape_key = jax.random.split(key)
     anatomy = gaussian_filter(jax.random.normal(anatomy_key, (1, *SHAPE, 1)), 2.0)
     anatomy = (anatomy - anatomy.min()) / (anatomy.max() - anatomy.min())

@@ -16,7 +16,7 @@ centre = (jnp.array(SHAPE) - 1) / 2
 ball = (jnp.linalg.norm(grid - centre, axis=-1) < 6).astype(jnp.float32)[None, ..., None]
 
 # Two displacements in voxels, [b, x, y, z, 3]: warped(p) = moving(p + u(p)).
-shift = jnp.broadcast_to(jnp.array([2.0, 0.0, 0.0]), (1, *SHAPE, 3))
+shift = jnp.broadcast_to(jnp.array([2.5, 0.0, 0.0]), (1, *SHAPE, 3))
 velocity = 0.5 * jnp.sin(2 * jnp.pi * grid / jnp.array(SHAPE))[None]
 flow = adr.exponential(velocity)  # without folds, whatever the velocity's size
 

@@ -1,4 +1,4 @@
-"""Two scans of any grids, from files to files: what `adregnet register` does, in a few lines.
+"""Two scans of any grids, from files to files that ITK, ANTs and Slicer read, in a few lines.
 
 python examples/register_two_files.py FIXED.nii.gz MOVING.nii.gz FOLDER [fast|default|thorough]
 """
@@ -23,9 +23,7 @@ registered = register_scans(
 out = Path(folder)
 out.mkdir(parents=True)
 write_image(out / "warped.nii.gz", registered.warped)
-write_field(
-    out / "field.nii.gz", np.asarray(registered.field.displacement), fixed.affine
-)  # ITK, ANTs, Slicer
+write_field(out / "field.nii.gz", np.asarray(registered.field.displacement), fixed.affine)
 write_field(out / "inverse.nii.gz", np.asarray(registered.inverse.displacement), moving.affine)
 write_matrix(out / "affine.txt", registered.matrix)
 

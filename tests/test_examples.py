@@ -29,7 +29,7 @@ def told(monkeypatch, capsys):
 
 def test_ops_alone(told):
     difference, residual, volumes, folded, slope = told("ops_alone.py")
-    assert difference[0] < 0.02
+    assert 0 < difference[0] < 0.05
     assert residual[0] < 0.02
     assert 0 < volumes[0] < 1 < volumes[1]
     assert folded[0] == 0
@@ -39,13 +39,13 @@ def test_ops_alone(told):
 def test_downstream_gradient(told):
     (by_grad, by_differences), (gamma, *_, loss) = told("downstream_gradient.py")
     assert by_grad == pytest.approx(by_differences, rel=0.1)
-    assert abs(gamma - 1 / 0.6) < 0.1
+    assert abs(gamma - 1 / 0.6) < 0.15  # the registration makes up for a part of it
     assert loss < 1e-3
 
 
 def test_groupwise_mean(told):
     spreads = [spread for (spread,) in told("groupwise_mean.py")]
-    assert spreads[-1] < 0.6 * spreads[0]
+    assert spreads[-1] < 0.3 * spreads[0]
 
 
 def test_register_two_files(told, tmp_path):
