@@ -377,8 +377,14 @@ def test_the_output_folder(files, scans, no_figures, tmp_path):
     assert "thesis.txt, which isn't ours" in refusal(*pair(files), "--output", out, "--overwrite")
     assert names(out) == WRITTEN | {"thesis.txt"}
     assert "is a file" in refusal(*pair(files), "--output", files / "fixed.csv")
+    assert "is a mount point" in refusal(*pair(files), "--output", "/", "--overwrite")
+    (out / "thesis.txt").unlink()
+    (tmp_path / "link").symlink_to(out)
+    succeed(*pair(files, labels=True), "--output", tmp_path / "link", "--overwrite")
+    assert (tmp_path / "link").is_symlink()
+    assert names(out) == WRITTEN | {"warped_labels.nii.gz"}
     assert "can't be written" in refusal(*pair(files), "--output", files / "fixed.csv" / "out")
-    assert names(tmp_path) == {"in", "out"}
+    assert names(tmp_path) == {"in", "out", "link"}
 
 
 def test_preview_alone(files, scans, tmp_path):

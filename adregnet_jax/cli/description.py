@@ -119,6 +119,6 @@ def _list(values: np.ndarray) -> list:
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        inner = " ".join(_text(entry) for entry in value)
-        return f"[{inner}]" if value and isinstance(value[0], list) else inner
+        rows = value and isinstance(value[0], list)
+        return ("; " if rows else " ").join(_text(entry) for entry in value)
     return f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)

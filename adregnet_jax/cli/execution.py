@@ -110,7 +110,7 @@ def new_folder(path: Path, *, own: Collection[str], overwrite: bool = False) -> 
     Raises:
       UserError: the folder isn't empty and is not to be overwritten, or it can't be written.
     """
-    path = path.absolute()
+    path = path.resolve()  # what a link leads to is replaced, not the link
     _check_folder(path, own, overwrite)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     replaced = path.with_name(f".{os.getpid()}.{path.name}.replaced")
@@ -136,6 +136,8 @@ def _check_folder(path: Path, own: Collection[str], overwrite: bool) -> None:
         return
     if not path.is_dir():
         raise UserError(f"--output {path} is a file; expected a folder, or a name that isn't there yet")
+    if path.is_mount():
+        raise UserError(f"--output {path} is a mount point, which can't be replaced: take a folder inside")
     others = sorted({entry.name for entry in path.iterdir()} - set(own))
     if others and overwrite:
         raise UserError(

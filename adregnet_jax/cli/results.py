@@ -213,8 +213,10 @@ def _dice(
         return np.asarray(_warp(by, moving.values, moving.affine, mode="label", classes=classes))
 
     after = warped(field)
+    # On one grid there is nothing to warp, which saves a minute where labels are many.
+    on_one_grid = fixed.shape == moving.shape and np.allclose(fixed.affine, moving.affine, atol=1e-3)
     scores = {
-        "dice_before": metrics.dice(fixed.values, warped(still), labels),
+        "dice_before": metrics.dice(fixed.values, moving.values if on_one_grid else warped(still), labels),
         "dice": metrics.dice(fixed.values, after, labels),
     }
     row: tables.Row = {name: tables.mean_and_sd(values)[0] for name, values in scores.items()}
