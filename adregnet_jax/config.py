@@ -153,6 +153,22 @@ class InstanceConfig:
     tolerance: float = 0.0  # a pair stops when ten steps lower its loss by less than this share; 0: all steps
 
 
+def instance_preset(effort: str) -> InstanceConfig:
+    """Settings of the instance optimisation by how much time they may take: "fast", "default", "thorough".
+
+    Raises:
+      ValueError: another word.
+    """
+    match effort:
+        case "fast":
+            return InstanceConfig(factors=(4,), steps=(60,), strides=(2,))
+        case "default":
+            return InstanceConfig()
+        case "thorough":
+            return InstanceConfig(factors=(4, 2, 1), steps=(80, 60, 30), strides=(2, 3, 4))
+    raise ValueError(f"effort is fast, default or thorough, not {effort!r}")
+
+
 @dataclasses.dataclass(unsafe_hash=True)
 class AffineConfig:
     """Rigid or affine registration of two scans (`adregnet_jax.affine`).

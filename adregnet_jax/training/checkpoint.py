@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from flax import linen as nn
 from orbax.checkpoint import v1 as ocp
 
 from adregnet_jax.config import ModelConfig
 from adregnet_jax.errors import UserError
+from adregnet_jax.nn.models import make_model
 from adregnet_jax.training.state import TrainState
 
 METRIC = "validation"  # the name of the validation metric in a checkpoint
+PARAMETER_SHAPE = (32, 32, 32)  # parameters are of no scan's shape: any does to learn theirs
 
 
 class Checkpoints:
@@ -108,6 +112,30 @@ def restore_parameters(workdir: Path, abstract_params, which: str = "best") -> t
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_params
         )
         return _load(checkpointer, chosen, abstract, workdir), chosen.step
+
+
+def restore_network(workdir: Path) -> tuple[nn.Module, Any]:
+    """The network of a trained run, as its config.json tells, and its best parameters.
+
+    Raises:
+        UserError: there is no such run, no checkpoint, or it is of another architecture than config.json.
+    """
+    record = workdir / "config.json"
+    try:
+        settings = json.loads(record.read_text(encoding="utf-8"))["config"]["model"]
+        tuples = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+        config = ModelConfig(**(settings | tuples))
+    except OSError:
+        raise UserError(f"{workdir} holds no config.json: give the workdir of a run of train.py") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{record} tells of no model that this version knows ({reason}): give the workdir of another run"
+        ) from None
+    model = make_model(config)
+    volume = jax.ShapeDtypeStruct((1, *PARAMETER_SHAPE, 1), jnp.float32)
+    abstract = jax.eval_shape(model.init, jax.random.key(0), volume, volume)["params"]
+    return model, restore_parameters(workdir, abstract)[0]
 
 
 def check_architecture(workdir: Path, model: ModelConfig) -> None:

@@ -1,0 +1,87 @@
+"""The command `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adregnet_jax.cli.options import (
+    DiffeomorphicOption,
+    Effort,
+    EffortOption,
+    MethodOption,
+    Modality,
+    ModalityOption,
+    OverwriteOption,
+    SettingsOption,
+    WeightsOption,
+    make_procedure,
+)
+from adregnet_jax.errors import UserError
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def export(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A new file.")],
+    shape: Annotated[tuple[int, int, int], typer.Option(metavar="X Y Z", help="Voxels of the scans.")],
+    spacing: Annotated[
+        tuple[float, float, float], typer.Option(metavar="X Y Z", help="Millimetres of a voxel.")
+    ],
+    weights: WeightsOption = None,
+    method: MethodOption = None,
+    modality: ModalityOption = Modality.mono,
+    diffeomorphic: DiffeomorphicOption = False,
+    effort: EffortOption = Effort.default,
+    settings: SettingsOption = None,
+    platforms: Annotated[str, typer.Option(metavar="NAMES", help="Separated by commas.")] = "cpu,cuda",
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Writes the registration as one file that JAX runs without this package.
+
+    Its function takes fixed and moving [b, x, y, z, 1] in [0, 1], on one grid, and gives the displacement
+    [b, x, y, z, 3] in voxels and the warped moving scans. See docs/cli.md for how it is loaded.
+    """
+    if min(shape) < 2 or not min(spacing) > 0:
+        raise UserError(f"--shape {shape} --spacing {spacing}: expected 2 voxels or more and sizes above 0")
+    names = tuple(name.strip().lower() for name in platforms.split(","))
+    if unknown := [name for name in names if name not in PLATFORMS]:
+        raise UserError(f"--platforms {platforms}: {unknown[0]!r} is none of {', '.join(PLATFORMS)}")
+    procedure = make_procedure(
+        weights=weights,
+        method=method,
+        modality=modality,
+        diffeomorphic=diffeomorphic,
+        effort=effort,
+        settings=settings,
+    )
+    if output.exists() and not overwrite:
+        raise UserError(f"{output}: exists already; choose another name, or add --overwrite")
+    import dataclasses
+
+    from adregnet_jax.cli.execution import interruptible, start_jax
+    from adregnet_jax.cli.pairs import load_network
+    from adregnet_jax.data.images import new_file
+    from adregnet_jax.export import export_register
+
+    device = start_jax(None)
+    network = load_network(weights) if weights else None
+    instance = procedure.instance
+    if instance and modality == Modality.multi and instance.similarity not in ("mind", "mi"):
+        instance = dataclasses.replace(instance, similarity="mind")
+
+    def traced() -> bytes:
+        return export_register(
+            shape,
+            spacing,
+            model=network.model if network else None,
+            params=network.params if network else None,
+            instance=instance,
+            platforms=names,
+        )
+
+    program = interruptible(traced, device)
+    with new_file(output, overwrite=overwrite) as temporary:
+        temporary.write_bytes(program)

@@ -1,0 +1,146 @@
+"""The options that commands share, and what they amount to."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adregnet_jax.config import AffineConfig, Config, InstanceConfig, instance_preset
+from adregnet_jax.errors import UserError
+
+
+class Method(enum.StrEnum):
+    network = "network"
+    instance = "instance"
+    both = "both"
+
+
+class Modality(enum.StrEnum):
+    mono = "mono"
+    multi = "multi"
+
+
+class Effort(enum.StrEnum):
+    fast = "fast"
+    default = "default"
+    thorough = "thorough"
+
+
+class Format(enum.StrEnum):
+    itk = "itk"
+    nifti = "nifti"
+    learn2reg = "learn2reg"
+
+
+WeightsOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Workdir of a run of train.py: the network.")
+]
+MethodOption = Annotated[
+    Method | None,
+    typer.Option(help="Default: both with --weights, instance without.", show_default=False),
+]
+ModalityOption = Annotated[
+    Modality, typer.Option(help="multi: scans of different contrast, as T1 and T2, or MR and CT.")
+]
+AffineOption = Annotated[
+    bool, typer.Option("--affine/--no-affine", help="Whether an affine registration goes first.")
+]
+RigidOption = Annotated[bool, typer.Option("--rigid", help="A rigid registration goes first instead.")]
+DiffeomorphicOption = Annotated[
+    bool, typer.Option("--diffeomorphic", help="Without folds, and with an exact inverse.")
+]
+EffortOption = Annotated[Effort, typer.Option(help="Of the instance optimisation.")]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any field of InstanceConfig: --set smoothness=0.5"),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="cpu, gpu or cuda:1. Default: what JAX takes.")
+]
+CompositeOption = Annotated[
+    bool, typer.Option("--h5", help="Also field.h5, an ITK composite of field and affine (needs SimpleITK).")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Procedure:
+    """How a pair is registered, once the options are checked against each other."""
+
+    method: Method
+    modality: Modality
+    affine: AffineConfig | None
+    instance: InstanceConfig | None
+    weights: Path | None
+
+    def record(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+
+def make_procedure(
+    *,
+    weights: Path | None,
+    method: Method | None,
+    modality: Modality = Modality.mono,
+    affine: bool = True,
+    rigid: bool = False,
+    diffeomorphic: bool = False,
+    effort: Effort = Effort.default,
+    settings: list[str] | None = None,
+) -> Procedure:
+    """What the options of `register`, `batch` and `export` amount to.
+
+    Raises:
+      UserError: options that contradict each other, or settings that make no sense.
+    """
+    if method is None:
+        method = Method.instance if weights is None else Method.both
+    if weights is None and method != Method.instance:
+        raise UserError(f"--method {method} needs --weights DIR, the workdir of a trained network")
+    if weights is not None and method == Method.instance:
+        raise UserError("--method instance takes no --weights: drop one of them, or use --method both")
+    if rigid and not affine:
+        raise UserError("--rigid and --no-affine contradict each other: give one of them")
+    instance = None
+    if method != Method.network:
+        instance = _instance_settings(effort, settings or [], diffeomorphic)
+    elif diffeomorphic or settings or effort != Effort.default:
+        raise UserError(
+            "--diffeomorphic, --effort and --set are of the instance optimisation: use --method both"
+        )
+    return Procedure(
+        method=method,
+        modality=modality,
+        affine=AffineConfig(kind="rigid" if rigid else "affine") if affine else None,
+        instance=instance,
+        weights=weights,
+    )
+
+
+def _instance_settings(effort: Effort, settings: list[str], diffeomorphic: bool) -> InstanceConfig:
+    config = instance_preset(effort.value)
+    if settings:
+        from adregnet_jax.entry import override
+
+        for setting in settings:
+            if "=" not in setting:
+                raise UserError(f"--set {setting}: expected NAME=VALUE, for instance smoothness=0.5")
+        try:
+            arguments = [f"--config.instance.{setting}" for setting in settings]
+            config = override(Config(instance=config), arguments).instance
+        except UserError as error:
+            raise UserError(str(error).replace("--config.instance.", "--set ")) from None
+    if diffeomorphic:
+        config = dataclasses.replace(config, diffeomorphic=True)
+    if config != instance_preset(effort.value):
+        from adregnet_jax.instance import what_is_wrong
+
+        if wrong := what_is_wrong(config):
+            raise UserError(f"--set: {wrong}")
+    return config
