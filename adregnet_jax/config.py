@@ -140,33 +140,47 @@ class InstanceConfig:
     search_range_mm: float = 30.0  # of the discrete search for a start, where none is given; 0: no search
     factors: tuple[int, ...] = (4, 2)  # voxels of a level, in the finest spacing of the scan
     steps: tuple[int, ...] = (60, 25)  # of Adam
-    strides: tuple[int, ...] = (2, 3)  # voxels of the level between control points
+    strides: tuple[int, ...] = (2, 2)  # voxels of the level between control points
     learning_rate: float = 0.1  # in voxels of the control grid
     similarity: str = "ncc"  # ncc (local, squared), mind (MIND-SSC), mi (mutual information) or ssd
     ncc_window: int = 5  # voxels of the level, an odd number
-    smoothness: float = 0.3  # weight of the squared gradient, (mm/mm)^2
+    smoothness: float = 0.1  # weight of the squared gradient, (mm/mm)^2
     bending: float = 0.0  # weight of the bending energy, 1/mm^2
-    jacobian: float = 0.0  # weight of the depth of folds
+    jacobian: float = 10.0  # weight of the depth of folds
     unfold: bool = True  # at the end, smooth the displacement where it folds; the rest keeps its values
     diffeomorphic: bool = False  # a stationary velocity is optimised: no folds, and an exact inverse
     symmetric: bool = False  # with diffeomorphic: the fixed scan is compared on the moving grid as well
     tolerance: float = 0.0  # a pair stops when ten steps lower its loss by less than this share; 0: all steps
 
 
-def instance_preset(effort: str) -> InstanceConfig:
-    """Settings of the instance optimisation by how much time they may take: "fast", "default", "thorough".
+def instance_preset(effort: str = "default", subjects: str = "any") -> InstanceConfig:
+    """Settings of the instance optimisation.
+
+    Args:
+      effort: how much time it may take: "fast", "default" or "thorough".
+      subjects: what is between the scans. "same": a breath, or time, in one person, whose motion is smooth.
+        "different": two people, whose anatomy differs in detail. "any": a compromise.
 
     Raises:
       ValueError: another word.
     """
-    match effort:
-        case "fast":
-            return InstanceConfig(factors=(4,), steps=(60,), strides=(2,))
-        case "default":
-            return InstanceConfig()
-        case "thorough":
-            return InstanceConfig(factors=(4, 2, 1), steps=(80, 60, 30), strides=(2, 3, 4))
-    raise ValueError(f"effort is fast, default or thorough, not {effort!r}")
+    levels = {
+        "fast": {"factors": (4,), "steps": (60,)},
+        "default": {"factors": (4, 2), "steps": (60, 25)},
+        "thorough": {"factors": (4, 2, 1), "steps": (80, 50, 20)},
+    }
+    motion = {
+        "same": {"strides": (2, 3, 4), "smoothness": 0.3},
+        "different": {"strides": (2, 2, 3), "smoothness": 0.05},
+        "any": {"strides": (2, 2, 3), "smoothness": 0.1},
+    }
+    if effort not in levels:
+        raise ValueError(f"effort is one of {', '.join(levels)}, not {effort!r}")
+    if subjects not in motion:
+        raise ValueError(f"subjects is one of {', '.join(motion)}, not {subjects!r}")
+    settings: dict = levels[effort] | motion[subjects]
+    settings["strides"] = settings["strides"][: len(settings["factors"])]
+    return InstanceConfig(**settings)
 
 
 @dataclasses.dataclass(unsafe_hash=True)

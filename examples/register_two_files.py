@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from adregnet_jax.scans import register_scans
 
 from adregnet_jax.config import instance_preset
 from adregnet_jax.data.images import read_image, write_image
 from adregnet_jax.data.transforms import write_field, write_matrix
 from adregnet_jax.fields import field_jacobian
+from adregnet_jax.scans import register_scans
 
 fixed_path, moving_path, folder, *effort = sys.argv[1:]
 fixed, moving = read_image(fixed_path), read_image(moving_path)

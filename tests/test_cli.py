@@ -30,6 +30,7 @@ from adregnet_jax.data.points import read_points, write_points
 from adregnet_jax.data.transforms import read_field, read_matrix, write_field, write_matrix
 from adregnet_jax.errors import UserError
 from adregnet_jax.fields import DisplacementField, after_field, warp_image, warp_points
+from adregnet_jax.instance import what_is_wrong
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.registration import register
 from adregnet_jax.training.checkpoint import Checkpoints
@@ -227,15 +228,26 @@ def test_options_reach_the_worker(files, scans, nothing_measured, tmp_path):
     assert found["instance"].smoothness == 0.7
     assert found["instance"].diffeomorphic
     assert options("--effort", "thorough")["instance"] == instance_preset("thorough")
+    assert options("--subjects", "same")["instance"] == instance_preset(subjects="same")
+    assert [options(*flag)["apart"] for flag in ([], ["--apart"])] == [False, True]
     assert options("--device", "cpu:0")["affine"] == AffineConfig()
 
 
 def test_presets_differ_in_work():
     work = [sum(instance_preset(effort).steps) for effort in ("fast", "default", "thorough")]
-    assert work == sorted(work)
-    assert work[0] < work[2]
-    with pytest.raises(ValueError, match="fast, default or thorough"):
+    assert work == sorted(set(work))
+    with pytest.raises(ValueError, match="fast, default, thorough, not 'heroic'"):
         instance_preset("heroic")
+
+
+def test_presets_differ_in_freedom():
+    kinds = [instance_preset("thorough", subjects) for subjects in ("same", "any", "different")]
+    assert instance_preset() == InstanceConfig()
+    assert all(what_is_wrong(kind) == "" for kind in kinds)
+    smoothness = [kind.smoothness for kind in kinds]
+    assert smoothness == sorted(smoothness, reverse=True)
+    with pytest.raises(ValueError, match="same, different, any, not 'twins'"):
+        instance_preset("fast", "twins")
 
 
 def test_options_that_contradict(files, tmp_path):
@@ -243,6 +255,7 @@ def test_options_that_contradict(files, tmp_path):
     for arguments, message in [
         (["--method", "network"], "--method network needs --weights"),
         (["--method", "both"], "--method both needs --weights"),
+        (["--apart", "--no-affine"], "--apart needs the affine step"),
         (["--method", "instance", "--weights", tmp_path], "takes no --weights"),
         (["--method", "network", "--weights", tmp_path, "--diffeomorphic"], "use --method both"),
         (["--rigid", "--no-affine"], "contradict"),

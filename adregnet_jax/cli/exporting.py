@@ -16,6 +16,8 @@ from adregnet_jax.cli.options import (
     ModalityOption,
     OverwriteOption,
     SettingsOption,
+    Subjects,
+    SubjectsOption,
     WeightsOption,
     make_procedure,
 )
@@ -34,6 +36,7 @@ def export(
     method: MethodOption = None,
     modality: ModalityOption = Modality.mono,
     diffeomorphic: DiffeomorphicOption = False,
+    subjects: SubjectsOption = Subjects.any,
     effort: EffortOption = Effort.default,
     settings: SettingsOption = None,
     platforms: Annotated[str, typer.Option(metavar="NAMES", help="Separated by commas.")] = "cpu,cuda",
@@ -54,6 +57,7 @@ def export(
         method=method,
         modality=modality,
         diffeomorphic=diffeomorphic,
+        subjects=subjects,
         effort=effort,
         settings=settings,
     )

@@ -31,6 +31,12 @@ class Effort(enum.StrEnum):
     thorough = "thorough"
 
 
+class Subjects(enum.StrEnum):
+    same = "same"
+    different = "different"
+    any = "any"
+
+
 class Format(enum.StrEnum):
     itk = "itk"
     nifti = "nifti"
@@ -53,6 +59,12 @@ AffineOption = Annotated[
 RigidOption = Annotated[bool, typer.Option("--rigid", help="A rigid registration goes first instead.")]
 DiffeomorphicOption = Annotated[
     bool, typer.Option("--diffeomorphic", help="Without folds, and with an exact inverse.")
+]
+SubjectsOption = Annotated[
+    Subjects, typer.Option(help="Whose scans: same is smoother, as a breath; different has more detail.")
+]
+ApartOption = Annotated[
+    bool, typer.Option("--apart", help="Scans that don't overlap in the world start from their centres.")
 ]
 EffortOption = Annotated[Effort, typer.Option(help="Of the instance optimisation.")]
 SettingsOption = Annotated[
@@ -77,6 +89,7 @@ class Procedure:
     affine: AffineConfig | None
     instance: InstanceConfig | None
     weights: Path | None
+    apart: bool = False
 
     def record(self) -> dict[str, Any]:
         """The same as JSON has it."""
@@ -91,6 +104,8 @@ def make_procedure(
     affine: bool = True,
     rigid: bool = False,
     diffeomorphic: bool = False,
+    apart: bool = False,
+    subjects: Subjects = Subjects.any,
     effort: Effort = Effort.default,
     settings: list[str] | None = None,
 ) -> Procedure:
@@ -107,12 +122,16 @@ def make_procedure(
         raise UserError("--method instance takes no --weights: drop one of them, or use --method both")
     if rigid and not affine:
         raise UserError("--rigid and --no-affine contradict each other: give one of them")
+    if apart and not affine:
+        raise UserError("--apart needs the affine step, which starts from the centres: drop --no-affine")
     instance = None
     if method != Method.network:
-        instance = _instance_settings(effort, settings or [], diffeomorphic)
-    elif diffeomorphic or settings or effort != Effort.default:
+        preset = instance_preset(effort.value, subjects.value)
+        instance = _changed(preset, settings or [], diffeomorphic)
+    elif diffeomorphic or settings or effort != Effort.default or subjects != Subjects.any:
         raise UserError(
-            "--diffeomorphic, --effort and --set are of the instance optimisation: use --method both"
+            "--diffeomorphic, --effort, --subjects and --set are of the instance optimisation: use "
+            "--method both"
         )
     return Procedure(
         method=method,
@@ -120,11 +139,12 @@ def make_procedure(
         affine=AffineConfig(kind="rigid" if rigid else "affine") if affine else None,
         instance=instance,
         weights=weights,
+        apart=apart,
     )
 
 
-def _instance_settings(effort: Effort, settings: list[str], diffeomorphic: bool) -> InstanceConfig:
-    config = instance_preset(effort.value)
+def _changed(preset: InstanceConfig, settings: list[str], diffeomorphic: bool) -> InstanceConfig:
+    config = preset
     if settings:
         from adregnet_jax.entry import override
 
@@ -138,7 +158,7 @@ def _instance_settings(effort: Effort, settings: list[str], diffeomorphic: bool)
             raise UserError(str(error).replace("--config.instance.", "--set ")) from None
     if diffeomorphic:
         config = dataclasses.replace(config, diffeomorphic=True)
-    if config != instance_preset(effort.value):
+    if config != preset:
         from adregnet_jax.instance import what_is_wrong
 
         if wrong := what_is_wrong(config):

@@ -175,6 +175,7 @@ def _registered(scans: Scans, procedure: Procedure, network: Network | None, on_
         modality=procedure.modality.value,
         fixed_mask=scans.fixed_mask,
         moving_mask=scans.moving_mask,
+        apart=procedure.apart,
         on_stage=on_stage,
     )
 

@@ -9,6 +9,7 @@ import typer
 
 from adregnet_jax.cli.options import (
     AffineOption,
+    ApartOption,
     CompositeOption,
     DeviceOption,
     DiffeomorphicOption,
@@ -20,6 +21,8 @@ from adregnet_jax.cli.options import (
     OverwriteOption,
     RigidOption,
     SettingsOption,
+    Subjects,
+    SubjectsOption,
     WeightsOption,
     make_procedure,
 )
@@ -47,7 +50,9 @@ def register(
     moving_landmarks: LandmarksOption = None,
     affine: AffineOption = True,
     rigid: RigidOption = False,
+    apart: ApartOption = False,
     diffeomorphic: DiffeomorphicOption = False,
+    subjects: SubjectsOption = Subjects.any,
     effort: EffortOption = Effort.default,
     settings: SettingsOption = None,
     device: DeviceOption = None,
@@ -65,7 +70,9 @@ def register(
         modality=modality,
         affine=affine,
         rigid=rigid,
+        apart=apart,
         diffeomorphic=diffeomorphic,
+        subjects=subjects,
         effort=effort,
         settings=settings,
     )
@@ -108,7 +115,9 @@ def batch(
     modality: ModalityOption = Modality.mono,
     affine: AffineOption = True,
     rigid: RigidOption = False,
+    apart: ApartOption = False,
     diffeomorphic: DiffeomorphicOption = False,
+    subjects: SubjectsOption = Subjects.any,
     effort: EffortOption = Effort.default,
     settings: SettingsOption = None,
     device: DeviceOption = None,
@@ -127,7 +136,9 @@ def batch(
         modality=modality,
         affine=affine,
         rigid=rigid,
+        apart=apart,
         diffeomorphic=diffeomorphic,
+        subjects=subjects,
         effort=effort,
         settings=settings,
     )
