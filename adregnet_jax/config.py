@@ -164,12 +164,12 @@ def instance_preset(effort: str = "default", subjects: str = "any") -> InstanceC
     Raises:
       ValueError: another word.
     """
-    levels = {
+    levels: dict[str, dict] = {
         "fast": {"factors": (4,), "steps": (60,)},
         "default": {"factors": (4, 2), "steps": (60, 25)},
         "thorough": {"factors": (4, 2, 1), "steps": (80, 50, 20)},
     }
-    motion = {
+    motion: dict[str, dict] = {
         "same": {"strides": (2, 3, 4), "smoothness": 0.3},
         "different": {"strides": (2, 2, 3), "smoothness": 0.05},
         "any": {"strides": (2, 2, 3), "smoothness": 0.1},
@@ -178,7 +178,7 @@ def instance_preset(effort: str = "default", subjects: str = "any") -> InstanceC
         raise ValueError(f"effort is one of {', '.join(levels)}, not {effort!r}")
     if subjects not in motion:
         raise ValueError(f"subjects is one of {', '.join(motion)}, not {subjects!r}")
-    settings: dict = levels[effort] | motion[subjects]
+    settings = levels[effort] | motion[subjects]
     settings["strides"] = settings["strides"][: len(settings["factors"])]
     return InstanceConfig(**settings)
 

@@ -16,6 +16,7 @@ from adregnet_jax.config import (
     Config,
     DataConfig,
     DirLabConfig,
+    InstanceConfig,
     LossConfig,
     ModelConfig,
     OptimiserConfig,
@@ -39,5 +40,7 @@ def get_config() -> Config:
         optimiser=OptimiserConfig(
             learning_rate=2e-3, warmup_steps=50, halve_every_epochs=50, epochs=100, batch_size=2
         ),
+        # Voxels of 4.2 mm are coarse enough to begin with.
+        instance=InstanceConfig(factors=(2, 1), steps=(40, 60), strides=(2, 3), smoothness=0.3),
         run=RunConfig(patience_epochs=0, validate_every_epochs=25, checkpoint_every_steps=100),
     )

@@ -21,6 +21,7 @@ from adregnet_jax.config import (
     Config,
     DataConfig,
     FilesConfig,
+    InstanceConfig,
     LossConfig,
     ModelConfig,
     OptimiserConfig,
@@ -45,5 +46,6 @@ def get_config() -> Config:
         optimiser=OptimiserConfig(
             learning_rate=1e-3, warmup_steps=50, halve_every_epochs=1, epochs=4, batch_size=2
         ),
+        instance=InstanceConfig(factors=(2, 1), steps=(40, 60), strides=(2, 3), smoothness=0.3),
         run=RunConfig(patience_epochs=0, checkpoint_every_steps=200),
     )
