@@ -1,7 +1,7 @@
 """Instance optimisation beside the classical programs, on the same pairs in one run.
 
     python benchmarks/peers.py --breathing-ct FOLDER [--cases 1 2 3 4 5] [--brains FOLDER] [--efforts default]
-        [--methods convexadam greedy demons syn] [--json FILE]
+        [--methods convexadam greedy demons syn] [--diffeomorphic] [--json FILE]
 
 FOLDER of --breathing-ct holds DIR-Lab case folders; FOLDER of --brains holds subject_a and subject_b as
 _t1.nii.gz and _labels.nii.gz on one grid, and labels_30.txt, whose first column is the labels that count.
@@ -10,7 +10,10 @@ method that is not installed is left out with a line: pip install convexAdam pic
 
 Prints a row a pair and method: mean TRE or mean Dice, the share of folds by central differences and by
 tetrahedra, the seconds of the registration alone (ours: the compilation is given beside it, and is cached on
-disk from the second start on). Settings of the others:
+disk from the second start on), and for ours how far field and inverse, composed, are from the identity, in
+voxels that map into the grid. Ours are the presets for one person (CT) and two (brains); "ours, multi" gets
+the moving brain with inverted contrast, (1 - v) ** 1.5 in the head, and compares by MIND-SSC. Settings of the
+others:
 
 - convexAdam: grid_sp 4, disp_hw 4, lambda 0.75, 80 iterations, CT at half the resolution in plane, as the
   authors do for lungs; brains with its defaults.
@@ -20,6 +23,7 @@ disk from the second start on). Settings of the others:
 - syn: antspyx SyN, CC of radius 4, 100x70x20 iterations: half an hour a case, so only when asked for.
 """
 
+import dataclasses
 import functools
 import importlib
 import os
@@ -45,6 +49,9 @@ from adregnet_jax.data import dirlab  # noqa: E402
 from adregnet_jax.data.images import read_image  # noqa: E402
 from adregnet_jax.data.preprocessing import rescale_percentiles, rescale_window  # noqa: E402
 from adregnet_jax.instance import align  # noqa: E402
+from adregnet_jax.ops.composition import compose, invert  # noqa: E402
+from adregnet_jax.ops.cubic import inside_grid  # noqa: E402
+from adregnet_jax.ops.grid import identity_grid  # noqa: E402
 from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant  # noqa: E402
 from adregnet_jax.ops.sampling import warp_labels  # noqa: E402
 
@@ -84,16 +91,48 @@ def brains(folder):
     yield Scans("brains", *rescaled, scans[0].spacing_mm, None, (*labels, scored))
 
 
-def ours(scans, effort):
-    """Displacement [x, y, z, 3] in voxels, seconds, and the seconds of compilation."""
-    config = instance_preset(effort)
-    images = [jnp.asarray(scan)[None, ..., None] for scan in (scans.fixed, scans.moving)]
+def variants(scans, efforts, diffeomorphic):
+    """Names and settings of ours."""
+    subjects = "same" if scans.landmarks else "different"
+    presets = {effort: instance_preset(effort, subjects) for effort in efforts}
+    found = {f"ours, {effort}": config for effort, config in presets.items()}
+    if diffeomorphic:
+        found |= {
+            f"ours, {effort}, diffeomorphic": dataclasses.replace(config, diffeomorphic=True)
+            for effort, config in presets.items()
+        }
+    if scans.labels:
+        found |= {
+            f"ours, {effort}, multi": dataclasses.replace(config, similarity="mind")
+            for effort, config in presets.items()
+        }
+    return found
+
+
+def ours(scans, name, config):
+    """Displacement [x, y, z, 3] in voxels, and the columns of ours."""
+    moving = scans.moving
+    if name.endswith("multi"):
+        moving = np.where(moving > 0.02, (1 - moving) ** 1.5, 0)
+    images = [jnp.asarray(scan)[None, ..., None] for scan in (scans.fixed, moving)]
     spacing_mm = tuple(scans.spacing_mm.tolist())
     began = time.perf_counter()
     program = jax.jit(functools.partial(align, spacing_mm=spacing_mm, config=config)).lower(*images).compile()
     compiled = time.perf_counter()
-    displacement = jax.block_until_ready(program(*images)).displacement[0]
-    return np.asarray(displacement), time.perf_counter() - compiled, compiled - began
+    aligned = jax.block_until_ready(program(*images))
+    seconds = time.perf_counter() - compiled
+    field = aligned.displacement
+    inverse = jax.jit(invert)(field) if aligned.inverse is None else aligned.inverse
+    # Where the inverse leads out of the grid, the field has only its border to go on with.
+    target = identity_grid(field.shape[1:4]) + inverse
+    inside = np.asarray(inside_grid(target, field.shape[1:4]))
+    error = np.linalg.norm(np.asarray(jax.jit(compose)(field, inverse)), axis=-1)[inside]
+    return np.asarray(field[0]), {
+        "s": round(seconds, 1),
+        "compilation s": round(compiled - began, 1),
+        "inverse median": round(float(np.median(error)), 4),
+        "inverse 99 %": round(float(np.percentile(error, 99)), 4),
+    }
 
 
 def convexadam(scans):
@@ -212,6 +251,13 @@ def score(scans, displacement):
     }
 
 
+def _add(rows, scans, method, displacement, columns):
+    none = dict.fromkeys(("s", "compilation s", "inverse median", "inverse 99 %"))
+    row = {"pair": scans.name, "method": method} | score(scans, displacement) | none | columns
+    print(", ".join(f"{name} {value}" for name, value in row.items() if value is not None), flush=True)
+    rows.append(row)
+
+
 def main():
     parser = timing.argument_parser(__doc__)
     parser.add_argument("--breathing-ct", type=Path, metavar="FOLDER")
@@ -219,6 +265,7 @@ def main():
     parser.add_argument("--brains", type=Path, metavar="FOLDER")
     parser.add_argument("--efforts", nargs="*", default=["default"], help="presets of ours")
     parser.add_argument("--methods", nargs="*", choices=PACKAGES, default=["convexadam", "greedy", "demons"])
+    parser.add_argument("--diffeomorphic", action="store_true", help="ours as a diffeomorphism, too")
     options = parser.parse_args()
     peers = {}
     for name in options.methods:
@@ -232,17 +279,14 @@ def main():
     pairs = list(breathing_ct(options.breathing_ct, options.cases)) if options.breathing_ct else []
     pairs += list(brains(options.brains)) if options.brains else []
     for scans in pairs:
-        none = np.zeros((*scans.fixed.shape, 3), np.float32)
-        found = [("before", none, 0.0, 0.0)]
-        found += [(f"ours, {effort}", *ours(scans, effort)) for effort in options.efforts]
+        add = functools.partial(_add, rows, scans)
+        add("before", np.zeros((*scans.fixed.shape, 3), np.float32), {"s": 0.0})
+        for name, config in variants(scans, options.efforts, options.diffeomorphic).items():
+            add(name, *ours(scans, name, config))
         for name, method in peers.items():
             began = time.perf_counter()
             displacement = np.asarray(method(scans), np.float32)
-            found.append((name, displacement, time.perf_counter() - began, 0.0))
-        for method, displacement, seconds, compilation in found:
-            row = {"pair": scans.name, "method": method} | score(scans, displacement)
-            rows.append(row | {"s": round(seconds, 1), "compilation s": round(compilation, 1)})
-            print(rows[-1], flush=True)
+            add(name, displacement, {"s": round(time.perf_counter() - began, 1)})
     timing.report(rows, options.json)
 
 
