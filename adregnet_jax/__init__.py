@@ -7,11 +7,29 @@ are first used, so that reading a config or a scan doesn't load JAX.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from adregnet_jax.config import AffineConfig, Config, InstanceConfig, LossConfig, ModelConfig, paper_model
+from adregnet_jax.config import (
+    AffineConfig,
+    Config,
+    InstanceConfig,
+    LossConfig,
+    ModelConfig,
+    instance_preset,
+    paper_model,
+)
 from adregnet_jax.version import __version__
 
 if TYPE_CHECKING:
     from adregnet_jax.affine import align_affine
+    from adregnet_jax.data.images import Image, read_image, write_image
+    from adregnet_jax.data.transforms import read_field, write_field
+    from adregnet_jax.fields import (
+        DisplacementField,
+        compose_fields,
+        field_jacobian,
+        invert_field,
+        warp_image,
+        warp_points,
+    )
     from adregnet_jax.instance import Alignment, align
     from adregnet_jax.nn.adregnet import AdRegNet
     from adregnet_jax.nn.models import make_model
@@ -28,11 +46,16 @@ if TYPE_CHECKING:
     from adregnet_jax.ops.resampling import resize, resize_displacement
     from adregnet_jax.ops.sampling import sample, sample_at_points, warp, warp_labels
     from adregnet_jax.registration import Registration, register
+    from adregnet_jax.scans import RegisteredScans, register_scans
+
 
 _MODULE_OF = {
     "AdRegNet": "nn.adregnet",
     "Alignment": "instance",
+    "DisplacementField": "fields",
+    "Image": "data.images",
     "Prediction": "nn.prediction",
+    "RegisteredScans": "scans",
     "Registration": "registration",
     "VoxelMorph": "nn.voxelmorph",
     "align": "instance",
@@ -40,24 +63,34 @@ _MODULE_OF = {
     "blocked_attention": "ops.attention",
     "box_mean": "ops.filters",
     "compose": "ops.composition",
-    "exponential": "ops.composition",
-    "invert": "ops.composition",
-    "mind_ssc": "ops.mind",
+    "compose_fields": "fields",
     "conv3d": "ops.convolution",
+    "exponential": "ops.composition",
+    "field_jacobian": "fields",
     "folded_volume": "ops.jacobian",
     "gaussian_filter": "ops.filters",
     "identity_grid": "ops.grid",
+    "invert": "ops.composition",
+    "invert_field": "fields",
     "jacobian_determinant": "ops.jacobian",
     "make_model": "nn.models",
+    "mind_ssc": "ops.mind",
     "neighbourhood_attention": "ops.neighbourhood",
+    "read_field": "data.transforms",
+    "read_image": "data.images",
     "register": "registration",
+    "register_scans": "scans",
     "resize": "ops.resampling",
     "resize_displacement": "ops.resampling",
     "sample": "ops.sampling",
     "sample_at_points": "ops.sampling",
     "spatial_gradient": "ops.jacobian",
     "warp": "ops.sampling",
+    "warp_image": "fields",
     "warp_labels": "ops.sampling",
+    "warp_points": "fields",
+    "write_field": "data.transforms",
+    "write_image": "data.images",
 }
 
 __all__ = [
@@ -65,10 +98,13 @@ __all__ = [
     "AffineConfig",
     "Alignment",
     "Config",
+    "DisplacementField",
+    "Image",
     "InstanceConfig",
     "LossConfig",
     "ModelConfig",
     "Prediction",
+    "RegisteredScans",
     "Registration",
     "VoxelMorph",
     "__version__",
@@ -77,25 +113,36 @@ __all__ = [
     "blocked_attention",
     "box_mean",
     "compose",
+    "compose_fields",
     "conv3d",
     "exponential",
+    "field_jacobian",
     "folded_volume",
     "gaussian_filter",
     "identity_grid",
+    "instance_preset",
     "invert",
+    "invert_field",
     "jacobian_determinant",
     "make_model",
     "mind_ssc",
     "neighbourhood_attention",
     "paper_model",
+    "read_field",
+    "read_image",
     "register",
+    "register_scans",
     "resize",
     "resize_displacement",
     "sample",
     "sample_at_points",
     "spatial_gradient",
     "warp",
+    "warp_image",
     "warp_labels",
+    "warp_points",
+    "write_field",
+    "write_image",
 ]
 
 
