@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from adregnet_jax.ops.neighbourhood import neighbourhood_attention
     from adregnet_jax.ops.resampling import resize, resize_displacement
     from adregnet_jax.ops.sampling import sample, sample_at_points, warp, warp_labels
-    from adregnet_jax.registration import Registration, register
+    from adregnet_jax.registration import Registration, dropout_sd_mm, register
 
 _MODULE_OF = {
     "AdRegNet": "nn.adregnet",
@@ -42,6 +42,7 @@ _MODULE_OF = {
     "invert": "ops.composition",
     "mind_ssc": "ops.mind",
     "conv3d": "ops.convolution",
+    "dropout_sd_mm": "registration",
     "folded_volume": "ops.jacobian",
     "gaussian_filter": "ops.filters",
     "identity_grid": "ops.grid",
@@ -74,6 +75,7 @@ __all__ = [
     "box_mean",
     "compose",
     "conv3d",
+    "dropout_sd_mm",
     "exponential",
     "folded_volume",
     "gaussian_filter",

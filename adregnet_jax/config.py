@@ -76,7 +76,7 @@ class DataConfig:
 class ModelConfig:
     """AD-RegNet. The defaults are ours; `paper_model()` returns the equations as written."""
 
-    # Or a baseline, voxelmorph-1 or voxelmorph-2: of the other fields only `dtype` applies to these.
+    # Or a baseline, voxelmorph-1 or voxelmorph-2: of the other fields `dropout` and `dtype` apply to these.
     architecture: str = "adregnet"
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)  # one entry a level, fine to coarse
     cross_attention: bool = True  # section III-B2; False: features are concatenated and projected
@@ -94,6 +94,7 @@ class ModelConfig:
     feature_residual: bool = True  # the field heads see the features as well as the attention
     scale_region_weights: bool = True  # softmax weights times their number: mean weight 1
     blend_regions: bool = True  # weights change linearly between region centres, not in steps
+    dropout: float = 0.0  # share of the decoder's channels left out of each training step; not in the paper
     dtype: str = "float32"  # of activations: float32 or bfloat16; parameters stay float32
     remat: bool = False  # recompute each level in the backward pass: less memory, more time
 

@@ -3,7 +3,8 @@
 What `evaluate` leaves in `workdir/eval`, or `workdir/eval_instance` with instance optimisation:
 
     cases.csv      one row a case, all metrics at full precision (`case_metrics` names them)
-    landmarks.csv  every landmark's distance before and after, and the entropy of its match
+    landmarks.csv  every landmark's distance before and after, the entropy of its match, and with Monte-Carlo
+                   dropout the SD of its displacement
     summary.json   mean and SD over the cases
     tables.md      the printed tables; tables.tex the same for LaTeX
     report.html    tables, box plots, histograms and overlays on one page
@@ -47,9 +48,14 @@ from adregnet_jax.instance import what_is_wrong
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.ops.jacobian import jacobian_determinant
 from adregnet_jax.ops.sampling import warp, warp_labels
-from adregnet_jax.registration import register
-from adregnet_jax.training.checkpoint import restore_parameters
+from adregnet_jax.registration import dropout_sd_mm, register
+from adregnet_jax.training.checkpoint import check_architecture, restore_parameters
 
+# Column of landmarks.csv, its name and unit, and the figure that tells what it is worth.
+UNCERTAINTIES = (
+    ("match_entropy", "entropy of the match, nats", "calibration_of_the_uncertainty"),
+    ("dropout_sd_mm", "SD by dropout, mm", "calibration_of_the_dropout_uncertainty"),
+)
 SUMMARY = ("tre_before_mm", "tre_mm", "tre_snapped_mm", "folded_percent", "dice_before", "dice")
 
 
@@ -66,9 +72,12 @@ class Registered(NamedTuple):
     pyramid: tuple[np.ndarray, ...]  # [x_l, y_l, z_l, 3] voxels of the level, coarse to fine
     match_entropy: tuple[np.ndarray, ...]  # [x_l, y_l, z_l] nats, coarse to fine
     seconds: float  # of the network, without compilation
+    dropout_sd_mm: np.ndarray | None = None  # [x, y, z], of the network's displacement
 
 
-def evaluate(config: Config, workdir: Path, *, figures: int = 3, instance: bool = False) -> Path:
+def evaluate(
+    config: Config, workdir: Path, *, figures: int = 3, instance: bool = False, mc_dropout: int = 0
+) -> Path:
     """Registers the test split with the best checkpoint of a run, prints the tables and writes everything.
 
     Args:
@@ -77,16 +86,17 @@ def evaluate(config: Config, workdir: Path, *, figures: int = 3, instance: bool 
         figures: how many cases are drawn, from the first on.
         instance: the network's displacement is refined on each test pair, by its images alone
             (`adregnet_jax.instance`): another protocol, with tables of its own.
+        mc_dropout: how many networks are drawn by dropout, for the SD of the network's displacement as a
+            second uncertainty; 0: none.
 
     Returns:
         The folder that was written.
 
     Raises:
-        UserError: no checkpoint, an empty test split, a field that is not finite, or a folder that can't be
-            written.
+        UserError: no checkpoint, an empty test split, a field that is not finite, a folder that can't be
+            written, or dropout samples of a network without dropout or fewer than 2 of them.
     """
-    if instance and (error := what_is_wrong(config.instance)):
-        raise UserError(f"config.instance: {error}")
+    check_options(config, workdir, instance=instance, mc_dropout=mc_dropout)
     pairs = load_splits(config.data).test
     if not pairs:
         raise UserError(
@@ -95,6 +105,7 @@ def evaluate(config: Config, workdir: Path, *, figures: int = 3, instance: bool 
     model = make_model(config.model)
     params, step = restore_parameters(workdir, _abstract_parameters(model, pairs[0]), which="best")
     network = _timed(model, params, config, instance=instance)
+    scatter = _scatter(model, params, config, samples=mc_dropout) if mc_dropout else None
     folder = workdir / ("eval_instance" if instance else "eval")
 
     rows, landmarks, scores, pictures = [], [], [], []
@@ -103,11 +114,15 @@ def evaluate(config: Config, workdir: Path, *, figures: int = 3, instance: bool 
     console = Console(stderr=True)
     for index, pair in enumerate(track(pairs, "registering", console=console, transient=True)):
         registered = network(pair)
+        if scatter:
+            registered = registered._replace(dropout_sd_mm=scatter(pair))
         scores.append(label_scores(pair, registered.displacement))
         row = case_metrics(pair, registered.displacement, registered.warped)
         row |= mean_dice(scores[-1], scored)
         rows.append(row | {"seconds": registered.seconds})
-        landmarks += landmark_rows(pair, registered.displacement, registered.match_entropy)
+        landmarks += landmark_rows(
+            pair, registered.displacement, registered.match_entropy, registered.dropout_sd_mm
+        )
         if index < figures:
             determinant = _jacobian(registered.displacement)
             determinants[pair.name] = determinant[... if pair.mask is None else pair.mask].ravel()
@@ -117,6 +132,8 @@ def evaluate(config: Config, workdir: Path, *, figures: int = 3, instance: bool 
 
     method = "network, then instance optimisation" if instance else "network alone"
     protocol = describe_protocol(rows, config.data, method=method, step=step)
+    for text in rank_correlations(landmarks):
+        protocol += f"{text}\n"
     write_atomically(folder / "cases.csv", tables.to_csv(rows).encode())
     if landmarks:
         write_atomically(folder / "landmarks.csv", tables.to_csv(landmarks).encode())
@@ -151,6 +168,22 @@ def evaluate(config: Config, workdir: Path, *, figures: int = 3, instance: bool 
         print(tables.to_text(table_3, ixi_scores.TABLE_3))
     print(f"Written to {folder}, with figures of {min(figures, len(pairs))} of {len(pairs)} cases.")
     return folder
+
+
+def check_options(config: Config, workdir: Path, *, instance: bool, mc_dropout: int) -> None:
+    """Raises UserError for options that the config or the run can't serve."""
+    if instance and (error := what_is_wrong(config.instance)):
+        raise UserError(f"config.instance: {error}")
+    if not mc_dropout:
+        return
+    if mc_dropout < 2:
+        raise UserError(f"--mc-dropout is {mc_dropout}: an SD takes 2 samples or more, for instance 20")
+    if not config.model.dropout:
+        raise UserError(
+            "--mc-dropout draws networks by dropout, and model.dropout is 0: train with a rate above 0, for"
+            " instance --config.model.dropout=0.1"
+        )
+    check_architecture(workdir, config.model)  # a rate that the network was not trained with says nothing
 
 
 def case_metrics(pair: Pair, displacement: np.ndarray, warped: np.ndarray) -> tables.Row:
@@ -264,6 +297,7 @@ def case_figures(
             [_jacobian(displacement) for displacement in registered.pyramid],
             spacing_mm=pair.spacing_mm,
             affine=pair.affine,
+            dropout_sd_mm=registered.dropout_sd_mm,
             title=title,
         ),
     }
@@ -276,16 +310,30 @@ def summary_figures(
     figures = {}
     if landmarks:
         figures["landmark_distances"] = landmark_figure(landmarks)
-    known = [row for row in landmarks if row["match_entropy"] is not None]
-    uncertainty, error_mm = (np.array([r[column] for r in known]) for column in ("match_entropy", "after_mm"))
-    if known and np.ptp(uncertainty) > 0 and np.ptp(error_mm) > 0:
-        correlation = float(stats.spearmanr(uncertainty, error_mm).statistic)
-        figures["calibration_of_the_uncertainty"] = draw.calibration_figure(
-            uncertainty, error_mm, correlation
-        )
+    for column, measure, name in UNCERTAINTIES:
+        if (calibration := _calibration(landmarks, column)) is not None:
+            figures[name] = draw.calibration_figure(*calibration, measure=measure)
     if determinants:
         figures["jacobian"] = draw.jacobian_figure(list(determinants), list(determinants.values()))
     return figures
+
+
+def rank_correlations(landmarks: Sequence[tables.Row]) -> list[str]:
+    """A line for each uncertainty that `landmark_rows` knows: how it goes along with the error."""
+    return [
+        f"Spearman's rank correlation of {measure}, with the error of the landmarks: {found[2]:+.2f}."
+        for column, measure, _ in UNCERTAINTIES
+        if (found := _calibration(landmarks, column)) is not None
+    ]
+
+
+def _calibration(landmarks: Sequence[tables.Row], column: str) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """An uncertainty [n], the error [n] in mm and their rank correlation; None where there is none."""
+    known = [row for row in landmarks if row[column] is not None]
+    uncertainty, error_mm = (np.array([row[name] for row in known]) for name in (column, "after_mm"))
+    if not known or np.ptp(uncertainty) == 0 or np.ptp(error_mm) == 0:
+        return None
+    return uncertainty, error_mm, float(stats.spearmanr(uncertainty, error_mm).statistic)
 
 
 def landmark_figure(rows: Sequence[tables.Row]) -> Figure:
@@ -299,23 +347,27 @@ def landmark_figure(rows: Sequence[tables.Row]) -> Figure:
 
 
 def landmark_rows(
-    pair: Pair, displacement: np.ndarray, match_entropy: Sequence[np.ndarray] = ()
+    pair: Pair,
+    displacement: np.ndarray,
+    match_entropy: Sequence[np.ndarray] = (),
+    dropout_sd_mm: np.ndarray | None = None,
 ) -> list[tables.Row]:
     """A row a landmark: its number from 0, its distance in mm before and after, and its uncertainty.
 
-    The uncertainty is the entropy of the match in nats, at the finest level and the voxel of the fixed
-    landmark; None without attention.
+    The uncertainties are taken at the voxel of the fixed landmark: the entropy of the match in nats, of the
+    finest level, None without attention; and `dropout_sd_mm` [x, y, z], None without dropout samples.
     """
     if pair.fixed_landmarks is None or pair.moving_landmarks is None:
         return []
     points = (pair.fixed_landmarks, pair.moving_landmarks)
     before = metrics.tre_mm(np.zeros_like(displacement), *points, pair.spacing_mm)
     after = metrics.tre_mm(displacement, *points, pair.spacing_mm)
-    entropy: np.ndarray | Sequence[None] = [None] * len(before)
-    if match_entropy:
-        shape = pair.fixed.shape
-        voxels = np.clip(np.rint(pair.fixed_landmarks).astype(int), 0, np.array(shape) - 1)
-        entropy = draw.enlarged(match_entropy[-1], shape)[tuple(voxels.T)]
+    shape = pair.fixed.shape
+    voxels = np.clip(np.rint(pair.fixed_landmarks).astype(int), 0, np.array(shape) - 1)
+    entropy, scatter_mm = (
+        [None] * len(before) if volume is None else volume[tuple(voxels.T)]
+        for volume in (draw.enlarged(match_entropy[-1], shape) if match_entropy else None, dropout_sd_mm)
+    )
     return [
         {
             "name": pair.name,
@@ -323,8 +375,9 @@ def landmark_rows(
             "before_mm": float(b),
             "after_mm": float(a),
             "match_entropy": tables.finite(e),
+            "dropout_sd_mm": tables.finite(s),
         }
-        for n, (b, a, e) in enumerate(zip(before, after, entropy, strict=True))
+        for n, (b, a, e, s) in enumerate(zip(before, after, entropy, scatter_mm, strict=True))
     ]
 
 
@@ -438,6 +491,21 @@ def _timed(model: nn.Module, params, config: Config, *, instance: bool) -> Calla
         return Registered(one.displacement, one.warped[..., 0], one.pyramid, one.match_entropy, seconds)
 
     return registered
+
+
+def _scatter(model: nn.Module, params, config: Config, *, samples: int) -> Callable[[Pair], np.ndarray]:
+    """`dropout_sd_mm` [x, y, z] as a function of a pair: the same drawn networks for all pairs."""
+    key = jax.random.key(config.seed)
+
+    @jax.jit
+    def scatter(params, fixed, moving, spacing_mm):
+        return dropout_sd_mm(params, fixed, moving, key, model=model, samples=samples, spacing_mm=spacing_mm)
+
+    def of_pair(pair: Pair) -> np.ndarray:
+        scans = [jnp.asarray(scan, jnp.float32)[None, ..., None] for scan in (pair.fixed, pair.moving)]
+        return np.asarray(scatter(params, *scans, jnp.asarray(pair.spacing_mm, jnp.float32))[0])
+
+    return of_pair
 
 
 def _title(row: tables.Row) -> str:

@@ -76,7 +76,7 @@ def train(config: Config, workdir: Path) -> None:
     model = make_model(config.model)
     optimiser = make_optimiser(config.optimiser, steps_per_epoch)
     rate_of = learning_rate(config.optimiser, steps_per_epoch)
-    train_step = make_train_step(model, optimiser, config.loss, mesh)
+    train_step = make_train_step(model, optimiser, config.loss, mesh, seed=config.seed)
     validation_step = make_validation_step(model, config.loss)
     init = make_init(model, optimiser, splits.train[0].fixed.shape, mesh)
     key = jax.random.key(config.seed)
@@ -164,6 +164,8 @@ def check_settings(config: Config) -> None:
         raise UserError(
             f"model.heads is {model.heads}, which does not divide all model.channels {model.channels}"
         )
+    if not 0 <= model.dropout < 1:
+        raise UserError(f"model.dropout is {model.dropout}: it must be a share from 0 to below 1")
     if model.dtype not in ("float32", "bfloat16"):
         raise UserError(f"model.dtype is {model.dtype!r}: it must be float32 or bfloat16")
 
