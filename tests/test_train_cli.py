@@ -134,6 +134,7 @@ def test_run_leaves_its_record(uninterrupted):
     assert written["config"]["model"]["channels"] == [4]
     assert {"adregnet_jax", "jax"} <= set(written["versions"])
     assert any((uninterrupted / "tensorboard").iterdir())
+    assert json.loads((uninterrupted / "splits.json").read_text())["test"]["subjects"] == ["phantom_2000000"]
 
 
 def test_finished_run_stays_finished(tiny, uninterrupted, capsys):

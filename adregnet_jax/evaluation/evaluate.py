@@ -50,6 +50,7 @@ from adregnet_jax.ops.jacobian import jacobian_determinant
 from adregnet_jax.ops.sampling import warp, warp_labels
 from adregnet_jax.registration import dropout_sd_mm, register
 from adregnet_jax.training.checkpoint import check_architecture, restore_parameters
+from adregnet_jax.training.record import check_splits
 
 # Column of landmarks.csv, its name and unit, and the figure that tells what it is worth.
 UNCERTAINTIES = (
@@ -93,11 +94,14 @@ def evaluate(
         The folder that was written.
 
     Raises:
-        UserError: no checkpoint, an empty test split, a field that is not finite, a folder that can't be
-            written, or dropout samples of a network without dropout or fewer than 2 of them.
+        UserError: no checkpoint, an empty test split or another one than that of the run, a field that is not
+            finite, a folder that can't be written, or dropout samples of a network without dropout or fewer
+            than 2 of them.
     """
     check_options(config, workdir, instance=instance, mc_dropout=mc_dropout)
-    pairs = load_splits(config.data).test
+    splits = load_splits(config.data)
+    check_splits(workdir, config.data.kind, splits)
+    pairs = splits.test
     if not pairs:
         raise UserError(
             f"no pair to test on: expected at least one in the test split of {config.data.kind} data"

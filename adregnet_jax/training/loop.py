@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import math
 import platform
 import signal
@@ -30,6 +29,7 @@ from adregnet_jax.metrics import tre_mm
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.training.checkpoint import Checkpoints, check_architecture, restore_parameters
 from adregnet_jax.training.progress import RunLog
+from adregnet_jax.training.record import write_record, write_splits
 from adregnet_jax.training.sharding import along_data, make_mesh, replicated
 from adregnet_jax.training.state import TrainState, make_init
 from adregnet_jax.training.step import (
@@ -58,8 +58,9 @@ def train(config: Config, workdir: Path) -> None:
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT; a checkpoint is saved first.
     """
     check_settings(config)
-    prepare_workdir(config, workdir)
     splits = load_splits(config.data)
+    write_splits(workdir, config.data.kind, splits)
+    prepare_workdir(config, workdir)
     batch_size = config.optimiser.batch_size
     with_labels = config.loss.dice > 0
     batches = pipeline.training_batches(
@@ -184,15 +185,7 @@ def prepare_workdir(config: Config, workdir: Path) -> None:
         },
     }
     check_architecture(workdir, config.model)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        written = workdir / "config.json.tmp"
-        written.write_text(json.dumps(record, indent=2) + "\n")
-        written.replace(workdir / "config.json")
-    except OSError as error:
-        raise UserError(
-            f"--workdir {workdir} can't be written: {error.strerror}: give another one"
-        ) from error
+    write_record(workdir / "config.json", record)
 
 
 def abstract_state(init: Callable[[jax.Array], TrainState], key: jax.Array, mesh: Mesh) -> TrainState:
