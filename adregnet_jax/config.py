@@ -52,12 +52,17 @@ class FilesConfig:
 
 @dataclasses.dataclass
 class IxiConfig:
-    """IXI brain scans as TransMorph distributes them (`adregnet_jax.data.ixi`)."""
+    """IXI brain scans as TransMorph or IXI distributes them (`adregnet_jax.data.ixi`, `.ixi_t1t2`)."""
 
-    root: str = ""  # folder with Train, Val, Test and the atlas
-    mode: str = "atlas"  # the atlas moves to each subject; or "pairs": other subjects of the split do
-    shape: tuple[int, int, int] = (160, 192, 224)  # of every scan; others are refused
-    partners: int = 1  # of "pairs": moving scans drawn for each subject
+    root: str = ""  # folder with Train, Val, Test and the atlas; of "t1t2": with the files of IXI
+    # The atlas moves to each subject; or "pairs": other subjects of the split do; or "t1t2": a T2 to each T1.
+    mode: str = "atlas"
+    shape: tuple[int, int, int] = (160, 192, 224)  # of every scan, of "t1t2" of every T1; others are refused
+    partners: int = 1  # of pairs of different subjects: moving scans drawn for each subject
+    # Of "t1t2" only, whose folders have no splits:
+    same_subject: bool = True  # the T2 of the same session; or else those of `partners` other subjects
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.2  # the paper's 80 % / 20 %
 
 
 @dataclasses.dataclass

@@ -23,6 +23,7 @@ import numpy as np
 
 from adregnet_jax.config import IxiConfig
 from adregnet_jax.data import nifti
+from adregnet_jax.data.ixi_t1t2 import t1t2_splits
 from adregnet_jax.data.pair import Pair, PairMaker
 from adregnet_jax.data.pickles import read_pickle
 from adregnet_jax.errors import UserError
@@ -86,11 +87,14 @@ def ixi_splits(config: IxiConfig, seed: int = 0) -> tuple[list[PairMaker], list[
 
     Args:
       config: with `config.mode` "atlas", the atlas is the moving scan and each subject is fixed once. With
-        "pairs", each subject is fixed with `config.partners` other subjects of its split.
-      seed: of the choice of partners.
+        "pairs", each subject is fixed with `config.partners` other subjects of its split. With "t1t2", see
+        `ixi_t1t2`.
+      seed: of the choice of partners, and of the split of "t1t2".
     """
+    if config.mode == "t1t2":
+        return t1t2_splits(config, seed)
     if config.mode not in ("atlas", "pairs"):
-        raise UserError(f"data.ixi.mode is '{config.mode}': use 'atlas' or 'pairs'")
+        raise UserError(f"data.ixi.mode is '{config.mode}': use 'atlas', 'pairs' or 't1t2'")
     root = Path(config.root)
     if not config.root or not root.is_dir():
         raise UserError(_expected(config, "is not there"))

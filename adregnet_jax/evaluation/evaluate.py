@@ -113,7 +113,8 @@ def evaluate(
     folder = workdir / ("eval_instance" if instance else "eval")
 
     rows, landmarks, scores, pictures = [], [], [], []
-    scored = ixi.SCORED_LABELS if config.data.kind == "ixi" else None
+    with_published_labels = config.data.kind == "ixi" and config.data.ixi.mode != "t1t2"
+    scored = ixi.SCORED_LABELS if with_published_labels else None
     determinants: dict[str, np.ndarray] = {}
     console = Console(stderr=True)
     for index, pair in enumerate(track(pairs, "registering", console=console, transient=True)):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adregnet_jax.config import Config, DataConfig, InstanceConfig, ModelConfig
+from adregnet_jax.config import Config, DataConfig, InstanceConfig, IxiConfig, ModelConfig
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.splits import Splits
 from adregnet_jax.errors import UserError
@@ -205,6 +205,13 @@ def test_ixi_is_scored_as_published(run, capsys):
     printed = capsys.readouterr().out
     assert "LL-Net-Large" in printed and "this run, one-hot trilinear" in printed
     assert (folder / "table_3.tex").exists()
+
+
+def test_t1_to_t2_has_no_labels_to_score(run):
+    pair = shifted_pair(fixed_labels=None, moving_labels=None)
+    data = DataConfig(kind="ixi", ixi=IxiConfig(mode="t1t2"))
+    folder = run([pair], config=Config(data=data), figures=0)
+    assert (folder / "cases.csv").exists() and not (folder / "table_3.csv").exists()
 
 
 def test_the_uncertainty_of_a_landmark_is_that_of_its_voxel():
