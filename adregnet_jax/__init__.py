@@ -7,10 +7,11 @@ are first used, so that reading a config or a scan doesn't load JAX.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from adregnet_jax.config import Config, InstanceConfig, LossConfig, ModelConfig, paper_model
+from adregnet_jax.config import AffineConfig, Config, InstanceConfig, LossConfig, ModelConfig, paper_model
 from adregnet_jax.version import __version__
 
 if TYPE_CHECKING:
+    from adregnet_jax.affine import align_affine
     from adregnet_jax.instance import Alignment, align
     from adregnet_jax.nn.adregnet import AdRegNet
     from adregnet_jax.nn.models import make_model
@@ -35,6 +36,7 @@ _MODULE_OF = {
     "Registration": "registration",
     "VoxelMorph": "nn.voxelmorph",
     "align": "instance",
+    "align_affine": "affine",
     "blocked_attention": "ops.attention",
     "box_mean": "ops.filters",
     "compose": "ops.composition",
@@ -61,6 +63,7 @@ _MODULE_OF = {
 
 __all__ = [
     "AdRegNet",
+    "AffineConfig",
     "Alignment",
     "Config",
     "InstanceConfig",
@@ -71,6 +74,7 @@ __all__ = [
     "VoxelMorph",
     "__version__",
     "align",
+    "align_affine",
     "blocked_attention",
     "box_mean",
     "compose",

@@ -168,8 +168,9 @@ class AffineConfig:
     kind: str = "affine"  # affine (12 parameters) or rigid (6)
     similarity: str = "ncc"  # ncc (global) or mi (mutual information)
     spacings_mm: tuple[float, ...] = (12.0, 6.0, 4.0)  # of the grids that are compared
-    steps: tuple[int, ...] = (60, 40, 30)
-    rotation_starts_deg: float = 25.0  # beside no rotation, turns by this much about each axis are tried
+    steps: tuple[int, ...] = (25, 40, 30)  # of Adam; those of the first level from every start
+    rotation_starts_deg: float = 25.0  # beside no rotation, turns by this much in 26 directions; 0: none
+    min_overlap: float = 0.5  # of the smaller scan, below which similarity counts in proportion
 
 
 @dataclasses.dataclass

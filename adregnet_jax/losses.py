@@ -402,6 +402,7 @@ def total_loss(
 
 def _joint_histogram(fixed, warped, weights, bins, block=1 << 15):
     """[bins, bins]: weighted counts of pairs of intensities [n]."""
+    block = min(block, max(len(fixed), 1))
     short = -len(fixed) % block
     # What fills the last block has no weight.
     blocks = [jnp.pad(values, (0, short)).reshape(-1, block) for values in (fixed, warped, weights)]

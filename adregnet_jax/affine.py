@@ -1,0 +1,357 @@
+"""Rigid and affine registration of two scans of any grids, by their images alone.
+
+Both scans are resampled to coarser grids along their own axes; points of the fixed grid go through the world
+to the moving grid. Everything is reckoned from the geometric centres of the two grids, so that far world
+origins cost no digits. Many starts are tried on the coarsest grid, side by side; the best ones go on.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adregnet_jax.config import AffineConfig
+from adregnet_jax.losses import mutual_information_loss, ncc_loss
+from adregnet_jax.ops.grid import identity_grid
+from adregnet_jax.ops.sampling import sample
+
+PARAMETERS = {"rigid": 6, "affine": 12}
+SIMILARITIES = ("ncc", "mi")
+MIN_VOXELS = 8  # along an axis of a coarse grid, where the scan has as many
+KEPT = (4, 1)  # candidates that go on after the first level, with all starts, and the second; later one
+LEARNING_RATE = 0.25  # of a level's spacing: the first steps, in mm at the rim of the scan
+LAST_RATE = 0.02  # share of the learning rate that is left at the end of a level
+ADAM_EPSILON = 1e-6
+FLAT = 1e-3  # SD of an image that says nothing about its place
+
+
+class _Level(NamedTuple):
+    """Both scans on the grids of one level."""
+
+    fixed: jax.Array  # [x, y, z]
+    fixed_counts: jax.Array  # [x, y, z], 1 where the fixed scan counts, else 0
+    fixed_mm: jax.Array  # [x, y, z, 3], from the centre of the grid
+    moving: jax.Array  # [x', y', z'], 0 where it doesn't count
+    moving_counts: jax.Array  # [x', y', z']
+    moving_masked: bool  # whether these are not all 1
+    moving_mm: jax.Array  # [x', y', z', 3], from the centre of its grid
+    to_voxels: jax.Array  # [3, 3], mm from the centre of the moving grid -> voxels from there
+    smaller: jax.Array  # scalar: how many fixed points can lie on what counts of the moving scan
+
+
+def align_affine(
+    fixed: jax.Array,
+    moving: jax.Array,
+    fixed_affine: np.ndarray,
+    moving_affine: np.ndarray,
+    *,
+    fixed_mask: jax.Array | None = None,
+    moving_mask: jax.Array | None = None,
+    config: AffineConfig,
+) -> jax.Array:
+    """The rigid or affine map from the fixed to the moving world under which the scans are most similar.
+
+    Pure: it goes under `jit` (with affines and `config` closed over) and `vmap`. It is compiled once for all
+    scans whose shapes, and whose shapes on the levels, are the same.
+
+    Points that leave the moving scan don't count. The similarity counts in full where the overlap is at least
+    `config.min_overlap` of the smaller scan, and in proportion to the overlap below that.
+
+    Args:
+      fixed: [x, y, z], intensities in [0, 1].
+      moving: [x', y', z'], on a grid of its own.
+      fixed_affine: [4, 4] voxel -> RAS mm, NumPy.
+      moving_affine: [4, 4] voxel -> RAS mm, NumPy.
+      fixed_mask: [x, y, z], 0 where the fixed scan doesn't count, or None.
+      moving_mask: [x', y', z'], 0 where the moving scan doesn't count, or None.
+      config: kind of map, similarity, levels.
+
+    Returns:
+      [4, 4] float32, fixed RAS mm -> moving RAS mm. It is never less similar than the best start. Where a
+      scan is constant or masked all over, it is the shift from one geometric centre to the other.
+
+    Raises:
+      ValueError: shapes that don't belong together, affines that can't be inverted, or settings that make no
+        sense.
+
+    Reference:
+      Jenkinson and Smith, A global optimisation method for robust affine registration of brain images,
+      Medical Image Analysis 2001 (many starts on the coarsest level).
+    """
+    _check(fixed, moving, (fixed_affine, moving_affine), (fixed_mask, moving_mask), config)
+    affines = [np.asarray(affine, np.float64) for affine in (fixed_affine, moving_affine)]
+    shapes = tuple(
+        tuple(
+            _level_shape(scan.shape, affine, mm)
+            for scan, affine in zip((fixed, moving), affines, strict=True)
+        )
+        for mm in config.spacings_mm
+    )
+    scans = tuple(
+        (scan, mask, affine[:3, :3].astype(np.float32))
+        for scan, mask, affine in zip((fixed, moving), (fixed_mask, moving_mask), affines, strict=True)
+    )
+    linear, shift_mm = _aligned(scans, np.linalg.inv(affines[1][:3, :3]).astype(np.float32), shapes, config)
+
+    here_mm, there_mm = (
+        affine[:3, :3] @ ((np.array(scan.shape) - 1) / 2) + affine[:3, 3]
+        for scan, affine in zip((fixed, moving), affines, strict=True)
+    )
+    # there + shift + linear (w - here); the differences are taken first, because they are small.
+    turned_mm = _linear(linear - jnp.eye(3), here_mm.astype(np.float32))
+    shift_mm = shift_mm + (there_mm - here_mm).astype(np.float32) - turned_mm
+    return jnp.eye(4).at[:3, :3].set(linear).at[:3, 3].set(shift_mm)
+
+
+@functools.partial(jax.jit, static_argnames=("shapes", "config"))
+def _aligned(scans, moving_inverse, shapes, config):
+    """The map between the worlds around the two centres: [3, 3], and [3] in mm."""
+    levels = [_level(scans, moving_inverse, pair) for pair in shapes]
+    (fixed, _, linear), _ = scans
+    # Of a box: the root mean square distance from its centre.
+    radius_mm = jnp.sqrt(jnp.sum((linear * jnp.array(fixed.shape)) ** 2) / 12)
+    starts = _starts(levels[0], radius_mm, config)
+
+    candidates, best_start = starts, starts[0]
+    for n, (level, spacing_mm, steps) in enumerate(
+        zip(levels, config.spacings_mm, config.steps, strict=True)
+    ):
+        candidates, losses, before = _descend(candidates, level, radius_mm, spacing_mm, steps, config)
+        if n == 0:
+            best_start = starts[jnp.argmin(before)]
+        candidates = candidates[jnp.argsort(losses)[: KEPT[n] if n < len(KEPT) else 1]]
+
+    # On the way through the levels nothing has watched that it stays better than where it came from.
+    finalists = jnp.stack([starts[0], best_start, candidates[0]])
+    losses = jax.lax.map(lambda theta: _loss(theta, levels[-1], radius_mm, config), finalists)
+    informative = (_spread(levels[0].fixed, levels[0].fixed_counts) > FLAT) & (
+        _spread(levels[0].moving, levels[0].moving_counts) > FLAT
+    )
+    return _map(jnp.where(informative, finalists[jnp.argmin(losses)], starts[0]), radius_mm)
+
+
+def _descend(starts, level, radius_mm, spacing_mm, steps, config):
+    """Adam from every start: the best parameters on the way [k, p], their losses, those of the starts."""
+    rates = optax.cosine_decay_schedule(LEARNING_RATE * spacing_mm, max(steps, 1), LAST_RATE)
+    optimiser = optax.adam(rates, eps=ADAM_EPSILON)
+
+    def from_one(start):
+        def step(carry, _):
+            theta, moments, best, best_loss = carry
+            loss, gradient = jax.value_and_grad(_loss)(theta, level, radius_mm, config)
+            better = loss < best_loss
+            best, best_loss = jnp.where(better, theta, best), jnp.where(better, loss, best_loss)
+            updates, moments = optimiser.update(gradient, moments)
+            return (theta + updates, moments, best, best_loss), loss
+
+        carry = (start, optimiser.init(start), start, jnp.inf)
+        # One more, so that the last step is looked at, and a start where there are no steps.
+        (_, _, best, best_loss), losses = jax.lax.scan(step, carry, length=steps + 1)
+        return best, best_loss, losses[0]
+
+    return jax.vmap(from_one)(starts)
+
+
+def _loss(theta, level, radius_mm, config):
+    """Minus the similarity, in proportion to the overlap where that is too small."""
+    linear, shift_mm = _map(theta, radius_mm)
+    to_voxels = jnp.matmul(level.to_voxels, linear, precision="highest")
+    first = _linear(level.to_voxels, shift_mm) + _middle(level.moving.shape)
+    # [x, y, z, 3], voxels of the moving grid
+    coordinates = _linear(to_voxels, level.fixed_mm) + first
+    warped = sample(level.moving[..., None], coordinates)[..., 0]
+    # 1 as far as the centres of the outermost voxels, then fading to 0 over the next voxel.
+    beyond = jnp.maximum(-coordinates, coordinates + 1 - jnp.array(level.moving.shape, jnp.float32))
+    inside = jnp.prod(1 - jnp.clip(beyond, 0, 1), axis=-1)
+    if level.moving_masked:
+        counts = sample(level.moving_counts[..., None], coordinates)[..., 0]
+        # Beside voxels that don't count, the mean of those that do.
+        warped, inside = warped / jnp.maximum(counts, 0.5), inside * counts
+    fixed, warped, mask = (
+        values[None, ..., None] for values in (level.fixed, warped, level.fixed_counts * (inside > 0.5))
+    )
+    if config.similarity == "ncc":
+        similarity = 1 - ncc_loss(fixed, warped, mask=mask)
+    else:
+        similarity = -mutual_information_loss(fixed, warped, mask=mask)
+    overlap = jnp.sum(level.fixed_counts * inside) / level.smaller
+    return -similarity * jnp.minimum(1, overlap / config.min_overlap)
+
+
+def _map(theta, radius_mm):
+    """Parameters [6 or 12], all in mm at the rim of the scan, as a matrix [3, 3] and a shift [3] in mm.
+
+    Shift, rotation, scales, shears: a stretch along three axes, which a square keeps from reflecting, then
+    the rotation. That by the angle a is 2 tan(a/2) times its axis (Cayley), which has a gradient at 0, too.
+    """
+    half = theta[3:6] / (2 * radius_mm)
+    cross = _skew(half)
+    square = jnp.matmul(cross, cross, precision="highest")
+    linear = jnp.eye(3) + 2 * (cross + square) / (1 + jnp.sum(half**2))
+    if len(theta) == PARAMETERS["affine"]:
+        root = jnp.eye(3) + _symmetric(theta[6:] / radius_mm) / 2
+        linear = jnp.linalg.multi_dot([linear, root, root], precision="highest")
+    return linear, theta[:3]
+
+
+def _skew(vector):
+    x, y, z = vector
+    return jnp.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+
+
+def _symmetric(values):
+    xx, yy, zz, yz, xz, xy = values
+    return jnp.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+
+
+def _starts(level, radius_mm, config):
+    """[k, p]: rotations about the geometric centres and the centres of mass; the first one is no rotation."""
+    directions = np.array(list(itertools.product((0.0, 1.0, -1.0), repeat=3)))
+    directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1)
+    if not config.rotation_starts_deg:
+        directions = directions[:1]
+    rotations = 2 * math.tan(math.radians(config.rotation_starts_deg) / 2) * directions * radius_mm
+    masses = (
+        _centre_of_mass(level.fixed, level.fixed_counts, level.fixed_mm),
+        _centre_of_mass(level.moving, level.moving_counts, level.moving_mm),
+    )
+
+    def start(rotation, centres):
+        theta = jnp.zeros(PARAMETERS[config.kind]).at[3:6].set(rotation)
+        here_mm, there_mm = centres
+        turned_mm = _linear(_map(theta, radius_mm)[0], here_mm)
+        return theta.at[:3].set(there_mm - turned_mm)
+
+    return jnp.concatenate(
+        [
+            jax.vmap(functools.partial(start, centres=centres))(rotations)
+            for centres in ((jnp.zeros(3), jnp.zeros(3)), masses)
+        ]
+    )
+
+
+def _centre_of_mass(image, counts, points_mm):
+    """[3] mm: of how far intensities are from that of the border, which is background in any contrast."""
+    border = np.ones(image.shape, bool)
+    border[1:-1, 1:-1, 1:-1] = False
+    background = jnp.nanmedian(jnp.where(counts > 0, image, jnp.nan)[border])
+    mass = counts * jnp.abs(image - jnp.nan_to_num(background))
+    return jnp.einsum("xyz,xyzi->i", mass, points_mm, precision="highest") / jnp.maximum(jnp.sum(mass), 1e-6)
+
+
+def _spread(image, counts):
+    """SD of the intensities that count; 0 if none do."""
+    total = jnp.maximum(jnp.sum(counts), 1)
+    mean = jnp.sum(counts * image) / total
+    return jnp.sqrt(jnp.sum(counts * (image - mean) ** 2) / total)
+
+
+def _level(scans, moving_inverse, shapes):
+    images, counts, points_mm, volumes_mm3 = [], [], [], []
+    for (scan, mask, scan_linear), shape in zip(scans, shapes, strict=True):
+        image, count = _resampled(scan, mask, shape)
+        # Centres of voxels are aligned: those of the grids stay where they are.
+        linear = scan_linear * np.divide(scan.shape, shape).astype(np.float32)
+        voxel_mm3 = jnp.abs(jnp.dot(linear[:, 0], jnp.cross(linear[:, 1], linear[:, 2])))
+        images.append(image)
+        counts.append(count)
+        points_mm.append(_linear(linear, identity_grid(shape) - _middle(shape)))
+        volumes_mm3.append((voxel_mm3, jnp.sum(count) * voxel_mm3))
+    smaller_mm3 = jnp.minimum(volumes_mm3[0][1], volumes_mm3[1][1])
+    return _Level(
+        fixed=images[0],
+        fixed_counts=counts[0],
+        fixed_mm=points_mm[0],
+        moving=images[1],
+        moving_counts=counts[1],
+        moving_masked=scans[1][1] is not None,
+        moving_mm=points_mm[1],
+        to_voxels=moving_inverse * np.divide(shapes[1], scans[1][0].shape).astype(np.float32)[:, None],
+        smaller=jnp.maximum(smaller_mm3 / volumes_mm3[0][0], 1),
+    )
+
+
+def _linear(matrix, vectors):
+    """[3, 3] times vectors [..., 3]; GPUs would multiply with 10 bits of mantissa."""
+    return jnp.einsum("ij,...j->...i", matrix, vectors, precision="highest")
+
+
+def _resampled(scan, mask, shape):
+    """A scan without what doesn't count, smoothed and on a coarser grid, and where it counts there."""
+    if mask is None:
+        return jax.image.resize(jnp.asarray(scan, jnp.float32), shape, "linear"), jnp.ones(shape)
+    counts = jnp.asarray(mask) > 0
+    # Selected, not multiplied: what doesn't count may be NaN.
+    image = jnp.where(counts, jnp.asarray(scan, jnp.float32), 0)
+    image, weight = (
+        jax.image.resize(values, shape, "linear") for values in (image, counts.astype(image.dtype))
+    )
+    counts = (weight > 0.5).astype(jnp.float32)
+    return counts * image / jnp.maximum(weight, 0.5), counts
+
+
+def _level_shape(shape, affine, spacing_mm):
+    """Voxels along each axis of a grid of about `spacing_mm`, no finer than the scan."""
+    sizes_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    return tuple(
+        min(n, max(MIN_VOXELS, round(float(n * mm / spacing_mm))))
+        for n, mm in zip(shape, sizes_mm, strict=True)
+    )
+
+
+def _middle(shape):
+    return (np.array(shape, np.float32) - 1) / 2
+
+
+def _check(fixed, moving, affines, masks, config):
+    if fixed.ndim != 3 or moving.ndim != 3 or 0 in fixed.shape + moving.shape:
+        raise ValueError(f"scans must be [x, y, z] and not empty, got {fixed.shape} and {moving.shape}")
+    for name, affine in zip(("fixed_affine", "moving_affine"), affines, strict=True):
+        if isinstance(affine, jax.core.Tracer):
+            raise ValueError(f"{name} must be a NumPy array that is closed over under jit, not traced")
+        if np.shape(affine) != (4, 4) or not _invertible(np.asarray(affine, np.float64)):
+            raise ValueError(
+                f"{name} must be [4, 4], finite and invertible, got {np.asarray(affine).tolist()}"
+            )
+    for name, mask, scan in zip(("fixed_mask", "moving_mask"), masks, (fixed, moving), strict=True):
+        if mask is not None and mask.shape != scan.shape:
+            raise ValueError(f"{name} must have the shape of its scan, {scan.shape}, got {mask.shape}")
+    if error := what_is_wrong(config):
+        raise ValueError(error)
+
+
+def _invertible(affine):
+    sizes_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    # Of axes of length 1: far from 0 whatever the unit.
+    return (
+        bool(np.isfinite(affine).all())
+        and bool((sizes_mm > 0).all())
+        and abs(float(np.linalg.det(affine[:3, :3] / sizes_mm))) > 1e-3
+    )
+
+
+def what_is_wrong(config: AffineConfig) -> str:
+    """What can't be meant in the settings, as one line, or nothing."""
+    if config.kind not in PARAMETERS:
+        return f"kind is one of {', '.join(PARAMETERS)}, not {config.kind!r}"
+    if config.similarity not in SIMILARITIES:
+        return f"similarity is one of {', '.join(SIMILARITIES)}, not {config.similarity!r}"
+    if not config.spacings_mm or len(config.spacings_mm) != len(config.steps):
+        return (
+            "spacings_mm and steps need one entry a level, as many of each, and one at least; "
+            f"they are {config.spacings_mm} and {config.steps}"
+        )
+    if not all(0 < mm < math.inf for mm in config.spacings_mm) or min(config.steps) < 0:
+        return f"spacings_mm are above 0, steps 0 or more; they are {config.spacings_mm} and {config.steps}"
+    if not 0 <= config.rotation_starts_deg < 180:
+        return f"rotation_starts_deg is 0 or more and below 180, not {config.rotation_starts_deg}"
+    if not 0 < config.min_overlap <= 1:
+        return f"min_overlap is above 0 and 1 at most, not {config.min_overlap}"
+    return ""
