@@ -4,7 +4,8 @@ Registers the test split with the best checkpoint, prints tables of the cases, a
 summary.json, report.html and figures to the folder eval of the workdir. --figures N draws the first N cases,
 or else 3. --instance refines each displacement on the test pair itself, by its images alone, and writes to
 the folder eval_instance. --mc-dropout N adds the SD of the network's displacement over N networks drawn by
-dropout, a second uncertainty; it takes a network that was trained with model.dropout above 0.
+dropout, a second uncertainty; it takes a network that was trained with model.dropout above 0. --affine adds
+columns of what an affine alignment alone comes to (config.affine), beside before and after.
 """
 
 import argparse
@@ -27,6 +28,7 @@ if __name__ == "__main__":
     parser.add_argument("--figures", nargs="?", default="3", const="")
     parser.add_argument("--instance", action="store_true")
     parser.add_argument("--mc-dropout", nargs="?", const="")
+    parser.add_argument("--affine", action="store_true")
     own, shared = parser.parse_known_args()
 
     def run(config: Config, workdir: Path) -> None:
@@ -34,6 +36,7 @@ if __name__ == "__main__":
         samples = 0 if own.mc_dropout is None else whole_number("--mc-dropout", own.mc_dropout, 2)
         from adregnet_jax.evaluation.evaluate import evaluate  # JAX is loaded once the config is good
 
-        evaluate(config, workdir, figures=figures, instance=own.instance, mc_dropout=samples)
+        options = {"figures": figures, "instance": own.instance, "mc_dropout": samples, "affine": own.affine}
+        evaluate(config, workdir, **options)
 
     sys.exit(main(run, __doc__, shared))

@@ -201,4 +201,5 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     instance: InstanceConfig = field(default_factory=InstanceConfig)
+    affine: AffineConfig = field(default_factory=AffineConfig)  # of the affine row of the evaluation
     run: RunConfig = field(default_factory=RunConfig)

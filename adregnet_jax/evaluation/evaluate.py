@@ -34,16 +34,17 @@ from rich.console import Console
 from rich.progress import track
 from scipy import stats
 
+from adregnet_jax import affine as affine_alignment
 from adregnet_jax import metrics
 from adregnet_jax.config import Config, DataConfig
 from adregnet_jax.data import ixi
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.splits import load_splits
 from adregnet_jax.errors import UserError
+from adregnet_jax.evaluation import baselines, tables
 from adregnet_jax.evaluation import figures as draw
 from adregnet_jax.evaluation import ixi as ixi_scores
 from adregnet_jax.evaluation import report as html
-from adregnet_jax.evaluation import tables
 from adregnet_jax.instance import what_is_wrong
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.ops.jacobian import jacobian_determinant
@@ -58,6 +59,14 @@ UNCERTAINTIES = (
     ("dropout_sd_mm", "SD by dropout, mm", "calibration_of_the_dropout_uncertainty"),
 )
 SUMMARY = ("tre_before_mm", "tre_mm", "tre_snapped_mm", "folded_percent", "dice_before", "dice")
+SUMMARY_AFFINE = ("tre_affine_mm", "dice_affine", "ncc_affine")  # where it was asked for
+# How the labels of each score were warped, for Table III; the first two fold nothing.
+WARPINGS = (
+    ("dice_before", "before"),
+    ("dice_affine", "affine"),
+    ("dice", "nearest"),
+    ("dice_onehot", "one-hot trilinear"),
+)
 
 
 _warp_nearest = jax.jit(functools.partial(warp, mode="nearest"))
@@ -76,8 +85,32 @@ class Registered(NamedTuple):
     dropout_sd_mm: np.ndarray | None = None  # [x, y, z], of the network's displacement
 
 
+class Measured(NamedTuple):
+    """What was measured on the test split."""
+
+    rows: list[tables.Row]  # a case each
+    landmarks: list[tables.Row]
+    scores: list[dict[str, dict[int, float]]]  # of each case, as `label_scores` returns them
+    pictures: list[str]  # HTML
+    determinants: dict[str, np.ndarray]  # [n], of the cases that are drawn
+
+
+class Part(NamedTuple):
+    """A table of the printed text and of the report."""
+
+    name: str
+    lines: list[tables.Row]
+    columns: Sequence[tables.Column]
+
+
 def evaluate(
-    config: Config, workdir: Path, *, figures: int = 3, instance: bool = False, mc_dropout: int = 0
+    config: Config,
+    workdir: Path,
+    *,
+    figures: int = 3,
+    instance: bool = False,
+    mc_dropout: int = 0,
+    affine: bool = False,
 ) -> Path:
     """Registers the test split with the best checkpoint of a run, prints the tables and writes everything.
 
@@ -89,6 +122,8 @@ def evaluate(
             (`adregnet_jax.instance`): another protocol, with tables of its own.
         mc_dropout: how many networks are drawn by dropout, for the SD of the network's displacement as a
             second uncertainty; 0: none.
+        affine: what an affine alignment of each pair by its images comes to, beside before and after. Not
+            always, since compiling it takes longer than a small test split.
 
     Returns:
         The folder that was written.
@@ -98,7 +133,7 @@ def evaluate(
             finite, a folder that can't be written, or dropout samples of a network without dropout or fewer
             than 2 of them.
     """
-    check_options(config, workdir, instance=instance, mc_dropout=mc_dropout)
+    check_options(config, workdir, instance=instance, mc_dropout=mc_dropout, affine=affine)
     splits = load_splits(config.data)
     check_splits(workdir, config.data.kind, splits)
     pairs = splits.test
@@ -108,75 +143,103 @@ def evaluate(
         )
     model = make_model(config.model)
     params, step = restore_parameters(workdir, _abstract_parameters(model, pairs[0]), which="best")
-    network = _timed(model, params, config, instance=instance)
-    scatter = _scatter(model, params, config, samples=mc_dropout) if mc_dropout else None
+    network = _timed(model, params, config, instance=instance, mc_dropout=mc_dropout)
     folder = workdir / ("eval_instance" if instance else "eval")
+    found = _measure(pairs, network, folder, config, figures=figures, affine=affine)
 
-    rows, landmarks, scores, pictures = [], [], [], []
-    with_published_labels = config.data.kind == "ixi" and config.data.ixi.mode != "t1t2"
-    scored = ixi.SCORED_LABELS if with_published_labels else None
-    determinants: dict[str, np.ndarray] = {}
+    method = "network, then instance optimisation" if instance else "network alone"
+    protocol = describe_protocol(found.rows, config.data, method=method, step=step)
+    protocol += "".join(f"{text}\n" for text in rank_correlations(found.landmarks))
+    parts = _write_tables(folder, found, config.data)
+    _write_report(folder, workdir, found, parts, protocol=protocol, kind=config.data.kind)
+    print(protocol)
+    for _, lines, columns in parts:
+        print(tables.to_text(lines, columns))
+    print(f"Written to {folder}, with figures of {min(figures, len(pairs))} of {len(pairs)} cases.")
+    return folder
+
+
+def _measure(
+    pairs: Sequence[Pair],
+    network: Callable[[Pair], Registered],
+    folder: Path,
+    config: Config,
+    *,
+    figures: int,
+    affine: bool,
+) -> Measured:
+    """Registers and measures all pairs, and draws the first ones of them."""
+    found = Measured([], [], [], [], {})
     console = Console(stderr=True)
     for index, pair in enumerate(track(pairs, "registering", console=console, transient=True)):
         registered = network(pair)
-        if scatter:
-            registered = registered._replace(dropout_sd_mm=scatter(pair))
-        scores.append(label_scores(pair, registered.displacement))
+        scores = label_scores(pair, registered.displacement)
         row = case_metrics(pair, registered.displacement, registered.warped)
-        row |= mean_dice(scores[-1], scored)
-        rows.append(row | {"seconds": registered.seconds})
-        landmarks += landmark_rows(
-            pair, registered.displacement, registered.match_entropy, registered.dropout_sd_mm
+        if affine:
+            aligned = baselines.affine_scores(pair, config.affine)
+            row |= aligned.row
+            scores["dice_affine"] = aligned.dice
+        row |= mean_dice(scores, _published_labels(config.data))
+        found.scores.append(scores)
+        found.rows.append(row | {"seconds": registered.seconds})
+        found.landmarks.extend(
+            landmark_rows(pair, registered.displacement, registered.match_entropy, registered.dropout_sd_mm)
         )
         if index < figures:
             determinant = _jacobian(registered.displacement)
-            determinants[pair.name] = determinant[... if pair.mask is None else pair.mask].ravel()
+            found.determinants[pair.name] = determinant[... if pair.mask is None else pair.mask].ravel()
             for name, figure in case_figures(pair, registered, determinant, title=_title(row)).items():
                 png = write_figure(folder / "figures" / f"{_file_name(index, pair)}{name}.png", figure)
-                pictures.append(html.picture(png, _title(row)))
+                found.pictures.append(html.picture(png, _title(row)))
+    return found
 
-    method = "network, then instance optimisation" if instance else "network alone"
-    protocol = describe_protocol(rows, config.data, method=method, step=step)
-    for text in rank_correlations(landmarks):
-        protocol += f"{text}\n"
-    write_atomically(folder / "cases.csv", tables.to_csv(rows).encode())
-    if landmarks:
-        write_atomically(folder / "landmarks.csv", tables.to_csv(landmarks).encode())
-    text = json.dumps(summary(rows), indent=2, allow_nan=False) + "\n"
+
+def _write_tables(folder: Path, found: Measured, data: DataConfig) -> list[Part]:
+    """Writes everything but the report and its figures; returns the tables to print."""
+    write_atomically(folder / "cases.csv", tables.to_csv(found.rows).encode())
+    if found.landmarks:
+        write_atomically(folder / "landmarks.csv", tables.to_csv(found.landmarks).encode())
+    text = json.dumps(summary(found.rows), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "summary.json", text.encode())
-    lines = tables.with_mean_and_sd(rows)
-    for suffix, render in (("md", tables.to_markdown), ("tex", tables.to_latex)):
-        text = "\n".join(render(lines, columns) for columns in (tables.ALIGNMENT, tables.SIMILARITY))
-        write_atomically(folder / f"tables.{suffix}", text.encode())
-
-    sections = [
-        html.Section("Alignment", tables.to_html(lines, tables.ALIGNMENT)),
-        html.Section("Similarity and deformation", tables.to_html(lines, tables.SIMILARITY)),
+    lines = tables.with_mean_and_sd(found.rows)
+    parts = [
+        Part("Alignment", lines, tables.ALIGNMENT),
+        Part("Similarity and deformation", lines, tables.SIMILARITY),
     ]
-    if scored:
-        table_3 = write_ixi(folder, rows, scores)
-        sections.append(html.Section("Dice as published", tables.to_html(table_3, ixi_scores.TABLE_3)))
-    for name, figure in summary_figures(landmarks, determinants).items():
+    for suffix, render in (("md", tables.to_markdown), ("tex", tables.to_latex)):
+        text = "\n".join(render(part.lines, part.columns) for part in parts)
+        write_atomically(folder / f"tables.{suffix}", text.encode())
+    if _published_labels(data):
+        table_3 = write_ixi(folder, found.rows, found.scores)
+        parts.append(Part("Dice as published", table_3, ixi_scores.TABLE_3))
+    return parts
+
+
+def _write_report(
+    folder: Path, workdir: Path, found: Measured, parts: Sequence[Part], *, protocol: str, kind: str
+) -> None:
+    """Draws the figures over the cases and puts everything on one page."""
+    sections = [html.Section(name, tables.to_html(lines, columns)) for name, lines, columns in parts]
+    for name, figure in summary_figures(found.landmarks, found.determinants).items():
         png = write_figure(folder / "figures" / f"{name}.png", figure)
         sections.append(html.Section(name.replace("_", " ").capitalize(), html.picture(png, "")))
     if records := _logged(workdir / "metrics.jsonl"):
         png = write_figure(folder / "figures" / "training.png", draw.training_figure(records))
         sections.append(html.Section("Training", html.picture(png, "metrics over the steps")))
-    sections.append(html.Section("Cases", "\n".join(pictures)))
-    page = html.page(f"Registration of {config.data.kind} data", protocol, sections)
+    sections.append(html.Section("Cases", "\n".join(found.pictures)))
+    page = html.page(f"Registration of {kind} data", protocol, sections)
     write_atomically(folder / "report.html", page.encode())
 
-    print(protocol)
-    for columns in (tables.ALIGNMENT, tables.SIMILARITY):
-        print(tables.to_text(lines, columns))
-    if scored:
-        print(tables.to_text(table_3, ixi_scores.TABLE_3))
-    print(f"Written to {folder}, with figures of {min(figures, len(pairs))} of {len(pairs)} cases.")
-    return folder
+
+def _published_labels(data: DataConfig) -> tuple[int, ...] | None:
+    """The labels that published scores are of; None: all that there are. T1 to T2 has none."""
+    return ixi.SCORED_LABELS if data.kind == "ixi" and data.ixi.mode != "t1t2" else None
 
 
-def check_options(config: Config, workdir: Path, *, instance: bool, mc_dropout: int) -> None:
+def check_options(config: Config, workdir: Path, *, instance: bool, mc_dropout: int, affine: bool) -> None:
     """Raises UserError for options that the config or the run can't serve."""
+    if affine and (error := affine_alignment.what_is_wrong(config.affine)):
+        raise UserError(f"config.affine: {error}")
     if instance and (error := what_is_wrong(config.instance)):
         raise UserError(f"config.instance: {error}")
     if not mc_dropout:
@@ -261,7 +324,7 @@ def summary(rows: Sequence[tables.Row]) -> dict[str, int | dict[str, float | Non
     A metric that no case has is None; the SD of a single case is None.
     """
     result: dict[str, int | dict[str, float | None] | None] = {"cases": len(rows)}
-    for name in SUMMARY:
+    for name in (*SUMMARY, *(name for name in SUMMARY_AFFINE if name in rows[0])):
         mean, sd = tables.mean_and_sd(row[name] for row in rows)
         result[name] = None if mean is None else {"mean": mean, "sd": sd}
     return result
@@ -437,10 +500,13 @@ def write_ixi(
     """Writes each subject's Dice in the published layout, and Table III; returns the rows of the latter."""
     folded = np.array([row["folded_percent"] for row in rows])
     ours = {}
-    for name, warping in (("dice", "nearest"), ("dice_onehot", "one-hot trilinear")):
+    for name, warping in WARPINGS:
+        if name not in scores[0]:
+            continue
         dice = np.array([[s[name].get(k, np.nan) for k in range(len(ixi.LABEL_NAMES))] for s in scores])
-        ours[f"this run, {warping}"] = (dice, folded)
-        content = ixi_scores.results_csv("adregnet_jax", dice, folded)
+        folds = np.zeros_like(folded) if name in ("dice_before", "dice_affine") else folded
+        ours[f"this run, {warping}"] = (dice, folds)
+        content = ixi_scores.results_csv("adregnet_jax", dice, folds)
         write_atomically(folder / f"ixi_{name}.csv", content.encode())
     table_3 = ixi_scores.table_3(ours)
     for suffix, render in (("md", tables.to_markdown), ("tex", tables.to_latex)):
@@ -459,8 +525,11 @@ def _abstract_parameters(model: nn.Module, pair: Pair):
     return jax.eval_shape(model.init, jax.random.key(0), image, image)["params"]
 
 
-def _timed(model: nn.Module, params, config: Config, *, instance: bool) -> Callable[[Pair], Registered]:
-    """The network as a function of a pair, with instance optimisation or without."""
+def _timed(
+    model: nn.Module, params, config: Config, *, instance: bool, mc_dropout: int
+) -> Callable[[Pair], Registered]:
+    """The network as a function of a pair, with instance optimisation and dropout samples or without."""
+    scatter = _scatter(model, params, config, samples=mc_dropout) if mc_dropout else None
 
     @functools.cache
     def compiled(shape: tuple[int, ...], spacing_mm: tuple[float, ...]):
@@ -493,7 +562,8 @@ def _timed(model: nn.Module, params, config: Config, *, instance: bool) -> Calla
             raise UserError(
                 f"the displacement of {pair.name} is not finite: the checkpoint diverged, train again"
             )
-        return Registered(one.displacement, one.warped[..., 0], one.pyramid, one.match_entropy, seconds)
+        fields = (one.displacement, one.warped[..., 0], one.pyramid, one.match_entropy)
+        return Registered(*fields, seconds, scatter(pair) if scatter else None)
 
     return registered
 

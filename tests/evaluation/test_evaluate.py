@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from adregnet_jax.config import Config, DataConfig, InstanceConfig, IxiConfig, ModelConfig
+from adregnet_jax.config import AffineConfig, Config, DataConfig, InstanceConfig, IxiConfig, ModelConfig
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.splits import Splits
 from adregnet_jax.errors import UserError
@@ -154,6 +154,31 @@ def test_the_folder_holds_tables_summary_and_figures(run, tmp_path, capsys):
     assert "pull-back" in printed
 
 
+def test_the_affine_row_stands_between_before_and_after(run, monkeypatch, capsys):
+    half = np.broadcast_to(np.float32([1.0, 0.0, 0.0]), (*SHAPE, 3))  # of the two voxels
+    monkeypatch.setattr(evaluation.baselines, "affine_displacement", lambda *_: half)
+    folder = run([shifted_pair("a"), shifted_pair("b")], figures=0, affine=True)
+    rows = read_cases(folder / "cases.csv")
+    for row in rows:
+        assert [row[f"tre{step}_mm"] for step in ("_before", "_affine", "")] == pytest.approx(
+            [3.0, 1.5, 0.0], abs=1e-5
+        )
+        assert row["dice_before"] < row["dice_affine"] < row["dice"] == 1
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["tre_affine_mm"]["mean"] == pytest.approx(1.5)
+    assert summary["dice_affine"]["mean"] == pytest.approx(rows[0]["dice_affine"])
+    printed = capsys.readouterr().out
+    assert "TRE affine, mm" in printed and "Dice affine" in printed and "NCC affine" in printed
+    run([shifted_pair()], figures=0)
+    assert "TRE affine" not in capsys.readouterr().out
+
+
+def test_bad_settings_of_the_affine_alignment_are_one_clear_line(run):
+    config = Config(affine=AffineConfig(kind="bent"))
+    with pytest.raises(UserError, match=r"config\.affine: kind is one of rigid, affine, not 'bent'"):
+        run([shifted_pair()], config=config, affine=True)
+
+
 def test_a_field_that_is_not_finite_is_one_clear_line(run):
     with pytest.raises(UserError, match="displacement of case is not finite") as raised:
         run([shifted_pair()], shift=(math.nan, 0.0, 0.0))
@@ -204,6 +229,9 @@ def test_ixi_is_scored_as_published(run, capsys):
     assert list(folded) == [0.0, 0.0]
     printed = capsys.readouterr().out
     assert "LL-Net-Large" in printed and "this run, one-hot trilinear" in printed
+    before, _ = read_results(folder / "ixi_dice_before.csv")
+    assert np.nanmean(before[1]) == pytest.approx(rows[1]["dice_before"])
+    assert "this run, before" in printed and "this run, affine" not in printed
     assert (folder / "table_3.tex").exists()
 
 
