@@ -3,7 +3,9 @@
 Registers the test split with the best checkpoint, prints tables of the cases, and writes cases.csv,
 summary.json, report.html and figures to the folder eval of the workdir. --figures N draws the first N cases,
 or else 3. --instance refines each displacement on the test pair itself, by its images alone, and writes to
-the folder eval_instance.
+the folder eval_instance. --mc-dropout N adds the SD of the network's displacement over N networks drawn by
+dropout, a second uncertainty; it takes a network that was trained with model.dropout above 0. --affine adds
+columns of what an affine alignment alone comes to (config.affine), beside before and after.
 """
 
 import argparse
@@ -14,17 +16,27 @@ from adregnet_jax.config import Config
 from adregnet_jax.entry import main
 from adregnet_jax.errors import UserError
 
+
+def whole_number(option: str, text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(f"{option} must be a whole number from {least}, it is {text!r}")
+    return int(text)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--figures", type=int, default=3)
+    parser.add_argument("--figures", nargs="?", default="3", const="")
     parser.add_argument("--instance", action="store_true")
+    parser.add_argument("--mc-dropout", nargs="?", const="")
+    parser.add_argument("--affine", action="store_true")
     own, shared = parser.parse_known_args()
 
     def run(config: Config, workdir: Path) -> None:
-        if own.figures < 0:
-            raise UserError(f"--figures must be 0 or more, it is {own.figures}")
+        figures = whole_number("--figures", own.figures, 0)
+        samples = 0 if own.mc_dropout is None else whole_number("--mc-dropout", own.mc_dropout, 2)
         from adregnet_jax.evaluation.evaluate import evaluate  # JAX is loaded once the config is good
 
-        evaluate(config, workdir, figures=own.figures, instance=own.instance)
+        options = {"figures": figures, "instance": own.instance, "mc_dropout": samples, "affine": own.affine}
+        evaluate(config, workdir, **options)
 
     sys.exit(main(run, __doc__, shared))

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from adregnet_jax.ops.neighbourhood import neighbourhood_attention
     from adregnet_jax.ops.resampling import resize, resize_displacement
     from adregnet_jax.ops.sampling import sample, sample_at_points, warp, warp_labels
-    from adregnet_jax.registration import Registration, register
+    from adregnet_jax.registration import Registration, dropout_sd_mm, register
     from adregnet_jax.scans import RegisteredScans, register_scans
 
 
@@ -65,6 +65,7 @@ _MODULE_OF = {
     "compose": "ops.composition",
     "compose_fields": "fields",
     "conv3d": "ops.convolution",
+    "dropout_sd_mm": "registration",
     "exponential": "ops.composition",
     "field_jacobian": "fields",
     "folded_volume": "ops.jacobian",
@@ -115,6 +116,7 @@ __all__ = [
     "compose",
     "compose_fields",
     "conv3d",
+    "dropout_sd_mm",
     "exponential",
     "field_jacobian",
     "folded_volume",

@@ -52,12 +52,17 @@ class FilesConfig:
 
 @dataclasses.dataclass
 class IxiConfig:
-    """IXI brain scans as TransMorph distributes them (`adregnet_jax.data.ixi`)."""
+    """IXI brain scans as TransMorph or IXI distributes them (`adregnet_jax.data.ixi`, `.ixi_t1t2`)."""
 
-    root: str = ""  # folder with Train, Val, Test and the atlas
-    mode: str = "atlas"  # the atlas moves to each subject; or "pairs": other subjects of the split do
-    shape: tuple[int, int, int] = (160, 192, 224)  # of every scan; others are refused
-    partners: int = 1  # of "pairs": moving scans drawn for each subject
+    root: str = ""  # folder with Train, Val, Test and the atlas; of "t1t2": with the files of IXI
+    # The atlas moves to each subject; or "pairs": other subjects of the split do; or "t1t2": a T2 to each T1.
+    mode: str = "atlas"
+    shape: tuple[int, int, int] = (160, 192, 224)  # of every scan, of "t1t2" of every T1; others are refused
+    partners: int = 1  # of pairs of different subjects: moving scans drawn for each subject
+    # Of "t1t2" only, whose folders have no splits:
+    same_subject: bool = True  # the T2 of the same session; or else those of `partners` other subjects
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.2  # the paper's 80 % / 20 %
 
 
 @dataclasses.dataclass
@@ -76,7 +81,7 @@ class DataConfig:
 class ModelConfig:
     """AD-RegNet. The defaults are ours; `paper_model()` returns the equations as written."""
 
-    # Or a baseline, voxelmorph-1 or voxelmorph-2: of the other fields only `dtype` applies to these.
+    # Or a baseline, voxelmorph-1 or voxelmorph-2: of the other fields `dropout` and `dtype` apply to these.
     architecture: str = "adregnet"
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)  # one entry a level, fine to coarse
     cross_attention: bool = True  # section III-B2; False: features are concatenated and projected
@@ -94,6 +99,7 @@ class ModelConfig:
     feature_residual: bool = True  # the field heads see the features as well as the attention
     scale_region_weights: bool = True  # softmax weights times their number: mean weight 1
     blend_regions: bool = True  # weights change linearly between region centres, not in steps
+    dropout: float = 0.0  # share of the decoder's channels left out of each training step; not in the paper
     dtype: str = "float32"  # of activations: float32 or bfloat16; parameters stay float32
     remat: bool = False  # recompute each level in the backward pass: less memory, more time
 
@@ -226,4 +232,5 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     instance: InstanceConfig = field(default_factory=InstanceConfig)
+    affine: AffineConfig = field(default_factory=AffineConfig)  # of the affine row of the evaluation
     run: RunConfig = field(default_factory=RunConfig)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from adregnet_jax.config import InstanceConfig
@@ -88,3 +89,50 @@ def register(
         match_entropy=() if prediction is None else prediction.match_entropy,
         inverse=aligned.inverse,
     )
+
+
+def dropout_sd_mm(
+    params: Any,
+    fixed: jax.Array,
+    moving: jax.Array,
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    samples: int,
+    spacing_mm: Sequence[float] | jax.Array,
+) -> jax.Array:
+    """How far the displacement scatters over networks drawn by dropout (Monte-Carlo dropout).
+
+    The samples are made one after the other and summed up on the way: the memory is that of two of them.
+    Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016; the running sums are Welford's.
+
+    Args:
+      params: parameters of `model`, trained with dropout.
+      fixed: [b, x, y, z, 1], intensities in [0, 1].
+      moving: [b, x, y, z, 1], on the same grid.
+      key: of the dropout; the same key draws the same networks for every pair.
+      model: the network, with a dropout rate above 0: at 0, the result is 0 everywhere.
+      samples: how many networks are drawn, 2 or more.
+      spacing_mm: three numbers, of the grid.
+
+    Returns:
+      [b, x, y, z] mm: the length of the vector of the three components' sample SDs.
+
+    Raises:
+      ValueError: fewer than two samples.
+    """
+    if samples < 2:
+        raise ValueError(f"an SD takes two samples or more, got {samples}")
+
+    def add(n, sums):
+        mean, squares = sums
+        rngs = {"dropout": jax.random.fold_in(key, n)}
+        prediction = cast(Prediction, model.apply({"params": params}, fixed, moving, rngs=rngs))
+        change = prediction.displacement - mean
+        mean = mean + change / (n + 1)
+        return mean, squares + change * (prediction.displacement - mean)
+
+    zeros = jnp.zeros((*fixed.shape[:4], 3))
+    _, squares = jax.lax.fori_loop(0, samples, add, (zeros, zeros))
+    variance_mm2 = squares / (samples - 1) * jnp.asarray(spacing_mm, jnp.float32) ** 2
+    return jnp.sqrt(variance_mm2.sum(axis=-1))

@@ -6,7 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from adregnet_jax.data import nifti
+from adregnet_jax.data.splits import load_splits
+from adregnet_jax.entry import load_config
+from adregnet_jax.metrics import dice
 
 ROOT = Path(__file__).parents[1]
 QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
@@ -58,3 +64,39 @@ def test_evaluation(tmp_path):
     assert [row["part"] for row in rows] == ["metrics", "landmarks", "labels", "figures"]
     assert all(0 < row["min s"] <= row["median s"] <= row["max s"] for row in rows)
     assert rows[-1]["peak GiB so far"] >= rows[0]["peak GiB so far"] > 0
+
+
+@pytest.fixture
+def hippocampi(tmp_path):
+    """Twenty-six scans with two labels each, of different shapes."""
+    rng = np.random.default_rng(0)
+    for n in range(26):
+        shape = rng.integers(12, 18, 3)
+        place = np.moveaxis(np.indices(shape), 0, -1) - shape / 2 - rng.uniform(-2, 2, 3)
+        labels = (np.linalg.norm(place, axis=-1) < 4) * np.where(place[..., 0] > 0, 2, 1)
+        image = (100 * labels + 5 * rng.random(shape)).astype(np.float32)
+        for kind, values in (("images", image), ("labels", labels)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            nifti.write_volume(tmp_path / kind / f"h{n:02d}.nii.gz", values, np.diag([-1.0, 1, 1, 1]))
+    return tmp_path
+
+
+def test_hippocampus_peers(hippocampi):
+    files = [hippocampi / name for name in ("table.json", "pairs.csv")]
+    command = [sys.executable, "benchmarks/hippocampus_peers.py", str(hippocampi), "--limit", "2"]
+    command += ["--json", str(files[0]), "--csv", str(files[1])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(files[0].read_text())["rows"]
+    config = load_config(ROOT / "configs" / "hippocampus.py")
+    config.data.files.pairs = str(hippocampi)
+    test = load_splits(config.data).test
+    pairs = [test[0], test[-1]]
+    before = np.mean([dice(pair.fixed_labels, pair.moving_labels, (1, 2)) for pair in pairs])
+    assert rows[0]["route"] == "before" and rows[0]["pairs"] == 2
+    assert rows[0]["Dice"] == pytest.approx(before, abs=1e-3)
+    if len(rows) > 1:  # greedy is installed: a field along the wrong axes would make it worse
+        assert rows[1]["Dice"] > rows[0]["Dice"] + 0.05
+        assert len(files[1].read_text().splitlines()) == 3
+    else:
+        assert "picsl_greedy is not installed: left out" in done.stdout

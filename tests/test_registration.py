@@ -8,7 +8,7 @@ import pytest
 from adregnet_jax.config import ModelConfig
 from adregnet_jax.nn.adregnet import AdRegNet
 from adregnet_jax.ops.sampling import warp
-from adregnet_jax.registration import register
+from adregnet_jax.registration import dropout_sd_mm, register
 from tests.random_parameters import random_parameters
 
 MODEL = AdRegNet(ModelConfig(channels=(2, 4), region_size=2))
@@ -76,3 +76,23 @@ def test_gradient_is_the_slope_of_the_loss(params, pair):
     # The loss is quadratic in it: central differences are exact but for float32.
     expected = float(np.sum(gradients[0]["level_0"]["head"]["field"]["bias"]))
     assert slope == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def test_scatter_by_dropout_is_the_sample_sd_of_the_drawn_networks(pair):
+    settings = {"channels": (3, 4), "cross_attention": False, "regional_attention": False}
+    model = AdRegNet(ModelConfig(**settings, dropout=0.4))
+    params = random_parameters(model, *pair)
+    key, spacing_mm = jax.random.key(7), (1.0, 1.5, 2.5)
+    scatter = functools.partial(dropout_sd_mm, model=model, spacing_mm=spacing_mm)
+    ours = jax.jit(functools.partial(scatter, samples=4))(params, *pair, key)
+    network = jax.jit(model.apply)
+    drawn = [
+        network({"params": params}, *pair, rngs={"dropout": jax.random.fold_in(key, n)}).displacement
+        for n in range(4)
+    ]
+    sd_mm = np.std(np.array(drawn, np.float64), axis=0, ddof=1) * spacing_mm
+    expected = np.linalg.norm(sd_mm, axis=-1)
+    assert expected.mean() > 0.1
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="two samples or more, got 1"):
+        scatter(params, *pair, key, samples=1)

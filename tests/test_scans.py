@@ -143,7 +143,7 @@ def far_away(image):
 
 def test_scans_apart_in_the_world_are_refused_or_start_from_their_centres(scans):
     fixed, moving = scans
-    with pytest.raises(UserError, match=r"moving scan do not overlap in the world, they are [0-9.]+ mm apart"):
+    with pytest.raises(UserError, match=r"do not overlap in the world, they are [0-9.]+ mm apart"):
         register_scans(fixed, far_away(moving), affine=AFFINE, instance=None)
     result = register_scans(fixed, far_away(moving), affine=AFFINE, instance=None, apart=True)
     centre = nib.affines.apply_affine(FIXED_AFFINE, (np.array(FIXED_SHAPE) - 1) / 2)

@@ -33,7 +33,8 @@ def get_config():
     return Config(
         data=DataConfig(phantom=phantom, flip_axes=(0,), exchange=True, intensity_jitter=0.05),
         model=ModelConfig(  # the parts without which it compiles in seconds
-            channels=(4,), cross_attention=False, regional_attention=False, multi_resolution=False
+            channels=(4,), cross_attention=False, regional_attention=False, multi_resolution=False,
+            dropout=0.2,  # what is left out after a restart is what would have been
         ),
         loss=LossConfig(ncc_window=0, jacobian=0),
         optimiser=OptimiserConfig(epochs=5, learning_rate=1e-3),
@@ -133,6 +134,7 @@ def test_run_leaves_its_record(uninterrupted):
     assert written["config"]["model"]["channels"] == [4]
     assert {"adregnet_jax", "jax"} <= set(written["versions"])
     assert any((uninterrupted / "tensorboard").iterdir())
+    assert json.loads((uninterrupted / "splits.json").read_text())["test"]["subjects"] == ["phantom_2000000"]
 
 
 def test_finished_run_stays_finished(tiny, uninterrupted, capsys):
@@ -156,7 +158,7 @@ def scripted(monkeypatch):
     """The loop around a network of one layer, with the loss of each step and a validation given."""
 
     def script(losses, validation: float):
-        def make_train_step(*_):
+        def make_train_step(*_, **__):
             def train_step(state, batch):
                 return state.replace(step=state.step + 1), {"loss": jnp.float32(losses[int(state.step)])}
 

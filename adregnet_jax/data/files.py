@@ -18,22 +18,20 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from adregnet_jax.config import FilesConfig
 from adregnet_jax.data import nifti
-from adregnet_jax.data.pair import Pair
+from adregnet_jax.data.pair import Pair, PairMaker
 from adregnet_jax.data.preprocessing import rescale_percentiles
 from adregnet_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 OPTIONAL = ("fixed_labels", "moving_labels", "fixed_landmarks", "moving_landmarks")
 GRID_TOLERANCE_MM = 1e-3  # affines are stored as float32
-
-Loader = Callable[[], Pair]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +47,9 @@ class PairFiles:
     moving_landmarks: Path | None = None
 
 
-def file_splits(config: FilesConfig, seed: int = 0) -> tuple[list[Loader], list[Loader], list[Loader]]:
+def file_splits(
+    config: FilesConfig, seed: int = 0
+) -> tuple[list[PairMaker], list[PairMaker], list[PairMaker]]:
     """Pairs for training, validation and test; each entry reads its pair when it is called.
 
     All headers are read at once, so that a missing file or a grid that doesn't fit is found before training.
@@ -72,9 +72,11 @@ def file_splits(config: FilesConfig, seed: int = 0) -> tuple[list[Loader], list[
     for row in rows:
         _check_grids(row, grids, same_shape=source.is_file())
     shape = tuple(np.max([grid[0] for grid in grids.values()], axis=0).tolist())
-    loaders: dict[str, list[Loader]] = {split: [] for split in SPLITS}
+    loaders: dict[str, list[PairMaker]] = {split: [] for split in SPLITS}
+    base = source / "images" if source.is_dir() else source.parent
     for row in rows:
-        loaders[row.split].append(functools.partial(_load, row, shape))
+        fixed, moving = (_subject(path, base) for path in (row.fixed, row.moving))
+        loaders[row.split].append(PairMaker(fixed, moving, functools.partial(_load, row, shape)))
     return loaders["train"], loaders["validation"], loaders["test"]
 
 
@@ -267,6 +269,11 @@ def _landmarks(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             f"the first is {points[outside][0]}: expected 0-based voxels, not millimetres"
         )
     return points
+
+
+def _subject(path: Path, base: Path) -> str:
+    """The file within the data, wherever these lie: stems of a CSV's files need not differ."""
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.as_posix()
 
 
 def _stem(path: Path) -> str:

@@ -23,7 +23,8 @@ import numpy as np
 
 from adregnet_jax.config import IxiConfig
 from adregnet_jax.data import nifti
-from adregnet_jax.data.pair import Pair
+from adregnet_jax.data.ixi_t1t2 import t1t2_splits
+from adregnet_jax.data.pair import Pair, PairMaker
 from adregnet_jax.data.pickles import read_pickle
 from adregnet_jax.errors import UserError
 
@@ -69,8 +70,6 @@ def _groups() -> dict[str, tuple[int, ...]]:
 
 GROUPS = _groups()  # the 17 structures of the published scores: left and right are one
 
-Loader = Callable[[], Pair]
-
 
 class Scan(NamedTuple):
     """The file of a subject; its labels lie in a second file, or None: in the same one, a pickle."""
@@ -83,16 +82,19 @@ class Scan(NamedTuple):
         return self.image.name.split(".")[0]
 
 
-def ixi_splits(config: IxiConfig, seed: int = 0) -> tuple[list[Loader], list[Loader], list[Loader]]:
+def ixi_splits(config: IxiConfig, seed: int = 0) -> tuple[list[PairMaker], list[PairMaker], list[PairMaker]]:
     """Pairs for training, validation and test; each entry reads its pair when it is called.
 
     Args:
       config: with `config.mode` "atlas", the atlas is the moving scan and each subject is fixed once. With
-        "pairs", each subject is fixed with `config.partners` other subjects of its split.
-      seed: of the choice of partners.
+        "pairs", each subject is fixed with `config.partners` other subjects of its split. With "t1t2", see
+        `ixi_t1t2`.
+      seed: of the choice of partners, and of the split of "t1t2".
     """
+    if config.mode == "t1t2":
+        return t1t2_splits(config, seed)
     if config.mode not in ("atlas", "pairs"):
-        raise UserError(f"data.ixi.mode is '{config.mode}': use 'atlas' or 'pairs'")
+        raise UserError(f"data.ixi.mode is '{config.mode}': use 'atlas', 'pairs' or 't1t2'")
     root = Path(config.root)
     if not config.root or not root.is_dir():
         raise UserError(_expected(config, "is not there"))
@@ -138,20 +140,24 @@ def _atlas(entries: dict[str, Path]) -> Scan | None:
     return Scan(image, labels) if image and labels else None
 
 
-def _atlas_pairs(config: IxiConfig, splits: list[list[Scan]], atlas: Scan) -> list[list[Loader]]:
+def _atlas_pairs(config: IxiConfig, splits: list[list[Scan]], atlas: Scan) -> list[list[PairMaker]]:
     read_atlas = functools.cache(functools.partial(_read, atlas, config.shape))
     return [
         [
-            functools.partial(_pair, scan.name, functools.partial(_read, scan, config.shape), read_atlas)
+            PairMaker(
+                scan.name,
+                atlas.name,
+                functools.partial(_pair, scan.name, functools.partial(_read, scan, config.shape), read_atlas),
+            )
             for scan in scans
         ]
         for scans in splits
     ]
 
 
-def _subject_pairs(config: IxiConfig, splits: list[list[Scan]], seed: int) -> list[list[Loader]]:
+def _subject_pairs(config: IxiConfig, splits: list[list[Scan]], seed: int) -> list[list[PairMaker]]:
     random = np.random.default_rng(seed)
-    loaders: list[list[Loader]] = []
+    loaders: list[list[PairMaker]] = []
     for folder, scans in zip(SPLIT_FOLDERS, splits, strict=True):
         if not 1 <= config.partners < len(scans):
             raise UserError(
@@ -163,8 +169,9 @@ def _subject_pairs(config: IxiConfig, splits: list[list[Scan]], seed: int) -> li
         for fixed in range(len(scans)):
             for step in random.permutation(np.arange(1, len(scans)))[: config.partners]:
                 moving = (fixed + step) % len(scans)
-                name = f"{scans[fixed].name}_{scans[moving].name}"
-                loaders[-1].append(functools.partial(_pair, name, readers[fixed], readers[moving]))
+                names = (scans[fixed].name, scans[moving].name)
+                make = functools.partial(_pair, "_".join(names), readers[fixed], readers[moving])
+                loaders[-1].append(PairMaker(*names, make))
     return loaders
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -36,3 +37,20 @@ class Pair:
     def to_native(self, points: np.ndarray) -> np.ndarray:
         """Points [n, 3] in voxels of this grid, in voxels of the scan as it was on disk."""
         return points * self.native_scale + self.native_offset
+
+
+@dataclasses.dataclass(frozen=True)
+class PairMaker:
+    """Reads or makes a pair when it is called. Whose scans they are is known before.
+
+    Attributes:
+      fixed, moving: names of the subjects, by which a split is told.
+      make: reads or makes the pair.
+    """
+
+    fixed: str
+    moving: str
+    make: Callable[[], Pair]
+
+    def __call__(self) -> Pair:
+        return self.make()

@@ -61,6 +61,36 @@ def resample(
     return np.where(mask, resampled, 0).astype(np.float32), mask
 
 
+def resample_to_grid(
+    volume: np.ndarray, affine: np.ndarray, shape: tuple[int, int, int], target_affine: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a volume where the voxels of another grid lie in the world, trilinear.
+
+    A grid that is the same gives the same values, bit for bit.
+
+    Args:
+      volume: [x, y, z] float32.
+      affine: [4, 4] voxel -> RAS mm of the volume.
+      shape: of the result.
+      target_affine: [4, 4] voxel -> RAS mm of the result.
+
+    Returns:
+      The resampled volume [x, y, z] float32, 0 outside of the old grid, and a mask of bool, False there.
+    """
+    if volume.shape == tuple(shape) and np.array_equal(affine, target_affine):
+        return volume.astype(np.float32), np.ones(shape, bool)
+    matrix = np.linalg.inv(affine) @ target_affine  # voxel of the result -> voxel of the volume
+    resampled = ndimage.affine_transform(
+        volume, matrix[:3, :3], matrix[:3, 3], tuple(shape), order=1, mode="nearest"
+    )
+    x, y, z = np.ogrid[tuple(slice(n) for n in shape)]
+    inside = np.ones(shape, bool)
+    for axis, size in enumerate(volume.shape):
+        place = matrix[axis, 0] * x + matrix[axis, 1] * y + matrix[axis, 2] * z + matrix[axis, 3]
+        inside &= (place >= -0.5) & (place <= size - 0.5)
+    return np.where(inside, resampled, 0).astype(np.float32), inside
+
+
 def thorax_boxes(hu: np.ndarray, spacing_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bounding boxes of the body and of the lungs in a chest CT.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from adregnet_jax.config import DataConfig
 from adregnet_jax.data import dirlab, files, ixi, phantom
-from adregnet_jax.data.pair import Pair
+from adregnet_jax.data.pair import Pair, PairMaker
 from adregnet_jax.errors import UserError
 
 # Phantom cases are numbered from here: a split stays what it is when the size of another one changes.
@@ -21,24 +21,33 @@ CACHE_BYTES = 4 * 2**30  # a split
 FILES_SEED = 0
 
 
-Makers = Sequence[Callable[[], Pair]]
+Makers = Sequence[PairMaker]
 
 
 class LazyPairs(Sequence[Pair]):
-    """Pairs that are read or made when first asked for, and kept while they fit in `CACHE_BYTES`."""
+    """Pairs that are read or made when first asked for, and kept while they fit in `CACHE_BYTES`.
+
+    Attributes:
+      makers: one a pair.
+    """
 
     def __init__(self, makers: Makers):
-        self._makers = makers
+        self.makers = makers
         self._kept: dict[int, Pair] = {}
         self._kept_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._makers)
+        return len(self.makers)
+
+    @property
+    def subjects(self) -> set[str]:
+        """Names of all whose scans are in a pair, moving atlases among them; nothing is read."""
+        return {name for maker in self.makers for name in (maker.fixed, maker.moving)}
 
     def __getitem__(self, index):
         if index in self._kept:
             return self._kept[index]
-        pair = self._makers[index]()
+        pair = self.makers[index]()
         size = sum(value.nbytes for value in vars(pair).values() if isinstance(value, np.ndarray))
         if self._kept_bytes + size <= CACHE_BYTES:
             self._kept[index] = pair
@@ -47,9 +56,9 @@ class LazyPairs(Sequence[Pair]):
 
 
 class Splits(NamedTuple):
-    train: Sequence[Pair]
-    validation: Sequence[Pair]
-    test: Sequence[Pair]
+    train: LazyPairs
+    validation: LazyPairs
+    test: LazyPairs
 
 
 def load_splits(config: DataConfig) -> Splits:
@@ -81,7 +90,10 @@ def _phantom(config: DataConfig) -> list[Makers]:
         "test": config.phantom.test_cases,
     }
     return [
-        [functools.partial(phantom.phantom_pair, config.phantom, first + n) for n in range(counts[split])]
+        [
+            _maker(f"phantom_{case:04d}", functools.partial(phantom.phantom_pair, config.phantom, case))
+            for case in range(first, first + counts[split])
+        ]
         for split, first in PHANTOM_FIRST_CASE.items()
     ]
 
@@ -89,11 +101,16 @@ def _phantom(config: DataConfig) -> list[Makers]:
 def _dirlab(config: DataConfig) -> list[Makers]:
     train_cases, validation_case, test_case = dirlab.split_cases(config.dirlab)
     train, validation = (
-        [functools.partial(dirlab.dirlab_pair, config.dirlab, case) for case in cases]
+        [_maker(f"case{case}", functools.partial(dirlab.dirlab_pair, config.dirlab, case)) for case in cases]
         for cases in (train_cases, [validation_case])
     )
     test = functools.partial(_test_pair, config, test_case, leaks=test_case in train_cases)
-    return [train, validation, [test]]
+    return [train, validation, [_maker(f"case{test_case}", test)]]
+
+
+def _maker(name: str, make: Callable[[], Pair]) -> PairMaker:
+    """Of a pair whose two scans are of one subject."""
+    return PairMaker(name, name, make)
 
 
 def _test_pair(config: DataConfig, case: int, *, leaks: bool) -> Pair:

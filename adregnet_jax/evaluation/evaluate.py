@@ -3,7 +3,8 @@
 What `evaluate` leaves in `workdir/eval`, or `workdir/eval_instance` with instance optimisation:
 
     cases.csv      one row a case, all metrics at full precision (`case_metrics` names them)
-    landmarks.csv  every landmark's distance before and after, and the entropy of its match
+    landmarks.csv  every landmark's distance before and after, the entropy of its match, and with Monte-Carlo
+                   dropout the SD of its displacement
     summary.json   mean and SD over the cases
     tables.md      the printed tables; tables.tex the same for LaTeX
     report.html    tables, box plots, histograms and overlays on one page
@@ -33,24 +34,39 @@ from rich.console import Console
 from rich.progress import track
 from scipy import stats
 
+from adregnet_jax import affine as affine_alignment
 from adregnet_jax import metrics
 from adregnet_jax.config import Config, DataConfig
 from adregnet_jax.data import ixi
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.splits import load_splits
 from adregnet_jax.errors import UserError
+from adregnet_jax.evaluation import baselines, tables
 from adregnet_jax.evaluation import figures as draw
 from adregnet_jax.evaluation import ixi as ixi_scores
 from adregnet_jax.evaluation import report as html
-from adregnet_jax.evaluation import tables
 from adregnet_jax.instance import what_is_wrong
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.ops.jacobian import jacobian_determinant
 from adregnet_jax.ops.sampling import warp, warp_labels
-from adregnet_jax.registration import register
-from adregnet_jax.training.checkpoint import restore_parameters
+from adregnet_jax.registration import dropout_sd_mm, register
+from adregnet_jax.training.checkpoint import check_architecture, restore_parameters
+from adregnet_jax.training.record import check_splits
 
+# Column of landmarks.csv, its name and unit, and the figure that tells what it is worth.
+UNCERTAINTIES = (
+    ("match_entropy", "entropy of the match, nats", "calibration_of_the_uncertainty"),
+    ("dropout_sd_mm", "SD by dropout, mm", "calibration_of_the_dropout_uncertainty"),
+)
 SUMMARY = ("tre_before_mm", "tre_mm", "tre_snapped_mm", "folded_percent", "dice_before", "dice")
+SUMMARY_AFFINE = ("tre_affine_mm", "dice_affine", "ncc_affine")  # where it was asked for
+# How the labels of each score were warped, for Table III; the first two fold nothing.
+WARPINGS = (
+    ("dice_before", "before"),
+    ("dice_affine", "affine"),
+    ("dice", "nearest"),
+    ("dice_onehot", "one-hot trilinear"),
+)
 
 
 _warp_nearest = jax.jit(functools.partial(warp, mode="nearest"))
@@ -66,9 +82,36 @@ class Registered(NamedTuple):
     pyramid: tuple[np.ndarray, ...]  # [x_l, y_l, z_l, 3] voxels of the level, coarse to fine
     match_entropy: tuple[np.ndarray, ...]  # [x_l, y_l, z_l] nats, coarse to fine
     seconds: float  # of the network, without compilation
+    dropout_sd_mm: np.ndarray | None = None  # [x, y, z], of the network's displacement
 
 
-def evaluate(config: Config, workdir: Path, *, figures: int = 3, instance: bool = False) -> Path:
+class Measured(NamedTuple):
+    """What was measured on the test split."""
+
+    rows: list[tables.Row]  # a case each
+    landmarks: list[tables.Row]
+    scores: list[dict[str, dict[int, float]]]  # of each case, as `label_scores` returns them
+    pictures: list[str]  # HTML
+    determinants: dict[str, np.ndarray]  # [n], of the cases that are drawn
+
+
+class Part(NamedTuple):
+    """A table of the printed text and of the report."""
+
+    name: str
+    lines: list[tables.Row]
+    columns: Sequence[tables.Column]
+
+
+def evaluate(
+    config: Config,
+    workdir: Path,
+    *,
+    figures: int = 3,
+    instance: bool = False,
+    mc_dropout: int = 0,
+    affine: bool = False,
+) -> Path:
     """Registers the test split with the best checkpoint of a run, prints the tables and writes everything.
 
     Args:
@@ -77,80 +120,138 @@ def evaluate(config: Config, workdir: Path, *, figures: int = 3, instance: bool 
         figures: how many cases are drawn, from the first on.
         instance: the network's displacement is refined on each test pair, by its images alone
             (`adregnet_jax.instance`): another protocol, with tables of its own.
+        mc_dropout: how many networks are drawn by dropout, for the SD of the network's displacement as a
+            second uncertainty; 0: none.
+        affine: what an affine alignment of each pair by its images comes to, beside before and after. Not
+            always, since compiling it takes longer than a small test split.
 
     Returns:
         The folder that was written.
 
     Raises:
-        UserError: no checkpoint, an empty test split, a field that is not finite, or a folder that can't be
-            written.
+        UserError: no checkpoint, an empty test split or another one than that of the run, a field that is not
+            finite, a folder that can't be written, or dropout samples of a network without dropout or fewer
+            than 2 of them.
     """
-    if instance and (error := what_is_wrong(config.instance)):
-        raise UserError(f"config.instance: {error}")
-    pairs = load_splits(config.data).test
+    check_options(config, workdir, instance=instance, mc_dropout=mc_dropout, affine=affine)
+    splits = load_splits(config.data)
+    check_splits(workdir, config.data.kind, splits)
+    pairs = splits.test
     if not pairs:
         raise UserError(
             f"no pair to test on: expected at least one in the test split of {config.data.kind} data"
         )
     model = make_model(config.model)
     params, step = restore_parameters(workdir, _abstract_parameters(model, pairs[0]), which="best")
-    network = _timed(model, params, config, instance=instance)
+    network = _timed(model, params, config, instance=instance, mc_dropout=mc_dropout)
     folder = workdir / ("eval_instance" if instance else "eval")
+    found = _measure(pairs, network, folder, config, figures=figures, affine=affine)
 
-    rows, landmarks, scores, pictures = [], [], [], []
-    scored = ixi.SCORED_LABELS if config.data.kind == "ixi" else None
-    determinants: dict[str, np.ndarray] = {}
+    method = "network, then instance optimisation" if instance else "network alone"
+    protocol = describe_protocol(found.rows, config.data, method=method, step=step)
+    protocol += "".join(f"{text}\n" for text in rank_correlations(found.landmarks))
+    parts = _write_tables(folder, found, config.data)
+    _write_report(folder, workdir, found, parts, protocol=protocol, kind=config.data.kind)
+    print(protocol)
+    for _, lines, columns in parts:
+        print(tables.to_text(lines, columns))
+    print(f"Written to {folder}, with figures of {min(figures, len(pairs))} of {len(pairs)} cases.")
+    return folder
+
+
+def _measure(
+    pairs: Sequence[Pair],
+    network: Callable[[Pair], Registered],
+    folder: Path,
+    config: Config,
+    *,
+    figures: int,
+    affine: bool,
+) -> Measured:
+    """Registers and measures all pairs, and draws the first ones of them."""
+    found = Measured([], [], [], [], {})
     console = Console(stderr=True)
     for index, pair in enumerate(track(pairs, "registering", console=console, transient=True)):
         registered = network(pair)
-        scores.append(label_scores(pair, registered.displacement))
+        scores = label_scores(pair, registered.displacement)
         row = case_metrics(pair, registered.displacement, registered.warped)
-        row |= mean_dice(scores[-1], scored)
-        rows.append(row | {"seconds": registered.seconds})
-        landmarks += landmark_rows(pair, registered.displacement, registered.match_entropy)
+        if affine:
+            aligned = baselines.affine_scores(pair, config.affine)
+            row |= aligned.row
+            scores["dice_affine"] = aligned.dice
+        row |= mean_dice(scores, _published_labels(config.data))
+        found.scores.append(scores)
+        found.rows.append(row | {"seconds": registered.seconds})
+        found.landmarks.extend(
+            landmark_rows(pair, registered.displacement, registered.match_entropy, registered.dropout_sd_mm)
+        )
         if index < figures:
             determinant = _jacobian(registered.displacement)
-            determinants[pair.name] = determinant[... if pair.mask is None else pair.mask].ravel()
+            found.determinants[pair.name] = determinant[... if pair.mask is None else pair.mask].ravel()
             for name, figure in case_figures(pair, registered, determinant, title=_title(row)).items():
                 png = write_figure(folder / "figures" / f"{_file_name(index, pair)}{name}.png", figure)
-                pictures.append(html.picture(png, _title(row)))
+                found.pictures.append(html.picture(png, _title(row)))
+    return found
 
-    method = "network, then instance optimisation" if instance else "network alone"
-    protocol = describe_protocol(rows, config.data, method=method, step=step)
-    write_atomically(folder / "cases.csv", tables.to_csv(rows).encode())
-    if landmarks:
-        write_atomically(folder / "landmarks.csv", tables.to_csv(landmarks).encode())
-    text = json.dumps(summary(rows), indent=2, allow_nan=False) + "\n"
+
+def _write_tables(folder: Path, found: Measured, data: DataConfig) -> list[Part]:
+    """Writes everything but the report and its figures; returns the tables to print."""
+    write_atomically(folder / "cases.csv", tables.to_csv(found.rows).encode())
+    if found.landmarks:
+        write_atomically(folder / "landmarks.csv", tables.to_csv(found.landmarks).encode())
+    text = json.dumps(summary(found.rows), indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "summary.json", text.encode())
-    lines = tables.with_mean_and_sd(rows)
-    for suffix, render in (("md", tables.to_markdown), ("tex", tables.to_latex)):
-        text = "\n".join(render(lines, columns) for columns in (tables.ALIGNMENT, tables.SIMILARITY))
-        write_atomically(folder / f"tables.{suffix}", text.encode())
-
-    sections = [
-        html.Section("Alignment", tables.to_html(lines, tables.ALIGNMENT)),
-        html.Section("Similarity and deformation", tables.to_html(lines, tables.SIMILARITY)),
+    lines = tables.with_mean_and_sd(found.rows)
+    parts = [
+        Part("Alignment", lines, tables.ALIGNMENT),
+        Part("Similarity and deformation", lines, tables.SIMILARITY),
     ]
-    if scored:
-        table_3 = write_ixi(folder, rows, scores)
-        sections.append(html.Section("Dice as published", tables.to_html(table_3, ixi_scores.TABLE_3)))
-    for name, figure in summary_figures(landmarks, determinants).items():
+    for suffix, render in (("md", tables.to_markdown), ("tex", tables.to_latex)):
+        text = "\n".join(render(part.lines, part.columns) for part in parts)
+        write_atomically(folder / f"tables.{suffix}", text.encode())
+    if _published_labels(data):
+        table_3 = write_ixi(folder, found.rows, found.scores)
+        parts.append(Part("Dice as published", table_3, ixi_scores.TABLE_3))
+    return parts
+
+
+def _write_report(
+    folder: Path, workdir: Path, found: Measured, parts: Sequence[Part], *, protocol: str, kind: str
+) -> None:
+    """Draws the figures over the cases and puts everything on one page."""
+    sections = [html.Section(name, tables.to_html(lines, columns)) for name, lines, columns in parts]
+    for name, figure in summary_figures(found.landmarks, found.determinants).items():
         png = write_figure(folder / "figures" / f"{name}.png", figure)
         sections.append(html.Section(name.replace("_", " ").capitalize(), html.picture(png, "")))
     if records := _logged(workdir / "metrics.jsonl"):
         png = write_figure(folder / "figures" / "training.png", draw.training_figure(records))
         sections.append(html.Section("Training", html.picture(png, "metrics over the steps")))
-    sections.append(html.Section("Cases", "\n".join(pictures)))
-    page = html.page(f"Registration of {config.data.kind} data", protocol, sections)
+    sections.append(html.Section("Cases", "\n".join(found.pictures)))
+    page = html.page(f"Registration of {kind} data", protocol, sections)
     write_atomically(folder / "report.html", page.encode())
 
-    print(protocol)
-    for columns in (tables.ALIGNMENT, tables.SIMILARITY):
-        print(tables.to_text(lines, columns))
-    if scored:
-        print(tables.to_text(table_3, ixi_scores.TABLE_3))
-    print(f"Written to {folder}, with figures of {min(figures, len(pairs))} of {len(pairs)} cases.")
-    return folder
+
+def _published_labels(data: DataConfig) -> tuple[int, ...] | None:
+    """The labels that published scores are of; None: all that there are. T1 to T2 has none."""
+    return ixi.SCORED_LABELS if data.kind == "ixi" and data.ixi.mode != "t1t2" else None
+
+
+def check_options(config: Config, workdir: Path, *, instance: bool, mc_dropout: int, affine: bool) -> None:
+    """Raises UserError for options that the config or the run can't serve."""
+    if affine and (error := affine_alignment.what_is_wrong(config.affine)):
+        raise UserError(f"config.affine: {error}")
+    if instance and (error := what_is_wrong(config.instance)):
+        raise UserError(f"config.instance: {error}")
+    if not mc_dropout:
+        return
+    if mc_dropout < 2:
+        raise UserError(f"--mc-dropout is {mc_dropout}: an SD takes 2 samples or more, for instance 20")
+    if not config.model.dropout:
+        raise UserError(
+            "--mc-dropout draws networks by dropout, and model.dropout is 0: train with a rate above 0, for"
+            " instance --config.model.dropout=0.1"
+        )
+    check_architecture(workdir, config.model)  # a rate that the network was not trained with says nothing
 
 
 def case_metrics(pair: Pair, displacement: np.ndarray, warped: np.ndarray) -> tables.Row:
@@ -223,7 +324,7 @@ def summary(rows: Sequence[tables.Row]) -> dict[str, int | dict[str, float | Non
     A metric that no case has is None; the SD of a single case is None.
     """
     result: dict[str, int | dict[str, float | None] | None] = {"cases": len(rows)}
-    for name in SUMMARY:
+    for name in (*SUMMARY, *(name for name in SUMMARY_AFFINE if name in rows[0])):
         mean, sd = tables.mean_and_sd(row[name] for row in rows)
         result[name] = None if mean is None else {"mean": mean, "sd": sd}
     return result
@@ -264,6 +365,7 @@ def case_figures(
             [_jacobian(displacement) for displacement in registered.pyramid],
             spacing_mm=pair.spacing_mm,
             affine=pair.affine,
+            dropout_sd_mm=registered.dropout_sd_mm,
             title=title,
         ),
     }
@@ -276,16 +378,30 @@ def summary_figures(
     figures = {}
     if landmarks:
         figures["landmark_distances"] = landmark_figure(landmarks)
-    known = [row for row in landmarks if row["match_entropy"] is not None]
-    uncertainty, error_mm = (np.array([r[column] for r in known]) for column in ("match_entropy", "after_mm"))
-    if known and np.ptp(uncertainty) > 0 and np.ptp(error_mm) > 0:
-        correlation = float(stats.spearmanr(uncertainty, error_mm).statistic)
-        figures["calibration_of_the_uncertainty"] = draw.calibration_figure(
-            uncertainty, error_mm, correlation
-        )
+    for column, measure, name in UNCERTAINTIES:
+        if (calibration := _calibration(landmarks, column)) is not None:
+            figures[name] = draw.calibration_figure(*calibration, measure=measure)
     if determinants:
         figures["jacobian"] = draw.jacobian_figure(list(determinants), list(determinants.values()))
     return figures
+
+
+def rank_correlations(landmarks: Sequence[tables.Row]) -> list[str]:
+    """A line for each uncertainty that `landmark_rows` knows: how it goes along with the error."""
+    return [
+        f"Spearman's rank correlation of {measure}, with the error of the landmarks: {found[2]:+.2f}."
+        for column, measure, _ in UNCERTAINTIES
+        if (found := _calibration(landmarks, column)) is not None
+    ]
+
+
+def _calibration(landmarks: Sequence[tables.Row], column: str) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """An uncertainty [n], the error [n] in mm and their rank correlation; None where there is none."""
+    known = [row for row in landmarks if row[column] is not None]
+    uncertainty, error_mm = (np.array([row[name] for row in known]) for name in (column, "after_mm"))
+    if not known or np.ptp(uncertainty) == 0 or np.ptp(error_mm) == 0:
+        return None
+    return uncertainty, error_mm, float(stats.spearmanr(uncertainty, error_mm).statistic)
 
 
 def landmark_figure(rows: Sequence[tables.Row]) -> Figure:
@@ -299,23 +415,27 @@ def landmark_figure(rows: Sequence[tables.Row]) -> Figure:
 
 
 def landmark_rows(
-    pair: Pair, displacement: np.ndarray, match_entropy: Sequence[np.ndarray] = ()
+    pair: Pair,
+    displacement: np.ndarray,
+    match_entropy: Sequence[np.ndarray] = (),
+    dropout_sd_mm: np.ndarray | None = None,
 ) -> list[tables.Row]:
     """A row a landmark: its number from 0, its distance in mm before and after, and its uncertainty.
 
-    The uncertainty is the entropy of the match in nats, at the finest level and the voxel of the fixed
-    landmark; None without attention.
+    The uncertainties are taken at the voxel of the fixed landmark: the entropy of the match in nats, of the
+    finest level, None without attention; and `dropout_sd_mm` [x, y, z], None without dropout samples.
     """
     if pair.fixed_landmarks is None or pair.moving_landmarks is None:
         return []
     points = (pair.fixed_landmarks, pair.moving_landmarks)
     before = metrics.tre_mm(np.zeros_like(displacement), *points, pair.spacing_mm)
     after = metrics.tre_mm(displacement, *points, pair.spacing_mm)
-    entropy: np.ndarray | Sequence[None] = [None] * len(before)
-    if match_entropy:
-        shape = pair.fixed.shape
-        voxels = np.clip(np.rint(pair.fixed_landmarks).astype(int), 0, np.array(shape) - 1)
-        entropy = draw.enlarged(match_entropy[-1], shape)[tuple(voxels.T)]
+    shape = pair.fixed.shape
+    voxels = np.clip(np.rint(pair.fixed_landmarks).astype(int), 0, np.array(shape) - 1)
+    entropy, scatter_mm = (
+        [None] * len(before) if volume is None else volume[tuple(voxels.T)]
+        for volume in (draw.enlarged(match_entropy[-1], shape) if match_entropy else None, dropout_sd_mm)
+    )
     return [
         {
             "name": pair.name,
@@ -323,8 +443,9 @@ def landmark_rows(
             "before_mm": float(b),
             "after_mm": float(a),
             "match_entropy": tables.finite(e),
+            "dropout_sd_mm": tables.finite(s),
         }
-        for n, (b, a, e) in enumerate(zip(before, after, entropy, strict=True))
+        for n, (b, a, e, s) in enumerate(zip(before, after, entropy, scatter_mm, strict=True))
     ]
 
 
@@ -379,10 +500,13 @@ def write_ixi(
     """Writes each subject's Dice in the published layout, and Table III; returns the rows of the latter."""
     folded = np.array([row["folded_percent"] for row in rows])
     ours = {}
-    for name, warping in (("dice", "nearest"), ("dice_onehot", "one-hot trilinear")):
+    for name, warping in WARPINGS:
+        if name not in scores[0]:
+            continue
         dice = np.array([[s[name].get(k, np.nan) for k in range(len(ixi.LABEL_NAMES))] for s in scores])
-        ours[f"this run, {warping}"] = (dice, folded)
-        content = ixi_scores.results_csv("adregnet_jax", dice, folded)
+        folds = np.zeros_like(folded) if name in ("dice_before", "dice_affine") else folded
+        ours[f"this run, {warping}"] = (dice, folds)
+        content = ixi_scores.results_csv("adregnet_jax", dice, folds)
         write_atomically(folder / f"ixi_{name}.csv", content.encode())
     table_3 = ixi_scores.table_3(ours)
     for suffix, render in (("md", tables.to_markdown), ("tex", tables.to_latex)):
@@ -401,8 +525,11 @@ def _abstract_parameters(model: nn.Module, pair: Pair):
     return jax.eval_shape(model.init, jax.random.key(0), image, image)["params"]
 
 
-def _timed(model: nn.Module, params, config: Config, *, instance: bool) -> Callable[[Pair], Registered]:
-    """The network as a function of a pair, with instance optimisation or without."""
+def _timed(
+    model: nn.Module, params, config: Config, *, instance: bool, mc_dropout: int
+) -> Callable[[Pair], Registered]:
+    """The network as a function of a pair, with instance optimisation and dropout samples or without."""
+    scatter = _scatter(model, params, config, samples=mc_dropout) if mc_dropout else None
 
     @functools.cache
     def compiled(shape: tuple[int, ...], spacing_mm: tuple[float, ...]):
@@ -435,9 +562,25 @@ def _timed(model: nn.Module, params, config: Config, *, instance: bool) -> Calla
             raise UserError(
                 f"the displacement of {pair.name} is not finite: the checkpoint diverged, train again"
             )
-        return Registered(one.displacement, one.warped[..., 0], one.pyramid, one.match_entropy, seconds)
+        fields = (one.displacement, one.warped[..., 0], one.pyramid, one.match_entropy)
+        return Registered(*fields, seconds, scatter(pair) if scatter else None)
 
     return registered
+
+
+def _scatter(model: nn.Module, params, config: Config, *, samples: int) -> Callable[[Pair], np.ndarray]:
+    """`dropout_sd_mm` [x, y, z] as a function of a pair: the same drawn networks for all pairs."""
+    key = jax.random.key(config.seed)
+
+    @jax.jit
+    def scatter(params, fixed, moving, spacing_mm):
+        return dropout_sd_mm(params, fixed, moving, key, model=model, samples=samples, spacing_mm=spacing_mm)
+
+    def of_pair(pair: Pair) -> np.ndarray:
+        scans = [jnp.asarray(scan, jnp.float32)[None, ..., None] for scan in (pair.fixed, pair.moving)]
+        return np.asarray(scatter(params, *scans, jnp.asarray(pair.spacing_mm, jnp.float32))[0])
+
+    return of_pair
 
 
 def _title(row: tables.Row) -> str:

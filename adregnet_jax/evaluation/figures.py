@@ -135,6 +135,7 @@ def levels_figure(
     *,
     spacing_mm: np.ndarray,
     affine: np.ndarray,
+    dropout_sd_mm: np.ndarray | None = None,
     title: str = "",
 ) -> Figure:
     """The paper's Fig. 5: the scans, uncertainty maps and Jacobian maps, coarse to fine, in three planes.
@@ -147,6 +148,7 @@ def levels_figure(
         jacobian: of each level, coarse to fine, [x_l, y_l, z_l].
         spacing_mm: [3].
         affine: [4, 4], voxel to RAS mm; only its orientation is used.
+        dropout_sd_mm: [x, y, z], SD of the displacement over networks drawn by dropout: one more map.
         title: stands above the panels.
     """
     orientation = nib.io_orientation(affine).astype(int)
@@ -157,6 +159,9 @@ def levels_figure(
     for number, entropy in enumerate(match_entropy, 1):
         scale = Scale(Normalize(0, max(float(entropy.max()), 1e-3)), "magma")
         columns.append((f"uncertainty {number}", enlarged(entropy, fixed.shape), scale, "entropy, nats"))
+    if dropout_sd_mm is not None:
+        scale = Scale(Normalize(0, max(float(dropout_sd_mm.max()), 1e-3)), "magma")
+        columns.append(("uncertainty, dropout", dropout_sd_mm, scale, "SD of the displacement, mm"))
     for number, determinant in enumerate(jacobian, 1):
         change = float(np.clip(np.percentile(np.abs(determinant - 1), 99.5), 0.1, 1.0))
         scale = Scale(Normalize(1 - change, 1 + change), "BrBG")
@@ -206,13 +211,20 @@ def tre_figure(
     return figure
 
 
-def calibration_figure(uncertainty: np.ndarray, error_mm: np.ndarray, rank_correlation: float) -> Figure:
+def calibration_figure(
+    uncertainty: np.ndarray,
+    error_mm: np.ndarray,
+    rank_correlation: float,
+    *,
+    measure: str = "entropy of the match, nats",
+) -> Figure:
     """Mean error in ten groups of equal size, from the least to the most uncertain landmarks.
 
     Args:
-        uncertainty: [n], the entropy of the match at each landmark, in nats.
+        uncertainty: [n], at each landmark.
         error_mm: [n].
         rank_correlation: of the two, by Spearman; it stands above the plot.
+        measure: what the uncertainty is, and its unit.
     """
     groups = np.array_split(np.argsort(uncertainty, kind="stable"), min(10, len(uncertainty)))
     figure = Figure(figsize=(4, 3), dpi=150, layout="constrained")
@@ -220,7 +232,7 @@ def calibration_figure(uncertainty: np.ndarray, error_mm: np.ndarray, rank_corre
     means = [(uncertainty[group].mean(), error_mm[group].mean()) for group in groups]
     ax.plot(*zip(*means, strict=True), marker="o", linewidth=0.8)
     ax.set_title(f"Spearman's rank correlation {rank_correlation:+.2f}", fontsize=8)
-    ax.set_xlabel("entropy of the match, nats (mean of a tenth of the landmarks)", fontsize=7)
+    ax.set_xlabel(f"{measure} (mean of a tenth of the landmarks)", fontsize=7)
     ax.set_ylabel("mean TRE, mm", fontsize=8)
     ax.set_ylim(bottom=0)
     ax.tick_params(labelsize=7)

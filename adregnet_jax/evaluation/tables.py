@@ -30,18 +30,20 @@ class Column(NamedTuple):
     cell: str
 
     def text(self, row: Row) -> str:
-        """The cell of `row`; a dash where one of its values does not apply."""
+        """The cell of `row`; a dash where one of its values does not apply or was not measured."""
         names = [name for _, name, _, _ in string.Formatter().parse(self.cell) if name]
-        return "-" if any(row[name] is None for name in names) else self.cell.format_map(row)
+        return "-" if any(row.get(name) is None for name in names) else self.cell.format_map(row)
 
 
 ALIGNMENT = (
     Column("case", "{name}"),
     Column("landmarks", "{landmarks:.0f}"),
     Column("TRE before, mm", "{tre_before_mm:.2f} ({tre_before_sd_mm:.2f})"),
+    Column("TRE affine, mm", "{tre_affine_mm:.2f} ({tre_affine_sd_mm:.2f})"),
     Column("TRE, mm", "{tre_mm:.2f} ({tre_sd_mm:.2f})"),
     Column("snapped, mm", "{tre_snapped_mm:.2f}"),
     Column("Dice before", "{dice_before:.3f}"),
+    Column("Dice affine", "{dice_affine:.3f}"),
     Column("Dice", "{dice:.3f}"),
     Column("Dice, one-hot", "{dice_onehot:.3f}"),
     Column("folded, %", "{folded_percent:.3f}"),
@@ -50,6 +52,7 @@ ALIGNMENT = (
 SIMILARITY = (
     Column("case", "{name}"),
     Column("NCC before", "{ncc_before:.3f}"),
+    Column("NCC affine", "{ncc_affine:.3f}"),
     Column("NCC", "{ncc:.3f}"),
     Column("MSE before", "{mse_before:.4f}"),
     Column("MSE", "{mse:.4f}"),

@@ -21,6 +21,9 @@ class AdRegNet(nn.Module):
 
     Any input size: volumes are padded at the high end to a multiple of 2^(levels - 1) by repeating the
     border, and the displacement is cropped back.
+
+    With `config.dropout`, a call with `rngs={"dropout": key}` leaves out channels at random; without a key
+    the network is what it is without dropout.
     """
 
     config: ModelConfig
@@ -44,7 +47,13 @@ class AdRegNet(nn.Module):
         b, nx, ny, nz, _ = fixed.shape
         # One pass for both images: the backbone is shared.
         images = pad_to_multiple(jnp.concatenate([fixed, moving]), 2 ** (len(config.channels) - 1))
-        backbone = Backbone(config.channels, config.finest_level, dtype=config.dtype, name="backbone")
+        backbone = Backbone(
+            config.channels,
+            config.finest_level,
+            dropout=config.dropout,
+            dtype=config.dtype,
+            name="backbone",
+        )
         features = backbone(images.astype(config.dtype))
         levels = list(reversed(range(config.finest_level, len(config.channels))))
         if not config.multi_resolution:

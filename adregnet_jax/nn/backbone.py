@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from adregnet_jax.nn.layers import ConvBlock, Downsample, Upsample
+from adregnet_jax.nn.layers import ChannelDropout, ConvBlock, Downsample, Upsample
 
 
 class Backbone(nn.Module):
@@ -15,11 +15,17 @@ class Backbone(nn.Module):
     Attributes:
       channels: of each level, fine to coarse.
       finest_level: the last level that is decoded.
+      dropout: share of the channels that are left out of the features of each level, with a "dropout" key.
       dtype: of the activations.
+
+    Dropout is in the decoder alone, as in Bayesian SegNet (Kendall et al., BMVC 2017): matching and field
+    heads of every level read these features, so that a doubt of any level reaches the displacement, while the
+    edges that the encoder finds stay.
     """
 
     channels: tuple[int, ...]
     finest_level: int = 0
+    dropout: float = 0.0
     dtype: str = "float32"
 
     @nn.compact
@@ -37,12 +43,15 @@ class Backbone(nn.Module):
             features = ConvBlock(channels, dtype=self.dtype, name=f"encoder_{level}_b")(features)
             encoded.append(features)
 
-        decoded = [features]  # eq. 6, 7; the coarsest level has nothing below it to decode
+        # eq. 6, 7; the coarsest level has nothing below it to decode
+        features = ChannelDropout(self.dropout, name=f"dropout_{len(self.channels) - 1}")(features)
+        decoded = [features]
         for level in reversed(range(self.finest_level, len(self.channels) - 1)):
             channels = self.channels[level]
             features = Upsample(channels, dtype=self.dtype, name=f"up_{level}")(features)
             features = jnp.concatenate([features, encoded[level]], axis=-1)
             features = ConvBlock(channels, dtype=self.dtype, name=f"decoder_{level}_a")(features)
             features = ConvBlock(channels, dtype=self.dtype, name=f"decoder_{level}_b")(features)
+            features = ChannelDropout(self.dropout, name=f"dropout_{level}")(features)
             decoded.append(features)
         return decoded

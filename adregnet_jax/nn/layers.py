@@ -63,6 +63,28 @@ class ConvBlock(nn.Module):
         return nn.leaky_relu(InstanceNorm(name="norm")(volume), 0.2)
 
 
+class ChannelDropout(nn.Module):
+    """Sets a random share `rate` of the channels to 0 and divides the others by 1 - rate.
+
+    Only where the call has a key, `apply(..., rngs={"dropout": key})`; the volume as it is without one.
+
+    Whole channels, since neighbouring voxels say nearly the same: single voxels would come back through the
+    next convolution (Tompson et al., "Efficient Object Localization Using Convolutional Networks", CVPR
+    2015). The same channels in all images of the call: what is drawn is a network, not noise in its input
+    (Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016), so fixed and moving features are
+    still made alike and match, and pairs of a batch on several devices get what they get on one.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, volume: jax.Array) -> jax.Array:
+        """[b, x, y, z, c] -> the same shape."""
+        if not self.rate or not self.has_rng("dropout"):
+            return volume
+        return nn.Dropout(self.rate, broadcast_dims=(0, 1, 2, 3), deterministic=False)(volume)
+
+
 class Downsample(nn.Module):
     """2x2x2 convolution, stride 2, as a dense layer on blocks of eight voxels: the same numbers, faster."""
 

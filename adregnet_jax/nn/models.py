@@ -20,9 +20,9 @@ def make_model(config: ModelConfig) -> nn.Module:
         case "adregnet":
             return AdRegNet(config)
         case "voxelmorph-1":
-            return VoxelMorph(decoder=VOXELMORPH_1, dtype=config.dtype)
+            return VoxelMorph(decoder=VOXELMORPH_1, dropout=config.dropout, dtype=config.dtype)
         case "voxelmorph-2":
-            return VoxelMorph(decoder=VOXELMORPH_2, dtype=config.dtype)
+            return VoxelMorph(decoder=VOXELMORPH_2, dropout=config.dropout, dtype=config.dtype)
     raise UserError(
         f"model.architecture is {config.architecture!r}: it must be adregnet, voxelmorph-1 or voxelmorph-2"
     )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from adregnet_jax.nn.layers import Conv
+from adregnet_jax.nn.layers import ChannelDropout, Conv
 from adregnet_jax.nn.prediction import Prediction, check_images, pad_to_multiple
 
 # The authors' channels of the decoder: four at 1/16 to 1/2 of the resolution, one more at 1/2, the rest full.
@@ -29,10 +29,14 @@ class VoxelMorph(nn.Module):
 
     `decoder` has at least two entries more than `encoder`. Any input size, as in `AdRegNet`: volumes are
     padded to a multiple of 2^len(encoder), and the displacement is cropped back.
+
+    `dropout` is not the authors': that share of the channels of each decoder layer is left out, in calls with
+    a "dropout" key.
     """
 
     encoder: tuple[int, ...] = (16, 32, 32, 32)
     decoder: tuple[int, ...] = VOXELMORPH_2
+    dropout: float = 0.0
     dtype: str = "float32"
 
     @nn.compact
@@ -59,6 +63,7 @@ class VoxelMorph(nn.Module):
         volume = levels.pop()
         for n, features in enumerate(self.decoder):
             volume = ConvLayer(features, dtype=self.dtype, name=f"decoder_{n}")(volume)
+            volume = ChannelDropout(self.dropout, name=f"dropout_{n}")(volume)
             # Not after the first of the two layers at half resolution.
             if levels and n != len(self.encoder) - 1:
                 volume = jnp.concatenate([upsample_nearest(volume), levels.pop()], axis=-1)

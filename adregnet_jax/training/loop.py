@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import math
 import platform
 import signal
@@ -30,6 +29,7 @@ from adregnet_jax.metrics import tre_mm
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.training.checkpoint import Checkpoints, check_architecture, restore_parameters
 from adregnet_jax.training.progress import RunLog
+from adregnet_jax.training.record import write_record, write_splits
 from adregnet_jax.training.sharding import along_data, make_mesh, replicated
 from adregnet_jax.training.state import TrainState, make_init
 from adregnet_jax.training.step import (
@@ -58,8 +58,9 @@ def train(config: Config, workdir: Path) -> None:
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT; a checkpoint is saved first.
     """
     check_settings(config)
-    prepare_workdir(config, workdir)
     splits = load_splits(config.data)
+    write_splits(workdir, config.data.kind, splits)
+    prepare_workdir(config, workdir)
     batch_size = config.optimiser.batch_size
     with_labels = config.loss.dice > 0
     batches = pipeline.training_batches(
@@ -76,7 +77,7 @@ def train(config: Config, workdir: Path) -> None:
     model = make_model(config.model)
     optimiser = make_optimiser(config.optimiser, steps_per_epoch)
     rate_of = learning_rate(config.optimiser, steps_per_epoch)
-    train_step = make_train_step(model, optimiser, config.loss, mesh)
+    train_step = make_train_step(model, optimiser, config.loss, mesh, seed=config.seed)
     validation_step = make_validation_step(model, config.loss)
     init = make_init(model, optimiser, splits.train[0].fixed.shape, mesh)
     key = jax.random.key(config.seed)
@@ -164,6 +165,8 @@ def check_settings(config: Config) -> None:
         raise UserError(
             f"model.heads is {model.heads}, which does not divide all model.channels {model.channels}"
         )
+    if not 0 <= model.dropout < 1:
+        raise UserError(f"model.dropout is {model.dropout}: it must be a share from 0 to below 1")
     if model.dtype not in ("float32", "bfloat16"):
         raise UserError(f"model.dtype is {model.dtype!r}: it must be float32 or bfloat16")
 
@@ -182,15 +185,7 @@ def prepare_workdir(config: Config, workdir: Path) -> None:
         },
     }
     check_architecture(workdir, config.model)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        written = workdir / "config.json.tmp"
-        written.write_text(json.dumps(record, indent=2) + "\n")
-        written.replace(workdir / "config.json")
-    except OSError as error:
-        raise UserError(
-            f"--workdir {workdir} can't be written: {error.strerror}: give another one"
-        ) from error
+    write_record(workdir / "config.json", record)
 
 
 def abstract_state(init: Callable[[jax.Array], TrainState], key: jax.Array, mesh: Mesh) -> TrainState:

@@ -40,20 +40,29 @@ def make_optimiser(config: OptimiserConfig, steps_per_epoch: int) -> optax.Gradi
 
 
 def registration_loss(
-    model: nn.Module, config: LossConfig, params, batch
+    model: nn.Module, config: LossConfig, params, batch, dropout_key: jax.Array | None = None
 ) -> tuple[jax.Array, tuple[Metrics, jax.Array]]:
-    """eq. 16 on a batch: the loss, its unweighted terms, and the displacement [b, x, y, z, 3]."""
-    prediction: Any = model.apply({"params": params}, batch["fixed"], batch["moving"])
+    """eq. 16 on a batch: the loss, its unweighted terms, and the displacement [b, x, y, z, 3].
+
+    Without a key nothing is dropped.
+    """
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    prediction: Any = model.apply({"params": params}, batch["fixed"], batch["moving"], rngs=rngs)
     warped = warp(batch["moving"], prediction.displacement)  # eq. 1
     loss, terms = losses.total_loss(batch, prediction.displacement, warped, config)
     return loss, (terms, prediction.displacement)
 
 
 def make_train_step(
-    model: nn.Module, optimiser: optax.GradientTransformation, loss_config: LossConfig, mesh: Mesh
+    model: nn.Module,
+    optimiser: optax.GradientTransformation,
+    loss_config: LossConfig,
+    mesh: Mesh,
+    *,
+    seed: int = 0,
 ) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
     """A jitted `step(state, batch) -> (state, metrics)`; the batch is divided along `data`, the state
-    donated.
+    donated. What dropout leaves out is a function of `seed` and `state.step`.
 
     Metrics are device scalars: `loss`, its unweighted terms, and `gradient_norm` before clipping.
     """
@@ -63,20 +72,21 @@ def make_train_step(
     @functools.partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec("data")),
+        in_specs=(PartitionSpec(), PartitionSpec("data"), PartitionSpec()),
         out_specs=PartitionSpec(),
         check_vma=False,
     )
-    def loss_and_gradients(params, batch):
+    def loss_and_gradients(params, batch, dropout_key):
         def loss_of(params):
-            loss, (terms, _) = registration_loss(model, loss_config, params, batch)
+            loss, (terms, _) = registration_loss(model, loss_config, params, batch, dropout_key)
             return loss, terms
 
         (loss, terms), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         return jax.lax.pmean((loss, terms, gradients), "data")
 
     def train_step(state: TrainState, batch) -> tuple[TrainState, Metrics]:
-        loss, terms, gradients = loss_and_gradients(state.params, batch)
+        dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+        loss, terms, gradients = loss_and_gradients(state.params, batch, dropout_key)
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(gradients)}

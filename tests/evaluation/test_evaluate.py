@@ -6,18 +6,20 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 
-from adregnet_jax.config import Config, DataConfig, InstanceConfig
+from adregnet_jax.config import AffineConfig, Config, DataConfig, InstanceConfig, IxiConfig, ModelConfig
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.splits import Splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import evaluate as evaluation
 from adregnet_jax.evaluation.collect import read_cases
 from adregnet_jax.evaluation.ixi import read_results
+from adregnet_jax.nn.prediction import Prediction
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.registration import Registration
 
@@ -35,8 +37,8 @@ class Shift(nn.Module):
         return jnp.broadcast_to(shift, (*fixed.shape[:4], 3))
 
 
-def register(params, fixed, moving, *, model):
-    displacement = model.apply({"params": params}, fixed, moving)
+def register(params, fixed, moving, **_):
+    displacement = Shift().apply({"params": params}, fixed, moving)
     return Registration(displacement, warp(moving, displacement), (), ())
 
 
@@ -70,8 +72,8 @@ def measured(pair, displacement, warped):
 def run(monkeypatch, tmp_path):
     """Evaluates pairs with the stand-in network; `shift` is its parameter."""
 
-    def evaluate(pairs, shift=SHIFT, config=None, **options):
-        monkeypatch.setattr(evaluation, "make_model", lambda config: Shift())
+    def evaluate(pairs, shift=SHIFT, config=None, model=None, **options):
+        monkeypatch.setattr(evaluation, "make_model", lambda config: model or Shift())
         monkeypatch.setattr(evaluation, "register", register)
         monkeypatch.setattr(evaluation, "load_splits", lambda config: Splits([], [], pairs))
         monkeypatch.setattr(
@@ -152,6 +154,31 @@ def test_the_folder_holds_tables_summary_and_figures(run, tmp_path, capsys):
     assert "pull-back" in printed
 
 
+def test_the_affine_row_stands_between_before_and_after(run, monkeypatch, capsys):
+    half = np.broadcast_to(np.float32([1.0, 0.0, 0.0]), (*SHAPE, 3))  # of the two voxels
+    monkeypatch.setattr(evaluation.baselines, "affine_displacement", lambda *_: half)
+    folder = run([shifted_pair("a"), shifted_pair("b")], figures=0, affine=True)
+    rows = read_cases(folder / "cases.csv")
+    for row in rows:
+        assert [row[f"tre{step}_mm"] for step in ("_before", "_affine", "")] == pytest.approx(
+            [3.0, 1.5, 0.0], abs=1e-5
+        )
+        assert row["dice_before"] < row["dice_affine"] < row["dice"] == 1
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["tre_affine_mm"]["mean"] == pytest.approx(1.5)
+    assert summary["dice_affine"]["mean"] == pytest.approx(rows[0]["dice_affine"])
+    printed = capsys.readouterr().out
+    assert "TRE affine, mm" in printed and "Dice affine" in printed and "NCC affine" in printed
+    run([shifted_pair()], figures=0)
+    assert "TRE affine" not in capsys.readouterr().out
+
+
+def test_bad_settings_of_the_affine_alignment_are_one_clear_line(run):
+    config = Config(affine=AffineConfig(kind="bent"))
+    with pytest.raises(UserError, match=r"config\.affine: kind is one of rigid, affine, not 'bent'"):
+        run([shifted_pair()], config=config, affine=True)
+
+
 def test_a_field_that_is_not_finite_is_one_clear_line(run):
     with pytest.raises(UserError, match="displacement of case is not finite") as raised:
         run([shifted_pair()], shift=(math.nan, 0.0, 0.0))
@@ -202,7 +229,17 @@ def test_ixi_is_scored_as_published(run, capsys):
     assert list(folded) == [0.0, 0.0]
     printed = capsys.readouterr().out
     assert "LL-Net-Large" in printed and "this run, one-hot trilinear" in printed
+    before, _ = read_results(folder / "ixi_dice_before.csv")
+    assert np.nanmean(before[1]) == pytest.approx(rows[1]["dice_before"])
+    assert "this run, before" in printed and "this run, affine" not in printed
     assert (folder / "table_3.tex").exists()
+
+
+def test_t1_to_t2_has_no_labels_to_score(run):
+    pair = shifted_pair(fixed_labels=None, moving_labels=None)
+    data = DataConfig(kind="ixi", ixi=IxiConfig(mode="t1t2"))
+    folder = run([pair], config=Config(data=data), figures=0)
+    assert (folder / "cases.csv").exists() and not (folder / "table_3.csv").exists()
 
 
 def test_the_uncertainty_of_a_landmark_is_that_of_its_voxel():
@@ -210,8 +247,72 @@ def test_the_uncertainty_of_a_landmark_is_that_of_its_voxel():
     pair = shifted_pair(fixed_landmarks=points, moving_landmarks=points)
     level = np.arange(8 * 8 * 6, dtype=np.float32).reshape(8, 8, 6)  # one axis was padded from 14 to 16
     displacement = np.random.default_rng(0).normal(size=(*SHAPE, 3)).astype(np.float32)
-    rows = evaluation.landmark_rows(pair, displacement, [np.zeros((4, 4, 3)), level])
+    scatter_mm = np.arange(math.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+    rows = evaluation.landmark_rows(pair, displacement, [np.zeros((4, 4, 3)), level], scatter_mm)
     assert [row["match_entropy"] for row in rows] == [level[0, 0, 0], level[7, 1, 5], level[4, 6, 2]]
+    voxels = [(0, 0, 0), (15, 3, 11), (8, 13, 4)]
+    assert [row["dropout_sd_mm"] for row in rows] == [scatter_mm[voxel] for voxel in voxels]
     figures = evaluation.summary_figures(rows, {})
-    assert set(figures) == {"landmark_distances", "calibration_of_the_uncertainty"}
-    assert "rank correlation" in figures["calibration_of_the_uncertainty"].axes[0].get_title()
+    calibrations = ["calibration_of_the_uncertainty", "calibration_of_the_dropout_uncertainty"]
+    assert list(figures) == ["landmark_distances", *calibrations]
+    axes = [figures[name].axes[0] for name in calibrations]
+    assert all("rank correlation" in ax.get_title() for ax in axes)
+    assert ["nats" in ax.get_xlabel() for ax in axes] == [True, False]
+    assert "SD by dropout, mm" in axes[1].get_xlabel()
+
+
+def test_rank_correlations_of_both_uncertainties():
+    rows = [
+        {"after_mm": error_mm, "match_entropy": -error_mm, "dropout_sd_mm": error_mm**2}
+        for error_mm in (0.5, 3.0, 1.0, 2.0)
+    ]
+    entropy, dropout = evaluation.rank_correlations(rows)
+    assert "entropy" in entropy and entropy.endswith("-1.00.")
+    assert "SD by dropout, mm" in dropout and dropout.endswith("+1.00.")
+    assert evaluation.rank_correlations([row | {"dropout_sd_mm": None} for row in rows]) == [entropy]
+
+
+class Scattered(nn.Module):
+    """Stands for a network with dropout: a shift along the second axis that a key moves by up to a voxel."""
+
+    @nn.compact
+    def __call__(self, fixed, moving):
+        self.param("shift", nn.initializers.zeros, (3,))
+        x = jnp.arange(fixed.shape[1])[:, None, None, None] / fixed.shape[1]
+        place = jnp.broadcast_to(x * jnp.array([0.0, 1.0, 0.0]), (*fixed.shape[:4], 3))
+        field = place * jax.random.uniform(self.make_rng("dropout"))
+        return Prediction(field, (field,), ())
+
+
+def test_dropout_samples_go_to_landmarks_and_figures(run, capsys):
+    points = np.random.default_rng(1).uniform(3, 9, (20, 3))
+    pair = shifted_pair(moving_landmarks=points)  # errors that differ
+    config = Config(seed=4, model=ModelConfig(dropout=0.2))
+    folder = run([pair], config=config, mc_dropout=8, figures=1, model=Scattered())
+    rows = list(csv.DictReader((folder / "landmarks.csv").read_text().splitlines()))
+    found = np.array([float(row["dropout_sd_mm"]) for row in rows])
+    # The SD grows along x, by the SD of the drawn numbers and a voxel of 1 mm along y.
+    place = np.rint(pair.fixed_landmarks[:, 0]) / SHAPE[0]
+    slope = found / place
+    np.testing.assert_allclose(slope, slope[0], rtol=1e-4)
+    assert 0.1 < slope[0] < 0.5  # 0.29 is that of numbers from 0 to 1
+    assert (folder / "figures" / "calibration_of_the_dropout_uncertainty.png").exists()
+    assert "rank correlation of SD by dropout, mm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rate", "samples", "told"),
+    [(0.0, 5, "model.dropout is 0: train with"), (0.2, 1, "--mc-dropout is 1: an SD takes 2")],
+)
+def test_dropout_samples_that_tell_nothing_are_refused(run, rate, samples, told):
+    with pytest.raises(UserError, match=told) as raised:
+        run([shifted_pair()], config=Config(model=ModelConfig(dropout=rate)), mc_dropout=samples)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_rate_that_the_network_was_not_trained_with_is_refused(run, tmp_path):
+    record = {"config": {"model": dataclasses.asdict(ModelConfig())}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"a run with model\.dropout=0\.0, this config has 0\.2"):
+        run([shifted_pair()], config=Config(model=ModelConfig(dropout=0.2)), mc_dropout=4)

@@ -166,8 +166,9 @@ def test_training_curves_hold_the_logged_values():
     assert pixels(figure)[..., :3].std() > 0.05
 
 
+@pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("levels", [0, 2])
-def test_levels_figure_has_a_column_a_map(levels):
+def test_levels_figure_has_a_column_a_map(levels, dropout):
     scan = np.random.default_rng(0).random((14, 12, 10))
     entropy = [np.ones((4, 4, 4)), np.ones((8, 8, 8))][:levels]
     jacobian = [np.ones((4, 4, 4)), np.ones((8, 8, 8))]
@@ -179,9 +180,16 @@ def test_levels_figure_has_a_column_a_map(levels):
         jacobian,
         spacing_mm=np.array([1.0, 1.0, 2.0]),
         affine=np.diag([-1, 1, 2, 1]),
+        dropout_sd_mm=3 * scan if dropout else None,
     )
     titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
     uncertainties = [f"uncertainty {n + 1}" for n in range(levels)]
+    units = [ax.get_xlabel() for ax in figure.axes]
+    assert units.count("SD of the displacement, mm") == dropout
+    if dropout:
+        uncertainties.append("uncertainty, dropout")
+        panel_of_the_map = figure.axes[3 + levels]  # axial; this file runs to the left
+        np.testing.assert_array_equal(shown(panel_of_the_map), 3 * scan[::-1, :, 5])
     assert titles == ["fixed", "moving", "warped", *uncertainties, "Jacobian 1", "Jacobian 2"]
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from adregnet_jax.config import ModelConfig, paper_model
 from adregnet_jax.nn.adregnet import AdRegNet
+from adregnet_jax.nn.models import make_model
 from tests.oracles import network as oracle
 from tests.random_parameters import random_parameters
 
@@ -176,3 +177,28 @@ def conv_block(c, out):
 def test_images_of_another_form_are_refused(fixed, moving):
     with pytest.raises(ValueError, match="fixed and moving must be"):
         AdRegNet(ModelConfig(**TINY)).init(jax.random.key(0), jnp.zeros(fixed), jnp.zeros(moving))
+
+
+@pytest.mark.parametrize("architecture", ["adregnet", "voxelmorph-2"])
+def test_dropout_is_there_with_a_key_and_only_then(architecture):
+    off = {"cross_attention": False, "regional_attention": False}
+    settings = TINY | off | {"architecture": architecture}
+    fixed, moving = random_pair(4, 4, 4)
+    fixed[1], moving[1] = fixed[0], moving[0]
+    plain, model = (make_model(ModelConfig(**settings, dropout=rate)) for rate in (0.0, 0.4))
+    params = random_parameters(plain, fixed, moving)
+    theirs = jax.eval_shape(model.init, jax.random.key(0), fixed, moving)["params"]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, theirs)
+
+    run = jax.jit(model.apply)
+    without_a_key = run({"params": params}, fixed, moving).displacement
+    expected = jax.jit(plain.apply)({"params": params}, fixed, moving).displacement
+    np.testing.assert_array_equal(without_a_key, expected)
+    one, again, other = (
+        run({"params": params}, fixed, moving, rngs={"dropout": jax.random.key(seed)}).displacement
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, again)
+    for drawn in (one - expected, one - other):
+        assert np.abs(drawn).max() > 0.05  # voxels
+    np.testing.assert_allclose(one[0], one[1], atol=1e-5)  # one drawn network for all pairs

@@ -33,3 +33,23 @@ def test_shapes_of_the_five_levels_of_the_paper():
         (1, 16, 24, 8, 64),
         (1, 32, 48, 16, 32),
     ]
+
+
+def test_dropout_is_of_the_decoder_and_goes_on_to_the_finer_level():
+    images = np.random.default_rng(1).random((2, 4, 4, 6, 1), np.float32)
+    backbone = Backbone((6, 8), dropout=0.5)
+    params = random_parameters(backbone, images)
+    run = jax.jit(backbone.apply)
+    coarse, fine = run({"params": params}, images, rngs={"dropout": jax.random.key(3)})
+    whole, _ = run({"params": params}, images)
+    kept_coarse, kept_fine = (np.asarray(f[0, 0, 0, 0]) != 0 for f in (coarse, fine))
+    assert 0 < kept_coarse.sum() < 8 and 0 < kept_fine.sum() < 6
+    np.testing.assert_allclose(coarse, np.where(kept_coarse, 2 * whole, 0), rtol=1e-5)
+    for image, below, ours in zip(images, coarse, fine, strict=True):
+        encoded = oracle.conv_block(params["encoder_0_a"], image.astype(np.float64))
+        encoded = oracle.conv_block(params["encoder_0_b"], encoded)
+        features = oracle.upsample(params["up_0"], np.asarray(below, np.float64))
+        features = np.concatenate([features, encoded], axis=-1)
+        for name in ("decoder_0_a", "decoder_0_b"):
+            features = oracle.conv_block(params[name], features)
+        np.testing.assert_allclose(ours, np.where(kept_fine, 2 * features, 0), atol=1e-4)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adregnet_jax.nn.layers import Conv, ConvBlock, Downsample, InstanceNorm, Upsample
+from adregnet_jax.nn.layers import ChannelDropout, Conv, ConvBlock, Downsample, InstanceNorm, Upsample
 from tests.oracles import network as oracle
 from tests.random_parameters import random_parameters
 
@@ -68,3 +68,18 @@ def test_initialised_norm_gives_mean_0_and_sd_1():
     result, _ = InstanceNorm().init_with_output(jax.random.key(0), volume)
     np.testing.assert_allclose(result.mean(axis=(1, 2, 3)), np.zeros((2, 2)), atol=1e-5)
     np.testing.assert_allclose(result.std(axis=(1, 2, 3)), np.ones((2, 2)), atol=1e-5)
+
+
+def test_dropout_leaves_out_whole_channels_of_all_images_alike():
+    volume = 1 + np.abs(random_volume(2, 3, 4, 2, 1000))
+    dropped = np.asarray(ChannelDropout(0.3).apply({}, volume, rngs={"dropout": jax.random.key(0)}))
+    kept = dropped[0, 0, 0, 0] != 0
+    np.testing.assert_allclose(dropped, np.where(kept, volume / 0.7, 0), rtol=1e-6)
+    # The number of kept channels is binomial: its SD is 14.5, five of them are missed once in two millions.
+    assert abs(kept.sum() - 700) < 5 * 14.5
+
+
+@pytest.mark.parametrize(("rate", "rngs"), [(0.3, None), (0.0, {"dropout": jax.random.key(0)})])
+def test_dropout_without_a_key_or_a_rate_changes_nothing(rate, rngs):
+    volume = random_volume(1, 2, 2, 2, 5)
+    np.testing.assert_array_equal(ChannelDropout(rate).apply({}, volume, rngs=rngs), volume)

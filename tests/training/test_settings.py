@@ -16,6 +16,7 @@ from adregnet_jax.training.loop import check_settings
             Config(model=ModelConfig(architecture="voxelmorph")),
             "is 'voxelmorph': it must be adregnet, voxelmorph-1 or voxelmorph-2",
         ),
+        (Config(model=ModelConfig(dropout=1.0)), "dropout is 1.0: it must be a share from 0 to below 1"),
         (Config(model=ModelConfig(dtype="float16")), "must be float32 or bfloat16"),
         (Config(optimiser=OptimiserConfig(epochs=0)), "optimiser.epochs must be at least 1, it is 0"),
     ],

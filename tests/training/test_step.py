@@ -4,20 +4,33 @@ import subprocess
 import sys
 import textwrap
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
-from adregnet_jax.config import OptimiserConfig
+from adregnet_jax.config import LossConfig, OptimiserConfig
 from adregnet_jax.errors import UserError
+from adregnet_jax.nn.layers import ChannelDropout
+from adregnet_jax.nn.prediction import Prediction
 from adregnet_jax.training.sharding import make_mesh
-from adregnet_jax.training.step import learning_rate, make_optimiser
+from adregnet_jax.training.state import make_init
+from adregnet_jax.training.step import (
+    learning_rate,
+    make_optimiser,
+    make_train_step,
+    make_validation_step,
+    registration_loss,
+)
 
 ONE_AND_FOUR_DEVICES = """
     from typing import NamedTuple
     import jax, jax.numpy as jnp, numpy as np, optax
     from flax import linen as nn
     from adregnet_jax.config import LossConfig
+    from adregnet_jax.nn.layers import ChannelDropout
     from adregnet_jax.training.sharding import make_mesh
     from adregnet_jax.training.state import make_init
     from adregnet_jax.training.step import make_train_step
@@ -29,6 +42,7 @@ ONE_AND_FOUR_DEVICES = """
         @nn.compact
         def __call__(self, fixed, moving):
             features = nn.leaky_relu(nn.Conv(4, (3, 3, 3))(jnp.concatenate([fixed, moving], axis=-1)))
+            features = ChannelDropout(0.5)(features)
             return Prediction(nn.Conv(3, (3, 3, 3))(features))
 
     rng = np.random.default_rng(0)
@@ -68,6 +82,43 @@ def test_one_device_and_four_agree(monkeypatch):
         check=False,
     )
     assert done.stdout == "agree\n", done.stderr
+
+
+class OnlyDropout(nn.Module):
+    """A displacement of one number, in as many voxels as dropout left."""
+
+    @nn.compact
+    def __call__(self, fixed, moving):
+        size = self.param("size", nn.initializers.ones, ())
+        kept = ChannelDropout(0.5)(jnp.ones((*fixed.shape[:4], 16)))
+        field = size * kept.mean(axis=-1, keepdims=True) * jnp.ones(3)
+        return Prediction(field, (field,), ())
+
+
+def test_dropout_of_a_step_is_a_function_of_seed_and_step():
+    rng = np.random.default_rng(0)
+    batch = {name: rng.random((1, 4, 4, 4, 1), np.float32) for name in ("fixed", "moving")}
+    batch |= {"mask": np.ones((1, 4, 4, 4, 1), np.float32), "spacing_mm": np.ones((1, 3), np.float32)}
+    batch |= {name: rng.random((1, 1, 3), np.float32) for name in ("fixed_landmarks", "moving_landmarks")}
+    batch |= {"landmark_valid": np.ones((1, 1), np.float32)}
+    mesh, optimiser, model = make_mesh(1, batch_size=1), optax.sgd(0.0), OnlyDropout()
+    config = LossConfig(similarity=0, regularisation=0)  # the landmark alone: its error tells the field
+    init = make_init(model, optimiser, (4, 4, 4), mesh)
+    steps = [make_train_step(model, optimiser, config, mesh, seed=seed) for seed in (0, 1)]
+
+    def losses(seed):
+        state, found = init(jax.random.key(0)), []
+        for _ in range(6):
+            state, metrics = steps[seed](state, batch)
+            found.append(float(metrics["loss"]))
+        return found
+
+    first = losses(0)
+    assert losses(0) == first
+    assert len(set(first)) > 2 and losses(1) != first
+    validation, _ = make_validation_step(model, config)({"size": np.float32(1)}, batch)
+    whole, _ = registration_loss(model, config, {"size": np.float32(1)}, batch)
+    assert float(validation) == pytest.approx(float(whole))  # nothing is left out
 
 
 def test_rate_is_halved_by_epochs_after_a_warm_up():

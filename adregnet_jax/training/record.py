@@ -1,0 +1,80 @@
+"""What a run tells of itself in its workdir: `config.json`, and who is in which split in `splits.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from adregnet_jax.data.splits import Splits
+from adregnet_jax.errors import UserError
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Writes JSON, complete or not at all, and makes the workdir for it.
+
+    Raises:
+        UserError: the workdir can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = path.with_name(path.name + ".tmp")
+        written.write_text(json.dumps(record, indent=2) + "\n")
+        written.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"--workdir {path.parent} can't be written: {error.strerror}: give another one"
+        ) from error
+
+
+def write_splits(workdir: Path, kind: str, splits: Splits) -> None:
+    """Writes `splits.json`: for each split its subjects, sorted, and its pairs, [fixed, moving].
+
+    Raises:
+        UserError: the workdir has checkpoints of a run with other splits, or can't be written.
+    """
+    if any((workdir / "checkpoints").glob("[0-9]*")):
+        check_splits(workdir, kind, splits)
+    parts = {
+        split: {
+            "subjects": sorted(pairs.subjects),
+            "pairs": [[maker.fixed, maker.moving] for maker in pairs.makers],
+        }
+        for split, pairs in splits._asdict().items()
+    }
+    write_record(workdir / "splits.json", {"data": kind, **parts})
+
+
+def check_splits(workdir: Path, kind: str, splits: Splits) -> None:
+    """Refuses splits with other subjects than those that the run of `workdir` was trained with.
+
+    Other pairs of the same subjects are no other split. Without a `splits.json`, as runs of older versions
+    are, nothing is known and nothing refused.
+
+    Raises:
+        UserError: naming the first subject that is elsewhere; or the record can't be read.
+    """
+    path = workdir / "splits.json"
+    if not path.exists():
+        return
+    try:
+        record = json.loads(path.read_text())
+        theirs = {split: set(record[split]["subjects"]) for split in Splits._fields}
+        their_kind = record["data"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a record of splits ({type(error).__name__}): train again") from None
+    advice = "use the config of that run, or another --workdir"
+    if their_kind != kind:
+        raise UserError(f"{workdir} was trained with {their_kind} data, this config has {kind}: {advice}")
+    for split, pairs in splits._asdict().items():
+        for subject in sorted(theirs[split] ^ pairs.subjects):
+            before = _where(subject, theirs)
+            now = _where(subject, {name: part.subjects for name, part in splits._asdict().items()})
+            raise UserError(
+                f"{workdir} was trained with another split: there {subject} is in {before}, in this config in"
+                f" {now}: {advice}"
+            )
+
+
+def _where(subject: str, subjects: dict[str, set[str]]) -> str:
+    return " and ".join(split for split, names in subjects.items() if subject in names) or "none"

@@ -1,0 +1,121 @@
+"""How well do classical methods register the hippocampus test pairs, on exactly the arrays that ours gets?
+
+    python benchmarks/hippocampus_peers.py FOLDER [--limit 0] [--json FILE] [--csv FILE]
+
+FOLDER holds images/ and labels/, as for configs/hippocampus.py, of whose test split these pairs are: the
+same subjects and partners, intensities in [0, 1], padded to one shape. Prints the mean Dice of both labels
+before and, where it is installed, after picsl_greedy (pip install picsl_greedy SimpleITK), which is run with
+NCC of radius 2, 100x60x20 iterations and its own smoothing. Labels are warped by nearest neighbour; one-hot:
+by one trilinear image a label, the largest wins. Folded: voxels inside the scans with a Jacobian determinant
+<= 0. --limit N takes N pairs, evenly out of all. --csv writes a row a pair, which
+`python -m adregnet_jax.evaluation.collect RUN --against FILE` compares with a run.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import timing
+from rich.progress import track
+
+from adregnet_jax import metrics
+from adregnet_jax.data import images
+from adregnet_jax.data.splits import load_splits
+from adregnet_jax.entry import load_config
+from adregnet_jax.errors import UserError
+from adregnet_jax.evaluation import evaluate as evaluation
+from adregnet_jax.evaluation import tables
+
+CONFIG = Path(__file__).parents[1] / "configs" / "hippocampus.py"
+# -wp 0: else its fields are rounded to a tenth of a voxel when they are handed over.
+GREEDY = "-V 0 -i fixed moving -m NCC 2x2x2 -n 100x60x20 -wp 0 -o warp"
+
+
+def test_pairs(folder, limit):
+    config = load_config(CONFIG)
+    config.data.files.pairs = str(folder)
+    pairs = load_splits(config.data).test
+    count = min(limit, len(pairs)) if limit else len(pairs)
+    return [pairs[n] for n in np.linspace(0, len(pairs) - 1, count).round().astype(int)]
+
+
+def greedy():
+    """A function from a pair to greedy's displacement [x, y, z, 3] in voxels, or None and a line."""
+    try:
+        import SimpleITK  # noqa: F401, greedy hands its field over as an image of it
+        from picsl_greedy import Greedy3D
+    except ImportError:
+        print("picsl_greedy is not installed: left out (pip install picsl_greedy SimpleITK).\n")
+        return None
+
+    def displacement(pair):
+        scans = {
+            name: images.to_itk(Path(name), values, pair.affine)
+            for name, values in (("fixed", pair.fixed), ("moving", pair.moving))
+        }
+        tool = Greedy3D()
+        tool.execute(GREEDY, **scans, warp=None)
+        # [x, y, z, 3] mm, components to the left, back and up as ITK has them.
+        field_lps_mm, _ = images.from_itk(Path("warp"), tool["warp"])
+        to_lps = (images.LPS_TO_RAS @ pair.affine)[:3, :3]
+        return np.asarray(field_lps_mm @ np.linalg.inv(to_lps).T, np.float32)
+
+    return displacement
+
+
+def measured(pair, displacement, seconds):
+    scores = evaluation.mean_dice(evaluation.label_scores(pair, displacement), None)
+    folded = metrics.jacobian_statistics(displacement, mask=pair.mask)["folded_percent"]
+    return {"name": pair.name} | scores | {"folded_percent": folded, "seconds": seconds}
+
+
+def summary(route, rows, dice, one_hot):
+    mean, sd = tables.mean_and_sd(row[dice] for row in rows)
+    return {
+        "route": route,
+        "pairs": len(rows),
+        "Dice": round(mean, 4),
+        "SD over pairs": sd and round(sd, 4),
+        "Dice, one-hot": round(tables.mean_and_sd(row[one_hot] for row in rows)[0], 4),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="pairs, evenly out of all (0: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row a pair there")
+    options = parser.parse_args()
+    try:
+        pairs = test_pairs(options.folder, options.limit)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    method = greedy()
+
+    rows = []
+    for pair in track(pairs, "registering", transient=True):
+        start = time.perf_counter()
+        displacement = np.zeros((*pair.fixed.shape, 3), np.float32)
+        if method:
+            displacement = method(pair)
+        rows.append(measured(pair, displacement, time.perf_counter() - start))
+
+    table = [summary("before", rows, "dice_before", "dice_before") | {"folded, %": 0.0, "median s": 0.0}]
+    if method:
+        folded = round(statistics.mean(row["folded_percent"] for row in rows), 4)
+        seconds = round(statistics.median(row["seconds"] for row in rows), 2)
+        after = summary("picsl_greedy", rows, "dice", "dice_onehot")
+        table.append(after | {"folded, %": folded, "median s": seconds})
+        if options.csv:
+            options.csv.write_text(tables.to_csv(rows))
+    timing.report(table, options.json)
+
+
+if __name__ == "__main__":
+    main()
