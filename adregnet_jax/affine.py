@@ -95,7 +95,12 @@ def align_affine(
         for mm in config.spacings_mm
     )
     scans = tuple(
-        (scan, mask, affine[:3, :3].astype(np.float32))
+        # Of one type, so that others don't compile again.
+        (
+            jnp.asarray(scan, jnp.float32),
+            mask if mask is None else mask > 0,
+            affine[:3, :3].astype(np.float32),
+        )
         for scan, mask, affine in zip((fixed, moving), (fixed_mask, moving_mask), affines, strict=True)
     )
     linear, shift_mm = _aligned(scans, np.linalg.inv(affines[1][:3, :3]).astype(np.float32), shapes, config)
