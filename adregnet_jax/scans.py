@@ -36,6 +36,7 @@ from adregnet_jax.fields import (
 from adregnet_jax.registration import register
 
 Modality = Literal["mono", "multi"]
+MIN_BACKGROUND = 0.5  # share of the border that has one and the same value, where that is the background
 MASK_TOLERANCE_MM = 0.1  # how far apart the corners of a mask and of its scan may lie
 
 _reverse_field = jax.jit(reverse_field, static_argnames="shape")
@@ -85,8 +86,11 @@ def register_scans(
       instance: settings of the instance optimisation; None: no such optimisation.
       model: a network, see `registration.register`, or None.
       params: of the network.
-      modality: "mono": intensities of one kind, compared as the settings say. "multi": of different contrast,
-        compared by mutual information in the affine step and by MIND-SSC in the optimisation.
+      modality: "mono": intensities of one kind. "multi": of different contrast: the affine step compares by
+        mutual information, and the optimisation only where both scans have a foreground. Its squared local
+        NCC is blind to the sign of contrast, as between T1 and T2, but along the rim of a stripped brain
+        three tissues meet the background. Where contrasts have less in common, as in MR and CT, set
+        `instance.similarity` to "mind".
       fixed_mask: on the grid of the fixed scan; what is 0 there does not count.
       moving_mask: on the grid of the moving scan, likewise.
       apart: accept scans that don't overlap in the world; the affine step starts from their centres.
@@ -103,7 +107,6 @@ def register_scans(
         raise ValueError("there is nothing to register by: give affine or instance settings, or a model")
     if modality == "multi":
         affine = affine and dataclasses.replace(affine, similarity="mi")
-        instance = instance and dataclasses.replace(instance, similarity="mind")
     if not (apart and affine):
         _check_overlap(fixed, moving)
     scans = [jnp.asarray(rescale_percentiles(scan.values, scan.name)) for scan in (fixed, moving)]
@@ -119,6 +122,9 @@ def register_scans(
             )
         )
         matrix = np.asarray(align(*scans, fixed_mask=masks[0], moving_mask=masks[1]), float)
+
+    if modality == "multi":
+        masks = [_foreground(scan, mask) for scan, mask in zip((fixed, moving), masks, strict=True)]
 
     begin("deformable")
     field = DisplacementField(jnp.zeros((*fixed.shape, 3)), jnp.asarray(fixed.affine, jnp.float32))
@@ -206,6 +212,18 @@ def _mask(mask: Image | None, scan: Image):
     if not (mask.values > 0).any():
         raise UserError(f"{mask.name}: the mask is empty; expected voxels above 0 where the scan counts")
     return jnp.asarray(mask.values > 0, jnp.float32)
+
+
+def _foreground(scan: Image, mask):
+    """[x, y, z] of 0 and 1: what lies inside of a constant background, and in the mask; or the mask."""
+    border = np.ones(scan.shape, bool)
+    border[1:-1, 1:-1, 1:-1] = False
+    values, counts = np.unique(scan.values[border], return_counts=True)
+    background = values[counts.argmax()]
+    if counts.max() < MIN_BACKGROUND * counts.sum():
+        return mask
+    inside = jnp.asarray(ndimage.binary_fill_holes(scan.values != background), jnp.float32)
+    return inside if mask is None else inside * mask
 
 
 def _corners_mm(image: Image) -> np.ndarray:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-# Tests compile many small programs and run each once: without LLVM's optimisations they take a third of the
-# time. Flags that are already set are left alone, so that a run with optimisations is one variable away.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Tests compile many small programs and run each once: without LLVM's optimisations and XLA's fusion
+# emitters they take a fraction of the time. Flags that are already set are left alone, so that a run with
+# optimisations is one variable away.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 
 @pytest.fixture

@@ -12,8 +12,6 @@ from adregnet_jax.cli.options import (
     Effort,
     EffortOption,
     MethodOption,
-    Modality,
-    ModalityOption,
     OverwriteOption,
     SettingsOption,
     Subjects,
@@ -34,7 +32,6 @@ def export(
     ],
     weights: WeightsOption = None,
     method: MethodOption = None,
-    modality: ModalityOption = Modality.mono,
     diffeomorphic: DiffeomorphicOption = False,
     subjects: SubjectsOption = Subjects.any,
     effort: EffortOption = Effort.default,
@@ -55,7 +52,6 @@ def export(
     procedure = make_procedure(
         weights=weights,
         method=method,
-        modality=modality,
         diffeomorphic=diffeomorphic,
         subjects=subjects,
         effort=effort,
@@ -63,8 +59,6 @@ def export(
     )
     if output.exists() and not overwrite:
         raise UserError(f"{output}: exists already; choose another name, or add --overwrite")
-    import dataclasses
-
     from adregnet_jax.cli.execution import interruptible, start_jax
     from adregnet_jax.cli.pairs import load_network
     from adregnet_jax.data.images import new_file
@@ -72,9 +66,6 @@ def export(
 
     device = start_jax(None)
     network = load_network(weights) if weights else None
-    instance = procedure.instance
-    if instance and modality == Modality.multi and instance.similarity not in ("mind", "mi"):
-        instance = dataclasses.replace(instance, similarity="mind")
 
     def traced() -> bytes:
         return export_register(
@@ -82,7 +73,7 @@ def export(
             spacing,
             model=network.model if network else None,
             params=network.params if network else None,
-            instance=instance,
+            instance=procedure.instance,
             platforms=names,
         )
 
