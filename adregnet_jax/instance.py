@@ -35,7 +35,8 @@ from adregnet_jax.ops.sampling import warp
 from adregnet_jax.ops.search import search_displacement
 
 SIMILARITIES = ("ncc", "mind", "mi", "ssd")
-SEARCH_POOLING = 2  # voxels of the coarsest level for one of the search
+SEARCH_POOLING = 2  # voxels of the coarsest level for one of the search, at least
+SEARCH_RADIUS = 6  # in voxels of the search, at most: its memory grows with the cube
 LOGARITHM_STEPS = 8
 ADAM_EPSILON = 1e-2  # control points whose gradient is far smaller rest, where they would be driven by noise
 MIN_SHAPE = (2, 2, 2)  # of a displacement that is zero everywhere
@@ -85,7 +86,8 @@ def align(
     _check(fixed, moving, spacing_mm, start, (fixed_mask, moving_mask), config)
     shape = fixed.shape[1:4]
     factors = [_axis_factors(factor, spacing_mm) for factor in config.factors]
-    searched = [SEARCH_POOLING * factor for factor in factors[0]]
+    pooling = _search_pooling(factors[0], spacing_mm, config)
+    searched = [pooling * factor for factor in factors[0]]
     multiple = [math.lcm(*column) for column in zip(*factors, searched, strict=True)]
     padding = ((0, 0), *((0, -n % m) for n, m in zip(shape, multiple, strict=True)), (0, 0))
     # What the padding adds doesn't count; images and start repeat their edges into it.
@@ -102,12 +104,16 @@ def align(
 
     levels = [{name: _pooled(scan, factor) for name, scan in scans.items()} for factor in factors]
     if start is None:
-        start = _searched(levels[0], factors[0], np.asarray(spacing_mm), config)
+        masked = not (fixed_mask is None and moving_mask is None)
+        cell_mm = np.multiply(spacing_mm, searched)
+        start = _searched(levels[0], pooling, cell_mm, config, masked=masked)
     method = _diffeomorphism if config.diffeomorphic else _small_deformation
     aligned = method(levels, start, [np.multiply(spacing_mm, factor) for factor in factors], config)
     crop = (slice(None), *(slice(0, n) for n in shape))
     aligned = jax.tree.map(lambda field: resize_displacement(field, scans["fixed"].shape[1:4])[crop], aligned)
-    return aligned._replace(displacement=_unfolded(aligned.displacement)) if config.unfold else aligned
+    if config.unfold and not config.diffeomorphic:  # which has no folds, and an inverse to agree with
+        aligned = aligned._replace(displacement=_unfolded(aligned.displacement))
+    return aligned
 
 
 def _small_deformation(levels, start, spacings_mm, config):
@@ -232,19 +238,26 @@ def _dissimilarity(still, moving, displacement, still_mask, moving_mask, *, conf
     return ssd_loss(still, warped, mask=mask)
 
 
-def _searched(level, factor, spacing_mm, config):
+def _search_pooling(factor, spacing_mm, config):
+    """How many voxels of the coarsest level make one of the search, along each axis."""
+    finest_mm = min(np.multiply(spacing_mm, factor))
+    return max(SEARCH_POOLING, math.ceil(config.search_range_mm / SEARCH_RADIUS / finest_mm))
+
+
+def _searched(level, pooling, cell_mm, config, *, masked):
     """Where to start: the discrete search's displacement on its own grid, or zeros."""
     if not config.search_range_mm:
         return jnp.zeros((len(level["fixed"]), *MIN_SHAPE, 3))
-    pooling = (SEARCH_POOLING,) * 3
-    fixed, moving = (_pooled(mind_ssc(level[name]), pooling) for name in ("fixed", "moving"))
-    grid_mm = np.multiply(spacing_mm, factor) * SEARCH_POOLING
+    fixed, moving = (_pooled(mind_ssc(level[name]), (pooling,) * 3) for name in ("fixed", "moving"))
+    masks = {}
+    if masked:
+        names = [name for name in ("fixed_mask", "moving_mask") if name in level]
+        masks = {name: _pooled(level[name], (pooling,) * 3) for name in names}
     # No further than the grid reaches.
-    radius = np.minimum(np.ceil(config.search_range_mm / grid_mm), np.array(fixed.shape[1:4]) - 1)
-    fixed, moving = jax.lax.optimization_barrier(
-        (fixed, moving)
-    )  # else the features are made again and again
-    return jax.lax.stop_gradient(search_displacement(fixed, moving, radius.astype(int)))
+    radius = np.minimum(np.ceil(config.search_range_mm / cell_mm), np.array(fixed.shape[1:4]) - 1)
+    # Without the barrier the features are made again and again.
+    fixed, moving = jax.lax.optimization_barrier((fixed, moving))
+    return jax.lax.stop_gradient(search_displacement(fixed, moving, radius.astype(int), **masks))
 
 
 def _unfolded(displacement):
@@ -325,11 +338,18 @@ def what_is_wrong(config: InstanceConfig) -> str:
             "factors and strides are 1 or more, steps 0 or more; "
             f"they are {config.factors}, {config.strides} and {config.steps}"
         )
+    weights = {
+        name: getattr(config, name)
+        for name in ("search_range_mm", "smoothness", "bending", "jacobian", "tolerance")
+    }
+    for name, value in weights.items():
+        if not 0 <= value < math.inf:
+            return f"{name} is 0 or more, not {value}"
     if config.similarity not in SIMILARITIES:
         return f"similarity is one of {', '.join(SIMILARITIES)}, not {config.similarity!r}"
     if config.ncc_window < 3 or config.ncc_window % 2 == 0:
         return f"ncc_window is an odd number from 3 on, not {config.ncc_window}"
-    if not config.learning_rate > 0:
+    if not 0 < config.learning_rate < math.inf:
         return f"learning_rate is above 0, not {config.learning_rate}"
     if config.symmetric and not config.diffeomorphic:
         return "symmetric needs diffeomorphic: only then the map has an inverse"

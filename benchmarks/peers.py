@@ -12,12 +12,12 @@ Prints a row a pair and method: mean TRE or mean Dice, the share of folds by cen
 tetrahedra, the seconds of the registration alone (ours: the compilation is given beside it, and is cached on
 disk from the second start on), and for ours how far field and inverse, composed, are from the identity, in
 voxels that map into the grid. Ours are the presets for one person (CT) and two (brains); "ours, inverted" has
-the moving brain in inverted contrast, (1 - v) ** 1.5 in the head, and the foregrounds as masks, as
-`adregnet register --modality multi` does. Settings of the others:
+the moving brain in inverted contrast, (1 - v) ** 1.5 in the head, and the heads (above 0) as masks, much as
+`adregnet register --modality multi` finds them. Settings of the others:
 
 - convexAdam: grid_sp 4, disp_hw 4, lambda 0.75, 80 iterations, CT at half the resolution in plane, as the
   authors do for lungs; brains with its defaults.
-- greedy: NCC 4x4x2 for CT, 2x2x2 for brains, 100x60x20 iterations.
+- greedy: NCC 4x4x2 for CT, 2x2x2 for brains, 100x60x20 iterations, fields not rounded (-wp 0).
 - demons: SimpleITK's diffeomorphic demons at a quarter and half of the resolution, 100 and 50 iterations,
   with histograms matched.
 - syn: antspyx SyN, CC of radius 4, 100x70x20 iterations: half an hour a case, so only when asked for.
@@ -110,8 +110,9 @@ def ours(scans, name, config):
     """Displacement [x, y, z, 3] in voxels, and the columns of ours."""
     moving, masks = scans.moving, {}
     if name.endswith("inverted"):
-        moving = np.where(moving > 0, (1 - moving) ** 1.5, 0)
-        heads = {"fixed_mask": scans.fixed > 0, "moving_mask": moving > 0}
+        head = moving > 0
+        moving = np.where(head, (1 - moving) ** 1.5, 0).astype(np.float32)
+        heads = {"fixed_mask": scans.fixed > 0, "moving_mask": head}
         masks = {which: jnp.asarray(head, jnp.float32)[None, ..., None] for which, head in heads.items()}
     images = [jnp.asarray(scan)[None, ..., None] for scan in (scans.fixed, moving)]
     spacing_mm = tuple(scans.spacing_mm.tolist())
@@ -175,7 +176,7 @@ def greedy(scans):
     radius = "4x4x2" if scans.landmarks else "2x2x2"
     fixed, moving = _itk_images(scans)
     program.execute(
-        f"-d 3 -threads {os.cpu_count()} -i fixed moving -m NCC {radius} -n 100x60x20 -o field -V 0",
+        f"-d 3 -threads {os.cpu_count()} -i fixed moving -m NCC {radius} -n 100x60x20 -wp 0 -o field -V 0",
         fixed=fixed,
         moving=moving,
         field=None,

@@ -13,7 +13,9 @@ from adregnet_jax import InstanceConfig, identity_grid, register
 
 SHAPE, SPACING_MM = (16, 16, 16), (1.5, 1.5, 2.0)
 # No discrete search: it has no gradient. No tolerance: a while_loop has none either.
-SETTINGS = InstanceConfig(factors=(1,), steps=(10,), strides=(3,), search_range_mm=0, similarity="ssd")
+SETTINGS = InstanceConfig(
+    factors=(1,), steps=(10,), strides=(3,), smoothness=0.3, search_range_mm=0, similarity="ssd"
+)
 
 
 def blob(centre: tuple[float, float, float]) -> jax.Array:

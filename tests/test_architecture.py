@@ -28,11 +28,11 @@ BELOW = {
     "training": COMPUTATION | {"data"},
     "evaluation": COMPUTATION | {"data", "training"},
     "entry": set(),
-    "scans": COMPUTATION | {"data", "training"},
+    "scans": COMPUTATION | {"data"},
     "export": COMPUTATION,
     "cli": COMPUTATION | {"data", "training", "evaluation", "entry", "scans", "export"},
     "ablation": {"entry", "evaluation", "training"},
-    "__init__": COMPUTATION | {"data"},
+    "__init__": COMPUTATION | {"data", "scans"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

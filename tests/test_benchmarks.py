@@ -66,6 +66,31 @@ def test_evaluation(tmp_path):
     assert rows[-1]["peak GiB so far"] >= rows[0]["peak GiB so far"] > 0
 
 
+def test_instance(tmp_path):
+    rows = rows_of("instance", tmp_path / "table.json", "--shape", "20", "24", "18", "--effort", "fast")
+    assert rows[0]["shape"] == "20 x 24 x 18"
+    assert rows[0]["peak of the process GiB"] > rows[0]["temporaries GiB"] >= 0
+
+
+def test_peers(tmp_path):
+    """Two small heads with three labels each: the scores before are right, and ours are better."""
+    rng = np.random.default_rng(0)
+    maps = []
+    for subject, shift in (("a", 0.0), ("b", 2.5)):
+        place = np.linalg.norm(np.moveaxis(np.indices((26, 28, 24)), 0, -1) - [13 + shift, 14, 12], axis=-1)
+        labels = np.digitize(-place, [-9, -6, -3])
+        image = np.choose(labels, [0, 40, 90, 60]) + (labels > 0) * rng.normal(0, 2, labels.shape)
+        nifti.write_volume(tmp_path / f"subject_{subject}_t1.nii.gz", image, np.eye(4))
+        nifti.write_volume(tmp_path / f"subject_{subject}_labels.nii.gz", labels, np.eye(4))
+        maps.append(labels)
+    (tmp_path / "labels_30.txt").write_text("1 rim\n2 shell\n3 core\n")
+    options = ["--brains", str(tmp_path), "--methods", "--efforts", "fast"]
+    rows = rows_of("peers", tmp_path / "table.json", *options)
+    assert [row["method"] for row in rows] == ["before", "ours, fast", "ours, fast, inverted"]
+    assert rows[0]["Dice"] == pytest.approx(np.mean(dice(maps[0], maps[1], [1, 2, 3])), abs=1e-4)
+    assert all(row["Dice"] > rows[0]["Dice"] + 0.1 for row in rows[1:])
+
+
 @pytest.fixture
 def hippocampi(tmp_path):
     """Twenty-six scans with two labels each, of different shapes."""

@@ -12,12 +12,14 @@ import scipy.ndimage
 from adregnet_jax.config import InstanceConfig
 from adregnet_jax.instance import align, what_is_wrong
 from adregnet_jax.ops.composition import compose
-from adregnet_jax.ops.jacobian import folded_volume
+from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant
 from adregnet_jax.ops.sampling import warp
 
 SHAPE = (22, 20, 18)  # no multiple of the factors
 SPACING_MM = (1.0, 1.0, 1.0)
-CONFIG = InstanceConfig(search_range_mm=0.0, factors=(2, 1), steps=(20, 20), strides=(2, 2))
+CONFIG = InstanceConfig(
+    search_range_mm=0.0, factors=(2, 1), steps=(20, 20), strides=(2, 2), smoothness=0.3, jacobian=0.0
+)
 INSIDE = (0, slice(4, -5), slice(4, -4), slice(4, -4))
 
 
@@ -126,8 +128,40 @@ def test_a_diffeomorphism_has_its_inverse_and_no_folds(images):
 
 def test_no_steps_leave_a_start_as_it_is(images):
     start = jax.random.normal(jax.random.key(0), (1, *SHAPE, 3))
-    config = settings(steps=(0, 0))
+    config = settings(steps=(0, 0), unfold=False)
     np.testing.assert_allclose(align(*images, SPACING_MM, start=start, config=config).displacement, start)
+
+
+def test_what_folds_is_smoothed_and_the_rest_kept(images):
+    bump = np.zeros((1, *SHAPE, 3), np.float32)
+    bump[0, 6:9, 8:11, 8:11, 0] = -4  # more than a voxel against its neighbours
+    assert folded_volume(bump)[0] > 0
+    still = settings(steps=(0, 0))
+    unfolded = align(*images, SPACING_MM, start=jnp.asarray(bump), config=still).displacement
+    assert jacobian_determinant(unfolded).min() > 0
+    assert np.abs(unfolded).max() > 0.5
+    np.testing.assert_allclose(unfolded[:, 16:], bump[:, 16:])
+
+
+def test_the_search_leaves_out_what_a_mask_does():
+    fixed = scipy.ndimage.zoom(scan(), 2, order=1)
+    moving = shifted(fixed, (8, 0, 0))
+    # A third of the scan shows another motion.
+    fixed[-16:], moving[-16:] = scan(5, fixed[-16:].shape), scan(6, fixed[-16:].shape)
+    mask = np.ones_like(fixed)
+    mask[-16:] = 0
+    config = settings(search_range_mm=12.0, factors=(2,), steps=(0,), strides=(2,))
+    found = [
+        compiled(config)(*batch(fixed, moving), **masks).displacement[0, 4:20, 8:-8, 8:-8, 0]
+        for masks in ({}, {"fixed_mask": batch(mask)[0], "moving_mask": batch(mask)[0]})
+    ]
+    # What else lies in the masked part has no say.
+    fixed[-12:] = 0.3
+    spoilt = compiled(config)(
+        *batch(fixed, moving), fixed_mask=batch(mask)[0], moving_mask=batch(mask)[0]
+    ).displacement[0, 4:20, 8:-8, 8:-8, 0]
+    assert np.median(found[1]) > 6
+    np.testing.assert_allclose(spoilt, found[1], atol=0.5)
 
 
 @pytest.mark.parametrize("which", ["fixed", "moving"])
@@ -187,6 +221,8 @@ def test_the_gradient_is_that_of_finite_differences(images):
         ({"ncc_window": 4}, "odd"),
         ({"learning_rate": 0.0}, "above 0"),
         ({"symmetric": True}, "needs diffeomorphic"),
+        ({"search_range_mm": -1.0}, "search_range_mm is 0 or more"),
+        ({"smoothness": float("nan")}, "smoothness is 0 or more"),
     ],
 )
 def test_settings_are_checked(images, changes, message):

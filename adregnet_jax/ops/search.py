@@ -16,7 +16,14 @@ COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 CONSISTENCY_STEPS = 15
 
 
-def search_displacement(fixed: jax.Array, moving: jax.Array, radius: Sequence[int]) -> jax.Array:
+def search_displacement(
+    fixed: jax.Array,
+    moving: jax.Array,
+    radius: Sequence[int],
+    *,
+    fixed_mask: jax.Array | None = None,
+    moving_mask: jax.Array | None = None,
+) -> jax.Array:
     """The displacement between two feature maps, without a start and without gradients.
 
     All displacements up to `radius` are tried at every voxel, by the squared difference of the features. The
@@ -28,6 +35,9 @@ def search_displacement(fixed: jax.Array, moving: jax.Array, radius: Sequence[in
       fixed: [b, x, y, z, c] features of a coarse grid.
       moving: [b, x, y, z, c].
       radius: (rx, ry, rz) in voxels of this grid; (2 rx + 1)(2 ry + 1)(2 rz + 1) displacements are tried.
+      fixed_mask: [b, x, y, z, 1], below a half where the fixed scans don't count, or None.
+      moving_mask: [b, x, y, z, 1], likewise of the moving scans. A displacement that leads from or to where a
+        scan doesn't count is as good as the mean of the others.
 
     Returns:
       [b, x, y, z, 3] in voxels.
@@ -40,23 +50,38 @@ def search_displacement(fixed: jax.Array, moving: jax.Array, radius: Sequence[in
     reach = [np.arange(-r, r + 1) for r in radius]
     candidates = np.stack(np.meshgrid(*reach, indexing="ij"), axis=-1).reshape(-1, 3)
 
-    def one_pair(fixed, moving):
-        forth = _coupled(_costs(fixed, moving, candidates), candidates)
-        back = _coupled(_costs(moving, fixed, candidates), candidates)
-        return _consistent(forth, back)
+    def one_pair(fixed, moving, fixed_mask, moving_mask):
+        forth = _costs(fixed, moving, candidates, fixed_mask, moving_mask)
+        back = _costs(moving, fixed, candidates, moving_mask, fixed_mask)
+        return _consistent(_coupled(forth, candidates), _coupled(back, candidates))
 
-    return jax.vmap(one_pair)(fixed, moving)
+    return jax.vmap(one_pair)(fixed, moving, fixed_mask, moving_mask)
 
 
-def _costs(fixed, moving, candidates):
+def _costs(fixed, moving, candidates, fixed_mask, moving_mask):
     """[d, x, y, z]: squared difference of the features for each candidate; edges repeat."""
     radius = candidates.max(axis=0)
-    padded = jnp.pad(moving, (*((r, r) for r in radius), (0, 0)), mode="edge")
+    starts = jnp.asarray(candidates + radius)
 
-    def cost(start):
-        return jnp.sum((fixed - jax.lax.dynamic_slice(padded, (*start, 0), fixed.shape)) ** 2, axis=-1)
+    def moved(volume, start):
+        padded = jnp.pad(volume, (*((r, r) for r in radius), (0, 0)), mode="edge")
+        return jax.lax.dynamic_slice(padded, (*start, 0), (*fixed.shape[:3], volume.shape[-1]))
 
-    return jax.lax.map(cost, jnp.asarray(candidates + radius))
+    costs = jax.lax.map(lambda start: jnp.sum((fixed - moved(moving, start)) ** 2, axis=-1), starts)
+    if fixed_mask is None and moving_mask is None:
+        return costs
+
+    def counts(start):
+        both = jnp.ones(fixed.shape[:3], bool)
+        if fixed_mask is not None:
+            both &= fixed_mask[..., 0] > 0.5
+        if moving_mask is not None:
+            both &= moved(moving_mask, start)[..., 0] > 0.5
+        return both
+
+    counted = jax.lax.map(counts, starts)
+    mean = jnp.sum(costs, axis=0, where=counted) / jnp.maximum(jnp.sum(counted, axis=0), 1)
+    return jnp.where(counted, costs, mean)
 
 
 def _coupled(costs, candidates):
