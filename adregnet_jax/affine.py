@@ -187,7 +187,9 @@ def _loss(theta, level, radius_mm, config):
     else:
         similarity = -mutual_information_loss(fixed, warped, mask=mask)
     overlap = jnp.sum(level.fixed_counts * inside) / level.smaller
-    return -similarity * jnp.minimum(1, overlap / config.min_overlap)
+    # From the worst similarity there is, so that losing overlap never pays.
+    least = -1.0 if config.similarity == "ncc" else 0.0
+    return (least - similarity) * jnp.minimum(1, overlap / config.min_overlap)
 
 
 def _map(theta, radius_mm):

@@ -140,7 +140,8 @@ class LossConfig:
 class InstanceConfig:
     """Registration of a pair by its images alone (`adregnet_jax.instance`), with or without a network.
 
-    `factors`, `steps` and `strides` have one entry a level, coarse to fine.
+    The displacement lives on control points, between which it is linear along each axis. `factors`, `steps`
+    and `strides` have one entry a level, coarse to fine.
     """
 
     search_range_mm: float = 30.0  # of the discrete search for a start, where none is given; 0: no search
@@ -176,7 +177,7 @@ def instance_preset(effort: str = "default", subjects: str = "any") -> InstanceC
         "thorough": {"factors": (4, 2, 1), "steps": (80, 50, 20)},
     }
     motion: dict[str, dict] = {
-        "same": {"strides": (2, 3, 4), "smoothness": 0.3},
+        "same": {"strides": (2, 3, 4), "smoothness": 0.3, "jacobian": 0.0},
         "different": {"strides": (2, 2, 3), "smoothness": 0.05},
         "any": {"strides": (2, 2, 3), "smoothness": 0.1},
     }

@@ -65,7 +65,8 @@ def warp_image(
         can't be found out under `jit`.
 
     Returns:
-      [x, y, z] on the grid of the field, in the dtype of the values (cubic: float32).
+      [x, y, z] on the grid of the field: in the dtype of the values for "nearest" and "label", else in a
+      floating-point one.
 
     Raises:
       ValueError: wrong shapes or an unknown mode.
@@ -82,7 +83,9 @@ def warp_image(
         displacement = coordinates - identity_grid(field.shape)
         labels = warp_labels(values[None, ..., None], displacement[None], present)[0, ..., 0]
         return jnp.where(inside_grid(coordinates, values.shape), labels, 0) if padding == "zeros" else labels
-    return sample(values[..., None], coordinates, mode=mode, padding=padding)[..., 0]
+    if mode == "linear" and not jnp.issubdtype(values.dtype, jnp.floating):
+        values = jnp.asarray(values, jnp.float32)  # between whole numbers there are fractions
+    return sample(jnp.asarray(values)[..., None], coordinates, mode=mode, padding=padding)[..., 0]
 
 
 def warp_points(field: DisplacementField, points_mm: jax.Array) -> jax.Array:
@@ -159,7 +162,8 @@ def reverse_field(
     if matrix.shape != (4, 4) or affine.shape != (4, 4):
         raise ValueError(f"matrix and affine must be [4, 4], got shapes {matrix.shape} and {affine.shape}")
     linear = _inverse(matrix)
-    straight = jnp.eye(4).at[:3, :3].set(linear).at[:3, 3].set(-linear @ jnp.asarray(matrix)[:3, 3])
+    shift_mm = -_linear(linear, jnp.asarray(matrix, jnp.float32)[:3, 3])
+    straight = jnp.eye(4).at[:3, :3].set(linear).at[:3, 3].set(shift_mm)
     back = field_from_affine(straight, shape, affine)
     between_mm = _displaced_mm(back)  # [x, y, z, 3]
     shift_mm = _linear(inverse.affine, sample(inverse.displacement, _to_voxels(inverse.affine, between_mm)))

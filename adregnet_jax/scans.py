@@ -116,48 +116,45 @@ def register_scans(
     begin("affine")
     matrix = np.eye(4)
     if affine is not None:
-        align = jax.jit(
-            functools.partial(
-                align_affine, fixed_affine=fixed.affine, moving_affine=moving.affine, config=affine
-            )
+        found = align_affine(
+            scans[0],
+            scans[1],
+            fixed.affine,
+            moving.affine,
+            fixed_mask=masks[0],
+            moving_mask=masks[1],
+            config=affine,
         )
-        matrix = np.asarray(align(*scans, fixed_mask=masks[0], moving_mask=masks[1]), float)
-
-    if modality == "multi":
-        masks = [_foreground(scan, mask) for scan, mask in zip((fixed, moving), masks, strict=True)]
+        matrix = np.asarray(found, np.float64)
 
     begin("deformable")
     field = DisplacementField(jnp.zeros((*fixed.shape, 3)), jnp.asarray(fixed.affine, jnp.float32))
-    back = None
+    back = field
     if instance is not None or model is not None:
+        if modality == "multi":
+            masks = [_foreground(scan, mask) for scan, mask in zip((fixed, moving), masks, strict=True)]
         moved, moved_mask = _on_grid_of(fixed, moving, scans[1], masks[1], matrix)
-        deform = jax.jit(
-            functools.partial(
-                register, model=model, instance=instance, spacing_mm=tuple(fixed.spacing_mm.round(4).tolist())
-            )
+        spacing_mm = tuple(fixed.spacing_mm.round(4).tolist())
+        deform = jax.jit(functools.partial(register, model=model, instance=instance, spacing_mm=spacing_mm))
+        fixed_counts = None if masks[0] is None else _batch(masks[0])
+        found = deform(
+            params, _batch(scans[0]), _batch(moved), fixed_mask=fixed_counts, moving_mask=moved_mask
         )
-        mask = None if masks[0] is None else _batch(masks[0])
-        registration = deform(
-            params, _batch(scans[0]), _batch(moved), fixed_mask=mask, moving_mask=moved_mask
-        )
-        field = dataclasses.replace(field, displacement=registration.displacement[0])
-        if registration.inverse is not None:
-            back = dataclasses.replace(field, displacement=registration.inverse[0])
+        field = dataclasses.replace(field, displacement=found.displacement[0])
+        back = invert_field(field)
+        if found.inverse is not None:
+            back = dataclasses.replace(field, displacement=found.inverse[0])
     jax.block_until_ready(field)
 
     begin("inverse")
-    back = invert_field(field) if back is None else back
-    inverse = _reverse_field(
-        back, jnp.asarray(matrix), shape=moving.shape, affine=jnp.asarray(moving.affine, jnp.float32)
-    )
+    on_moving = {"shape": moving.shape, "affine": jnp.asarray(moving.affine, jnp.float32)}
+    inverse = _reverse_field(back, jnp.asarray(matrix), **on_moving)
     field = _after_field(field, jnp.asarray(matrix))
-    least = moving.values.min()
-    warped = _warp_image(field, moving.values - least, moving.affine, padding="zeros") + least
-    jax.block_until_ready((inverse, warped))
+    values = moving.values.astype(np.float32)
+    warped = np.asarray(_warp_image(field, values - values.min(), moving.affine) + values.min())
+    jax.block_until_ready(inverse)
     begin("")
-    return RegisteredScans(
-        field, inverse, matrix, Image(np.asarray(warped), fixed.affine, moving.name), seconds
-    )
+    return RegisteredScans(field, inverse, matrix, Image(warped, fixed.affine, moving.name), seconds)
 
 
 def _stopwatch(on_stage):

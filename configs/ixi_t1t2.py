@@ -26,7 +26,7 @@ from adregnet_jax.config import (
 
 def get_config() -> Config:
     return Config(
-        # The T1 scans of IXI are sagittal: their axes run along the body, down and sideways.
+        # The T1 scans of IXI are sagittal: front to back, up and down, side to side.
         data=DataConfig(kind="ixi", ixi=IxiConfig(mode="t1t2", shape=(224, 192, 160))),
         model=ModelConfig(channels=(32, 64, 128, 256, 512), region_size=24, dtype="bfloat16", remat=True),
         loss=LossConfig(similarity=1.0, regularisation=0.1, ncc=0.0, mind=1.0),

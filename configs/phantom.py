@@ -13,6 +13,7 @@ less time. Two pairs a batch, one a core.
 from adregnet_jax.config import (
     Config,
     DataConfig,
+    InstanceConfig,
     LossConfig,
     ModelConfig,
     OptimiserConfig,
@@ -25,6 +26,7 @@ def get_config() -> Config:
         data=DataConfig(kind="phantom", phantom=PhantomConfig(train_cases=400), flip_axes=(0,)),
         model=ModelConfig(channels=(8, 16, 32, 64), finest_level=1, global_attention_tokens=1024),
         loss=LossConfig(ncc_window=7),
+        instance=InstanceConfig(factors=(2, 1), steps=(40, 40), strides=(2, 2), smoothness=0.3),
         optimiser=OptimiserConfig(
             learning_rate=2e-3, warmup_steps=50, halve_every_epochs=1, epochs=3, batch_size=2
         ),

@@ -10,6 +10,7 @@ TRE 9.39 (SD over cases 1.55) mm before, 1.65 (0.58) mm after, no folded voxel.
 from adregnet_jax.config import (
     Config,
     DataConfig,
+    InstanceConfig,
     LossConfig,
     ModelConfig,
     OptimiserConfig,
@@ -32,6 +33,7 @@ def get_config() -> Config:
         ),
         model=ModelConfig(channels=(8, 16, 32), global_attention_tokens=512),
         loss=LossConfig(ncc_window=5),
+        instance=InstanceConfig(factors=(1,), steps=(40,), strides=(2,), smoothness=0.3),
         optimiser=OptimiserConfig(
             learning_rate=2e-3, warmup_steps=50, halve_every_epochs=2, epochs=8, batch_size=2
         ),

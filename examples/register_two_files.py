@@ -15,13 +15,13 @@ from adregnet_jax.fields import field_jacobian
 from adregnet_jax.scans import register_scans
 
 fixed_path, moving_path, folder, *effort = sys.argv[1:]
+out = Path(folder)
+out.mkdir(parents=True)  # before minutes of work: another run's results are not to be mixed with these
 fixed, moving = read_image(fixed_path), read_image(moving_path)
 registered = register_scans(
     fixed, moving, instance=instance_preset(effort[0] if effort else "default"), on_stage=print
 )
 
-out = Path(folder)
-out.mkdir(parents=True)
 write_image(out / "warped.nii.gz", registered.warped)
 write_field(out / "field.nii.gz", np.asarray(registered.field.displacement), fixed.affine)
 write_field(out / "inverse.nii.gz", np.asarray(registered.inverse.displacement), moving.affine)

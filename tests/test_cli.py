@@ -27,6 +27,7 @@ from adregnet_jax.cli import app
 from adregnet_jax.config import AffineConfig, InstanceConfig, ModelConfig, instance_preset
 from adregnet_jax.data.images import Image, read_image, write_image
 from adregnet_jax.data.points import read_points, write_points
+from adregnet_jax.data.preprocessing import rescale_percentiles
 from adregnet_jax.data.transforms import read_field, read_matrix, write_field, write_matrix
 from adregnet_jax.errors import UserError
 from adregnet_jax.fields import DisplacementField, after_field, warp_image, warp_points
@@ -396,7 +397,8 @@ def test_the_output_folder(files, scans, no_figures, tmp_path):
     succeed(*pair(files, labels=True), "--output", tmp_path / "link", "--overwrite")
     assert (tmp_path / "link").is_symlink()
     assert names(out) == WRITTEN | {"warped_labels.nii.gz"}
-    assert "can't be written" in refusal(*pair(files), "--output", files / "fixed.csv" / "out")
+    line = refusal(*pair(files), "--output", files / "fixed.csv" / "out")
+    assert f"{files / 'fixed.csv' / 'out'}: can't be read or written (Not a directory)" in line
     assert names(tmp_path) == {"in", "out", "link"}
 
 
@@ -416,11 +418,9 @@ def test_other_contrasts_without_labels(files, scans, tmp_path):
 
 
 def test_apply_to_images(files, tmp_path):
-    warped = warp_image(
-        DisplacementField(jnp.asarray(DISPLACEMENT), jnp.asarray(AFFINE)),
-        jnp.asarray(MOVING),
-        jnp.asarray(MOVING_AFFINE),
-    )
+    least = MOVING.min()  # what lies outside of the image
+    field = DisplacementField(jnp.asarray(DISPLACEMENT), jnp.asarray(AFFINE))
+    warped = warp_image(field, jnp.asarray(MOVING - least), jnp.asarray(MOVING_AFFINE)) + least
     out = tmp_path / "a.nii.gz"
     succeed("apply", files / "field.nii.gz", files / "moving.nii.gz", "--output", out)
     np.testing.assert_allclose(read_image(out).values, warped, atol=1e-3)
@@ -490,7 +490,7 @@ def test_invert_and_compose(files, tmp_path):
     assert str(other) in line
     write_field(files / "folded.npz", 8 * DISPLACEMENT, AFFINE)
     result = succeed("invert", files / "folded.npz", "-o", tmp_path / "b.npz")
-    assert "folded: there the inverse is none" in result.stderr
+    assert "no inverse where a field folds" in result.stderr
     assert "exists already" in refusal("invert", small, "-o", tmp_path / "b.npz")
     assert names(tmp_path) == {"in", "inverse.nii.gz", "same.npz", "b.npz"}
 
@@ -667,6 +667,58 @@ def test_weights_reach_the_worker(files, scans, nothing_measured, weights, tmp_p
         jax.tree.map(np.testing.assert_array_equal, options["params"], params)
         assert options["model"] == make_model(TINY)
         assert options["instance"] == (None if arguments else InstanceConfig())
+
+
+def test_weights_of_other_voxels_are_refused(files, scans, weights, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(weights[0], workdir)
+    record = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(record | {"spacing_mm": [9.0, 9.0, 9.0]}))
+    line = refusal(*pair(files), "--output", tmp_path / "out", "--weights", workdir)
+    assert "the network was trained on 9 x 9 x 9 mm" in line
+    assert not scans.calls and not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def related(files):
+    """The files of a pair that a known field relates."""
+    fixed = warp_image(FIELD, jnp.asarray(MOVING), jnp.asarray(MOVING_AFFINE))
+    write_image(files / "fixed.nii.gz", Image(np.asarray(fixed), AFFINE), overwrite=True)
+    return files
+
+
+QUICK = ["--set", "factors=(1,)", "--set", "steps=(30,)", "--set", "strides=(2,)"]
+
+
+def test_a_pair_is_registered_from_files_to_files(related, no_figures, tmp_path):
+    out = tmp_path / "out"
+    succeed(*pair(related, landmarks=True), "--output", out, *QUICK)
+    assert names(out) == WRITTEN
+    found = json.loads((out / "summary.json").read_text())["results"]
+    assert found["tre_mm"] < 0.5 * found["tre_before_mm"]
+    assert found["similarity"] > found["similarity_before"]
+    # What the field does to the moving file is the warped file.
+    succeed("apply", out / "field.nii.gz", related / "moving.nii.gz", "-o", tmp_path / "again.nii.gz")
+    again, warped = (read_image(file).values for file in (tmp_path / "again.nii.gz", out / "warped.nii.gz"))
+    np.testing.assert_allclose(again, warped, atol=1e-3 * np.ptp(warped))
+
+
+@pytest.mark.parametrize("method", ["network", "both"])
+def test_a_pair_is_registered_by_a_network(related, no_figures, weights, tmp_path, method):
+    out = tmp_path / "out"
+    options = ["--method", method, "--weights", weights[0], "--no-affine", "--device", "cpu"]
+    succeed(*pair(related), "--output", out, *options, *(QUICK if method == "both" else []))
+    assert names(out) == WRITTEN
+    network, params = make_model(TINY), weights[1]
+    scans = [read_image(related / f"{which}.nii.gz") for which in ("fixed", "moving")]
+    displacement, _ = read_field(out / "field.nii.gz")
+    assert displacement.shape == (*scans[0].shape, 3) and np.isfinite(displacement).all()
+    if method == "network":
+        still = DisplacementField(jnp.zeros((*SHAPE, 3)), jnp.asarray(AFFINE))
+        fixed, moving = (rescale_percentiles(scan.values, scan.name) for scan in scans)
+        moved = warp_image(still, jnp.asarray(moving), jnp.asarray(MOVING_AFFINE), padding="border")
+        expected = network.apply({"params": params}, fixed[None, ..., None], moved[None, ..., None])
+        np.testing.assert_allclose(displacement, expected.displacement[0], atol=1e-3)
 
 
 def test_weights_that_can_not_be_used(files, scans, weights, tmp_path):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adregnet_jax.cli.execution import memory_errors_as_user_errors, told_stages
 from adregnet_jax.cli.options import Procedure
-from adregnet_jax.cli.pairs import Network, Sources, register_pair
+from adregnet_jax.cli.pairs import STAGES, Network, Sources, register_pair
 from adregnet_jax.data.images import new_file
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import tables
@@ -79,7 +80,6 @@ def register_batch(
     *,
     network: Network | None,
     device: Any,
-    composite: bool,
     overwrite: bool,
     memory_advice: str,
 ) -> int:
@@ -96,7 +96,7 @@ def register_batch(
     except OSError as error:
         raise UserError(f"--output {output}: can't be written ({error.strerror}): choose another") from None
     rows: list[tables.Row] = []
-    with told_stages() as tell:
+    with told_stages(len(STAGES) * len(pairs)) as tell:
         for number, pair in enumerate(pairs, 1):
             prefix = f"{number}/{len(pairs)} {pair.name}: "
 
@@ -111,14 +111,13 @@ def register_batch(
                     procedure,
                     network=network,
                     device=device,
-                    composite=composite,
                     overwrite=True,  # what isn't finished, or is to be done again; never files of others
                     on_stage=on_stage,
                 )
 
             rows.append(_row(pair, work, memory_advice))
             if rows[-1]["status"] == "failed":
-                tell(f"{prefix}failed: {rows[-1]['message']}")
+                print(f"{prefix}failed: {rows[-1]['message']}", file=sys.stderr)
             with new_file(output / RESULTS, overwrite=True) as temporary:
                 temporary.write_text(tables.to_csv(rows), encoding="utf-8")
     return sum(row["status"] == "failed" for row in rows)
@@ -134,7 +133,7 @@ def _pair(path: Path, line: int, cells: dict) -> NamedPair:
     name = values.pop("name", "")
     sources = Sources(**{kind: path.parent / value for kind, value in values.items()})
     try:
-        sources.check("{}")
+        sources.check(str)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     name = name or f"{_stem(sources.fixed)}_{_stem(sources.moving)}"

@@ -121,8 +121,10 @@ def new_folder(path: Path, *, own: Collection[str], overwrite: bool = False) -> 
             path.rename(replaced)
         temporary.rename(path)
     except OSError as error:
+        elsewhere = error.filename and not str(error.filename).startswith(str(temporary))
         raise UserError(
-            f"{path}: can't be written ({error.strerror or error}): check the name, the folder and the disk"
+            f"{error.filename if elsewhere else path}: can't be read or written "
+            f"({error.strerror or error}): check the name, the folder and the disk"
         ) from None
     finally:
         if replaced.exists() and not path.exists():
@@ -148,8 +150,8 @@ def _check_folder(path: Path, own: Collection[str], overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def told_stages() -> Iterator[Callable[[str], None]]:
-    """A function to be called with the name of each stage, which stands on stderr while it lasts."""
+def told_stages(total: int) -> Iterator[Callable[[str], None]]:
+    """A function to be called with the name of each of `total` stages, told on stderr: a progress bar."""
     from rich.console import Console
 
     console = Console(file=sys.stderr)
@@ -161,9 +163,10 @@ def told_stages() -> Iterator[Callable[[str], None]]:
 
         yield tell
         return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    told = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), told)
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda stage: progress.update(task, description=stage)
+        task = progress.add_task("", total=total, completed=-1)  # the first stage ends when the second begins
+        yield lambda stage: progress.update(task, description=stage, advance=1)

@@ -65,7 +65,7 @@ def export(
     from adregnet_jax.export import export_register
 
     device = start_jax(None)
-    network = load_network(weights) if weights else None
+    network = load_network(weights, device) if weights else None
 
     def traced() -> bytes:
         return export_register(

@@ -51,7 +51,8 @@ MethodOption = Annotated[
     typer.Option(help="Default: both with --weights, instance without.", show_default=False),
 ]
 ModalityOption = Annotated[
-    Modality, typer.Option(help="multi: scans of different contrast, as T1 and T2, or MR and CT.")
+    Modality,
+    typer.Option(help="multi: different contrast, as T1 and T2. MR and CT: also --set similarity=mind."),
 ]
 AffineOption = Annotated[
     bool, typer.Option("--affine/--no-affine", help="Whether an affine registration goes first.")
@@ -90,6 +91,7 @@ class Procedure:
     instance: InstanceConfig | None
     weights: Path | None
     apart: bool = False
+    composite: bool = False  # field.h5 is written, too
 
     def record(self) -> dict[str, Any]:
         """The same as JSON has it."""
@@ -108,6 +110,7 @@ def make_procedure(
     subjects: Subjects = Subjects.any,
     effort: Effort = Effort.default,
     settings: list[str] | None = None,
+    composite: bool = False,
 ) -> Procedure:
     """What the options of `register`, `batch` and `export` amount to.
 
@@ -140,6 +143,7 @@ def make_procedure(
         instance=instance,
         weights=weights,
         apart=apart,
+        composite=composite,
     )
 
 

@@ -20,7 +20,9 @@ from adregnet_jax.data.images import Image, read_image, simpleitk
 from adregnet_jax.data.points import read_points
 from adregnet_jax.errors import UserError
 
+SPACING_RATIO = 1.5  # between the voxels of a scan and those of the training, at most
 GRID_TOLERANCE_MM = 1e-3  # affines are stored as float32
+STAGES = ("reading", "affine", "deformable", "inverse", "scoring", "writing")
 COUPLES = (("fixed_labels", "moving_labels"), ("fixed_landmarks", "moving_landmarks"))
 
 
@@ -40,12 +42,12 @@ class Sources:
     def given(self) -> dict[str, Path]:
         return {name: path for name, path in vars(self).items() if path is not None}
 
-    def check(self, pattern: str) -> None:
-        """Refuses labels or landmarks of one scan alone; `pattern` makes their names those of the user."""
+    def check(self, told: Callable[[str], str]) -> None:
+        """Refuses labels or landmarks of one scan alone; `told` makes their names those of the user."""
         for couple in COUPLES:
             absent = [name for name in couple if getattr(self, name) is None]
             if len(absent) == 1:
-                one, other = (pattern.format(name.replace("_", "-")) for name in couple)
+                one, other = map(told, couple)
                 raise UserError(f"{one} and {other} belong together: give both or none")
 
     def record(self) -> dict[str, dict[str, str]]:
@@ -56,17 +58,21 @@ class Sources:
 class Network(NamedTuple):
     model: nn.Module
     params: Any
+    spacing_mm: tuple[float, ...] | None  # of the grid it was trained on, where that is known
 
 
-def load_network(workdir: Path) -> Network:
-    """The network of a run of train.py, with its best parameters.
+def load_network(workdir: Path, device: Any) -> Network:
+    """The network of a run of train.py, with its best parameters on a device of JAX.
 
     Raises:
       UserError: no such run, no checkpoint, or parameters of another architecture than its config tells.
     """
-    from adregnet_jax.training.checkpoint import restore_network
+    import jax
 
-    return Network(*restore_network(workdir))
+    from adregnet_jax.training.checkpoint import restore_network, trained_spacing_mm
+
+    model, params = restore_network(workdir)
+    return Network(model, jax.device_put(params, device), trained_spacing_mm(workdir))
 
 
 def register_pair(
@@ -76,7 +82,6 @@ def register_pair(
     *,
     network: Network | None,
     device: Any,
-    composite: bool = False,
     preview: bool = False,
     overwrite: bool = False,
     on_stage: Callable[[str], None],
@@ -89,7 +94,6 @@ def register_pair(
       procedure: how.
       network: of `procedure.weights`.
       device: of JAX.
-      composite: also writes field.h5.
       preview: writes preview.png alone.
       overwrite: replaces a folder of an earlier registration.
       on_stage: is called with the name of each stage as it begins.
@@ -100,12 +104,14 @@ def register_pair(
     Raises:
       UserError: whatever the user can mend.
     """
-    if composite:
+    if procedure.composite:
         simpleitk(folder / "field.h5")
     with new_folder(folder, own=FILES, overwrite=overwrite) as temporary:
         clock = _Clock()
         on_stage("reading")
         scans = read_scans(sources)
+        if network:
+            _check_spacing(network, scans.fixed)
         clock.stop("reading")
         registered = interruptible(lambda: _registered(scans, procedure, network, on_stage), device)
         clock.seconds |= registered.seconds
@@ -118,7 +124,7 @@ def register_pair(
             "sources": sources.record(),
             "options": procedure.record(),
             "results": row,
-            "seconds": clock.seconds,
+            "seconds": dict(clock.seconds),
         }
         on_stage("writing")
         if preview:
@@ -126,10 +132,9 @@ def register_pair(
         else:
 
             def write() -> None:
-                write_results(temporary, scans, registered, drawn, summary, composite=composite)
+                write_results(temporary, scans, registered, drawn, summary, composite=procedure.composite)
 
             interruptible(write, device)
-        clock.stop("writing")
     return summary
 
 
@@ -178,6 +183,21 @@ def _registered(scans: Scans, procedure: Procedure, network: Network | None, on_
         apart=procedure.apart,
         on_stage=on_stage,
     )
+
+
+def _check_spacing(network: Network, fixed: Image) -> None:
+    """Refuses a scan of far larger or smaller voxels than the network was trained on: it knows no others."""
+    if network.spacing_mm is None:
+        return
+    ratio = np.sort(fixed.spacing_mm) / np.sort(network.spacing_mm)  # axes may be in another order
+    if not (ratio.max() < SPACING_RATIO and ratio.min() > 1 / SPACING_RATIO):
+        trained, found = (
+            " x ".join(f"{size:.3g}" for size in mm) for mm in (network.spacing_mm, fixed.spacing_mm)
+        )
+        raise UserError(
+            f"{fixed.name}: voxels of {found} mm; the network was trained on {trained} mm: resample the fixed"
+            " scan to about these, or register without --weights"
+        )
 
 
 def _check_same_grid(labels: Image, scan: Image) -> None:

@@ -15,6 +15,7 @@ from adregnet_jax.cli.options import (
     DiffeomorphicOption,
     Effort,
     EffortOption,
+    Method,
     MethodOption,
     Modality,
     ModalityOption,
@@ -26,13 +27,17 @@ from adregnet_jax.cli.options import (
     WeightsOption,
     make_procedure,
 )
+from adregnet_jax.errors import UserError
 
 MaskOption = Annotated[Path | None, typer.Option(metavar="FILE", help="0 where the scan doesn't count.")]
 LabelsOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Label map, for Dice.")]
 LandmarksOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help=".csv (x,y,z), .fcsv or .mrk.json, for TRE.")
 ]
-MEMORY_ADVICE = "--effort fast takes less, and so do scans on a coarser grid or --device cpu"
+MEMORY_ADVICE = (
+    "--effort fast takes less, --set search_range_mm=0 does without the search, and scans on a coarser grid "
+    "or --device cpu help too"
+)
 
 
 def register(
@@ -75,9 +80,10 @@ def register(
         subjects=subjects,
         effort=effort,
         settings=settings,
+        composite=h5,
     )
     from adregnet_jax.cli.execution import memory_errors_as_user_errors, start_jax, told_stages
-    from adregnet_jax.cli.pairs import Sources, load_network, register_pair
+    from adregnet_jax.cli.pairs import STAGES, Sources, load_network, register_pair
     from adregnet_jax.cli.results import as_text
 
     sources = Sources(
@@ -90,15 +96,17 @@ def register(
         fixed_landmarks=fixed_landmarks,
         moving_landmarks=moving_landmarks,
     )
-    sources.check("--{}")
-    with memory_errors_as_user_errors(MEMORY_ADVICE), told_stages() as tell:
+    sources.check(lambda name: "--" + name.replace("_", "-"))
+    if procedure.method == Method.network and not procedure.affine and (fixed_mask or moving_mask):
+        raise UserError("masks are of the affine step and the instance optimisation, and neither is to run")
+    chosen = start_jax(device)
+    with memory_errors_as_user_errors(MEMORY_ADVICE), told_stages(len(STAGES)) as tell:
         summary = register_pair(
             sources,
             output,
             procedure,
-            network=load_network(weights) if weights else None,
-            device=start_jax(device),
-            composite=h5,
+            network=load_network(weights, chosen) if weights else None,
+            device=chosen,
             preview=preview,
             overwrite=overwrite,
             on_stage=tell,
@@ -141,19 +149,20 @@ def batch(
         subjects=subjects,
         effort=effort,
         settings=settings,
+        composite=h5,
     )
     from adregnet_jax.cli.batches import read_pairs, register_batch
     from adregnet_jax.cli.execution import start_jax
     from adregnet_jax.cli.pairs import load_network
 
     rows = read_pairs(pairs)
+    chosen = start_jax(device)
     failed = register_batch(
         rows,
         output,
         procedure,
-        network=load_network(weights) if weights else None,
-        device=start_jax(device),
-        composite=h5,
+        network=load_network(weights, chosen) if weights else None,
+        device=chosen,
         overwrite=overwrite,
         memory_advice=MEMORY_ADVICE,
     )

@@ -14,6 +14,8 @@ from adregnet_jax.errors import UserError
 
 MEMORY_ADVICE = "resample the field to a coarser grid, or take a machine with more memory"
 
+MAX_INVERSE_ERROR = 0.5  # voxels, from which on the user is told
+
 FieldArgument = Annotated[Path, typer.Argument(help="A field: .nii.gz, .nii, .npz or .h5.")]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A new file.")]
 InputFormatOption = Annotated[
@@ -37,8 +39,9 @@ def apply(
     ],
     output: OutputOption,
     mode: Annotated[
-        Mode, typer.Option(help="Between the voxels of an image; label: for label maps.")
-    ] = Mode.linear,
+        Mode | None,
+        typer.Option(help="Of an image; linear unless told; label: for label maps.", show_default=False),
+    ] = None,
     format: InputFormatOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -53,12 +56,19 @@ def apply(
     start_jax(None)
     with memory_errors_as_user_errors(MEMORY_ADVICE):
         if target.name.endswith(SUFFIXES):
+            if mode:
+                raise UserError(f"--mode is of images, and {target} has points")
             outside = apply_to_points(field, target, output, format=_literal(format), overwrite=overwrite)
             if outside:
                 _note(f"{outside} points lie outside of the field's grid: they move as its border does")
         else:
             apply_to_image(
-                field, target, output, mode=mode.value, format=_literal(format), overwrite=overwrite
+                field,
+                target,
+                output,
+                mode=(mode or Mode.linear).value,
+                format=_literal(format),
+                overwrite=overwrite,
             )
 
 
@@ -77,15 +87,18 @@ def invert(
 
     start_jax(None)
     with memory_errors_as_user_errors(MEMORY_ADVICE):
-        folded_percent = invert_file(
+        error_voxels = invert_file(
             field,
             output,
             from_format=_literal(from_format),
             format=_literal(format),
             overwrite=overwrite,
         )
-    if folded_percent:
-        _note(f"{folded_percent:.3g} % of the field is folded: there the inverse is none")
+    if not error_voxels < MAX_INVERSE_ERROR:
+        _note(
+            f"field and inverse miss each other by {error_voxels:.3g} voxels (99th percentile): there is no "
+            "inverse where a field folds, and a poor one where it stretches threefold or more"
+        )
 
 
 def compose(
@@ -111,17 +124,29 @@ def convert(
     from_format: Annotated[
         Format | None, typer.Option("--from", help="Format of the field that is read.", show_default=False)
     ] = None,
-    format: OutputFormatOption = Format.itk,
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            "--format", help="Of a NIfTI field that is written: itk unless told.", show_default=False
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Writes the same field (or matrix) as another kind of file, which its suffix tells."""
     from adregnet_jax.data import transforms
+    from adregnet_jax.data.images import NIFTI_SUFFIXES
 
     if field.name.endswith(transforms.MATRIX_SUFFIXES):
+        if from_format or format:
+            raise UserError("--from and --format are of fields in NIfTI files, and this is a matrix")
         transforms.write_matrix(output, transforms.read_matrix(field), overwrite=overwrite)
         return
+    for option, name, path in (("--from", from_format, field), ("--format", format, output)):
+        if name and not path.name.endswith(NIFTI_SUFFIXES):
+            raise UserError(f"{option} {name} is of a NIfTI file, and {path} is none")
     displacement, affine = transforms.read_field(field, _literal(from_format))
-    transforms.write_field(output, displacement, affine, format=_literal(format), overwrite=overwrite)
+    written = _literal(format or Format.itk)
+    transforms.write_field(output, displacement, affine, format=written, overwrite=overwrite)
 
 
 def info(

@@ -25,7 +25,7 @@ import numpy as np
 
 from adregnet_jax.config import DirLabConfig
 from adregnet_jax.data import preprocessing
-from adregnet_jax.data.files import read_points
+from adregnet_jax.data.files import read_voxel_points
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.errors import UserError
 
@@ -103,7 +103,7 @@ def read_landmarks(files: CaseFiles, case: int) -> tuple[np.ndarray, np.ndarray]
     points = []
     for phase in ("T00", "T50"):
         path = files.landmarks[phase]
-        one_based = read_points(path)
+        one_based = read_voxel_points(path)
         if (one_based == 0).any() and (one_based >= 0).all():
             raise UserError(
                 f"{path}: has a coordinate 0, DIR-Lab voxels count from 1: add 1 to all coordinates"

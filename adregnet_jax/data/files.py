@@ -80,7 +80,7 @@ def file_splits(
     return loaders["train"], loaders["validation"], loaders["test"]
 
 
-def read_points(path: Path) -> np.ndarray:
+def read_voxel_points(path: Path) -> np.ndarray:
     """Points [n, 3] from a text file with x y z a line, by commas or blanks; a line of names may lead."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -261,7 +261,7 @@ def _labels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _landmarks(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    points = read_points(path)
+    points = read_voxel_points(path)
     outside = ((points < -0.5) | (points > np.array(shape) - 0.5)).any(axis=1)
     if outside.any():
         raise UserError(

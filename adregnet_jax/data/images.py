@@ -182,8 +182,16 @@ def _read_series(path: Path, itk: Any) -> Any:
     slices = len(reader.GetFileNames())
     if slices > 2:  # ITK lays the slices out evenly, wherever they were
         positions = [reader.GetMetaData(k, "0020|0032").split("\\") for k in range(slices)]
-        steps_mm = np.linalg.norm(np.diff(np.array(positions, float), axis=0), axis=1)
-        if np.ptp(steps_mm) > SLICE_TOLERANCE * np.median(steps_mm):
+        steps = np.diff(np.array(positions, float), axis=0)
+        steps_mm = np.linalg.norm(steps, axis=1)
+        normal = np.reshape(image.GetDirection(), (3, 3))[:, 2]
+        aside_mm = np.linalg.norm(steps - np.outer(steps @ normal, normal), axis=1).max()
+        if aside_mm > SLICE_TOLERANCE * np.median(steps_mm):  # ITK would set them upright
+            raise UserError(
+                f"{path}: each slice lies {aside_mm:.3g} mm beside the one before (a tilted gantry); "
+                "expected slices one above the other: resample the series first"
+            )
+        if not steps_mm.min() > 0 or np.ptp(steps_mm) > SLICE_TOLERANCE * np.median(steps_mm):
             raise UserError(
                 f"{path}: slices lie {steps_mm.min():.4g} to {steps_mm.max():.4g} mm apart; expected even "
                 "steps: is a slice missing, or are there several time points?"

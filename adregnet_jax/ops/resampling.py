@@ -27,7 +27,7 @@ def resize(volume: jax.Array, shape: Sequence[int]) -> jax.Array:
     for axis, (n, m) in enumerate(zip(volume.shape[1:4], shape, strict=True), start=1):
         if n != m:
             matrix = _interpolation_matrix(n, m).astype(volume.dtype)
-            volume = jnp.moveaxis(jnp.tensordot(matrix, volume, axes=(1, axis)), 0, axis)
+            volume = jnp.moveaxis(jnp.tensordot(matrix, volume, axes=(1, axis), precision="highest"), 0, axis)
     return volume
 
 

@@ -30,8 +30,10 @@ def sample(
       [..., c] in the dtype of the volume.
 
     Raises:
-      ValueError: wrong rank, last axis not 3, or an unknown mode or padding.
+      ValueError: wrong rank, last axis not 3, an unknown mode or padding, or whole numbers to interpolate.
     """
+    if mode == "linear" and not jnp.issubdtype(volume.dtype, jnp.inexact):
+        raise ValueError(f"linear interpolation needs floating-point values, got {volume.dtype}")
     if volume.ndim != 4:
         raise ValueError(f"volume must be [x, y, z, c], got shape {volume.shape}")
     if coordinates.shape[-1:] != (3,):

@@ -63,13 +63,18 @@ def _costs(fixed, moving, candidates, fixed_mask, moving_mask):
     radius = candidates.max(axis=0)
     starts = jnp.asarray(candidates + radius)
 
-    def moved(volume, start):
-        padded = jnp.pad(volume, (*((r, r) for r in radius), (0, 0)), mode="edge")
-        return jax.lax.dynamic_slice(padded, (*start, 0), (*fixed.shape[:3], volume.shape[-1]))
+    def padded(volume):
+        return jnp.pad(volume, (*((r, r) for r in radius), (0, 0)), mode="edge")
 
+    def moved(volume, start):
+        return jax.lax.dynamic_slice(volume, (*start, 0), (*fixed.shape[:3], volume.shape[-1]))
+
+    moving = padded(moving)
     costs = jax.lax.map(lambda start: jnp.sum((fixed - moved(moving, start)) ** 2, axis=-1), starts)
     if fixed_mask is None and moving_mask is None:
         return costs
+
+    moving_mask = None if moving_mask is None else padded(moving_mask)
 
     def counts(start):
         both = jnp.ones(fixed.shape[:3], bool)

@@ -138,6 +138,15 @@ def restore_network(workdir: Path) -> tuple[nn.Module, Any]:
     return model, restore_parameters(workdir, abstract)[0]
 
 
+def trained_spacing_mm(workdir: Path) -> tuple[float, ...] | None:
+    """Spacing of the grid that the network of a run was trained on; None where the run doesn't tell."""
+    try:
+        spacing_mm = json.loads((workdir / "config.json").read_text(encoding="utf-8")).get("spacing_mm")
+        return None if spacing_mm is None else tuple(map(float, spacing_mm))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
 def check_architecture(workdir: Path, model: ModelConfig) -> None:
     """Refuses a workdir whose run has another model, naming the first setting that differs."""
     record = workdir / "config.json"

@@ -59,8 +59,9 @@ def train(config: Config, workdir: Path) -> None:
     """
     check_settings(config)
     splits = load_splits(config.data)
+    check_architecture(workdir, config.model)
     write_splits(workdir, config.data.kind, splits)
-    prepare_workdir(config, workdir)
+    prepare_workdir(config, workdir, spacing_mm=splits.train[0].spacing_mm.tolist() if splits.train else None)
     batch_size = config.optimiser.batch_size
     with_labels = config.loss.dice > 0
     batches = pipeline.training_batches(
@@ -171,10 +172,14 @@ def check_settings(config: Config) -> None:
         raise UserError(f"model.dtype is {model.dtype!r}: it must be float32 or bfloat16")
 
 
-def prepare_workdir(config: Config, workdir: Path) -> None:
-    """Makes the folder, refuses the run of another model, and writes `config.json`."""
+def prepare_workdir(config: Config, workdir: Path, *, spacing_mm: Sequence[float] | None = None) -> None:
+    """Makes the folder, refuses the run of another model, and writes `config.json`.
+
+    `spacing_mm` is that of the grid that the network is trained on, for those who give it other scans.
+    """
     record = {
         "config": dataclasses.asdict(config),
+        "spacing_mm": spacing_mm,
         "versions": {
             "adregnet_jax": __version__,
             "python": platform.python_version(),

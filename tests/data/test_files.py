@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from adregnet_jax.config import FilesConfig
 from adregnet_jax.data import nifti
-from adregnet_jax.data.files import file_splits, read_points
+from adregnet_jax.data.files import file_splits, read_voxel_points
 from adregnet_jax.errors import UserError
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
@@ -217,7 +217,7 @@ def test_folders_that_can_not_be_used(tmp_path):
 def test_points_round_trip(tmp_path_factory, points, separator):
     path = tmp_path_factory.getbasetemp() / "points.txt"
     path.write_text("\r\n".join(separator.join(map(repr, point)) + "\t" for point in points))
-    np.testing.assert_array_equal(read_points(path), points)
+    np.testing.assert_array_equal(read_voxel_points(path), points)
 
 
 def test_real_scans_of_many_shapes(real_data):
