@@ -2,9 +2,9 @@
 
     python benchmarks/instance.py [--shape 256 256 106] [--spacing 1.0 1.0 2.5] [--effort default]
 
-A random smooth scan of the given size and the same one moved by two voxels, from nothing, as `adregnet register
---no-affine` does. Prints the seconds of compilation and of one call, XLA's own account of its temporaries, and
-the peak of the whole process.
+A random smooth scan of the given size and the same one moved by two voxels, from nothing, as `adregnet
+register --no-affine` does. Prints the seconds of compilation and of one call, XLA's own account of its
+temporaries, and the peak of the whole process.
 """
 
 import functools
