@@ -74,8 +74,8 @@ def test_instance(tmp_path):
 
 
 def test_peers(tmp_path):
-    """A head of three labels and the same one four voxels on: the scores before are right, ours are better."""
-    place = np.linalg.norm(np.moveaxis(np.indices((26, 28, 24)), 0, -1) - [25, 24, 22], axis=-1)
+    """A head of three labels and the same one four voxels on: scores before are right, ours are better."""
+    place = np.linalg.norm(np.moveaxis(np.indices((52, 48, 44)), 0, -1) - [25, 24, 22], axis=-1)
     labels = np.digitize(-place, [-17, -12, -6])
     texture = scipy.ndimage.gaussian_filter(np.random.default_rng(0).normal(size=labels.shape), 2)
     image = np.choose(labels, [0, 40, 90, 60]) + (labels > 0) * 100 * texture
