@@ -1,7 +1,7 @@
 """Instance optimisation beside the classical programs, on the same pairs in one run.
 
     python benchmarks/peers.py --breathing-ct FOLDER [--cases 1 2 3 4 5] [--brains FOLDER] [--efforts default]
-        [--methods convexadam greedy demons syn] [--diffeomorphic] [--json FILE]
+        [--methods convexadam greedy demons syn syn_cc] [--diffeomorphic] [--json FILE]
 
 FOLDER of --breathing-ct holds DIR-Lab case folders; FOLDER of --brains holds subject_a and subject_b as
 _t1.nii.gz and _labels.nii.gz on one grid, and labels_30.txt, whose first column is the labels that count.
@@ -20,7 +20,8 @@ the moving brain in inverted contrast, (1 - v) ** 1.5 in the head, and the heads
 - greedy: NCC 4x4x2 for CT, 2x2x2 for brains, 100x60x20 iterations, fields not rounded (-wp 0).
 - demons: SimpleITK's diffeomorphic demons at a quarter and half of the resolution, 100 and 50 iterations,
   with histograms matched.
-- syn: antspyx SyN, CC of radius 4, 100x70x20 iterations: half an hour a case, so only when asked for.
+- syn: antspyx SyN with its defaults, mutual information and 40x20x0 iterations. syn_cc: CC of radius 4,
+  100x70x20 iterations, half an hour a case. Both only when asked for.
 """
 
 import dataclasses
@@ -56,7 +57,13 @@ from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant  # noq
 from adregnet_jax.ops.sampling import warp_labels  # noqa: E402
 
 CT_WINDOW_HU = (-1000.0, 300.0)
-PACKAGES = {"convexadam": "convexAdam", "greedy": "picsl_greedy", "demons": "SimpleITK", "syn": "ants"}
+PACKAGES = {
+    "convexadam": "convexAdam",
+    "greedy": "picsl_greedy",
+    "demons": "SimpleITK",
+    "syn": "ants",
+    "syn_cc": "ants",
+}
 
 
 class Scans(NamedTuple):
@@ -217,7 +224,11 @@ def _resampled(field, like):
     )
 
 
-def syn(scans):
+def syn_cc(scans):
+    return syn(scans, syn_metric="CC", syn_sampling=4, reg_iterations=(100, 70, 20))
+
+
+def syn(scans, **settings):
     import ants
 
     spacing = tuple(scans.spacing_mm.tolist())
@@ -227,9 +238,7 @@ def syn(scans):
         moving,
         type_of_transform="SyNOnly",
         initial_transform="Identity",
-        syn_metric="CC",
-        syn_sampling=4,
-        reg_iterations=(100, 70, 20),
+        **settings,
     )
     return np.asarray(nib.load(done["fwdtransforms"][0]).dataobj)[..., 0, :] / scans.spacing_mm
 
