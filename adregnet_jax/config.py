@@ -213,6 +213,9 @@ class OptimiserConfig:
     epochs: int = 200
     batch_size: int = 1
     gradient_clip: float = 1.0  # global norm; 0: off
+    # Of an exponential moving average of the parameters, which is then what is validated and kept as the
+    # network; for instance 0.998. 0: none.
+    average_decay: float = 0.0
 
 
 @dataclasses.dataclass

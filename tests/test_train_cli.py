@@ -37,7 +37,7 @@ def get_config():
             dropout=0.2,  # what is left out after a restart is what would have been
         ),
         loss=LossConfig(ncc_window=0, jacobian=0),
-        optimiser=OptimiserConfig(epochs=5, learning_rate=1e-3),
+        optimiser=OptimiserConfig(epochs=5, learning_rate=1e-3, average_decay=0.9),
         run=RunConfig(checkpoint_every_steps=3, log_every_steps=2),
     )
 """

@@ -1,7 +1,7 @@
 """Checkpoints of a run: the newest and the best are kept, written in the background, complete or not there.
 
 `workdir/checkpoints/<step>` holds two parts, `params` and `progress` (the rest of the `TrainState`), so that
-evaluation reads the parameters alone.
+evaluation reads the network's parameters alone. With a moving average, `params` is the average.
 """
 
 from __future__ import annotations
@@ -51,17 +51,30 @@ class Checkpoints:
         """The newest state, or None in a new workdir."""
         if self._checkpointer.latest is None:
             return None
-        params = _load(self._checkpointer, self._checkpointer.latest, abstract_state.params, self._workdir)
-        abstract_progress = {"progress": abstract_state.replace(params=None)}
+        network = _load(self._checkpointer, self._checkpointer.latest, abstract_state.network, self._workdir)
+        self._check_average(abstract_state)
+        abstract_progress = {"progress": _without_network(abstract_state)}
         progress = self._checkpointer.load_checkpointables(None, abstract_progress)["progress"]
-        return progress.replace(params=params)
+        if abstract_state.average is None:
+            return progress.replace(params=network)
+        return progress.replace(average=network)
+
+    def _check_average(self, abstract_state: TrainState) -> None:
+        stored = self._checkpointer.checkpointables_metadata(self._checkpointer.latest).metadata["progress"]
+        theirs, ours = stored["params"] is not None, abstract_state.average is not None
+        if theirs != ours:
+            have = ["no moving average", "a moving average"]
+            raise UserError(
+                f"{self._workdir} holds a run with {have[theirs]} of the parameters, and"
+                f" optimiser.average_decay now asks for {have[ours]}: give another --workdir, or set it back"
+            )
 
     def save(self, step: int, state: TrainState, *, metric: float | None = None) -> None:
         """Starts to write the state of `step`; `metric` is its validation metric, if it was validated."""
         with self._failures_as_user_errors():
             self._checkpointer.save_checkpointables_async(
                 step,
-                {"params": state.params, "progress": state.replace(params=None)},
+                {"params": state.network, "progress": _without_network(state)},
                 force=True,
                 metrics=None if metric is None else {METRIC: float(metric)},
             )
@@ -161,6 +174,10 @@ def check_architecture(workdir: Path, model: ModelConfig) -> None:
                 f"{workdir} holds a run with model.{name}={theirs.get(name)}, this config has {value}:"
                 " give another --workdir, or set it back"
             )
+
+
+def _without_network(state: TrainState) -> TrainState:
+    return state.replace(params=None) if state.average is None else state.replace(average=None)
 
 
 def _folder(workdir: Path) -> Path:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -78,9 +79,10 @@ def train(config: Config, workdir: Path) -> None:
     model = make_model(config.model)
     optimiser = make_optimiser(config.optimiser, steps_per_epoch)
     rate_of = learning_rate(config.optimiser, steps_per_epoch)
-    train_step = make_train_step(model, optimiser, config.loss, mesh, seed=config.seed)
+    decay = config.optimiser.average_decay
+    train_step = make_train_step(model, optimiser, config.loss, mesh, seed=config.seed, average_decay=decay)
     validation_step = make_validation_step(model, config.loss)
-    init = make_init(model, optimiser, splits.train[0].fixed.shape, mesh)
+    init = make_init(model, optimiser, splits.train[0].fixed.shape, mesh, averaged=decay > 0)
     key = jax.random.key(config.seed)
 
     with contextlib.ExitStack() as stack:
@@ -121,7 +123,7 @@ def train(config: Config, workdir: Path) -> None:
             metric = None
             if validate_now and splits.validation:
                 validation = validate(
-                    validation_step, state.params, splits.validation, step, with_labels=with_labels
+                    validation_step, state.network, splits.validation, step, with_labels=with_labels
                 )
                 records[step] |= validation
                 name = decisive(validation)
@@ -168,6 +170,10 @@ def check_settings(config: Config) -> None:
         )
     if not 0 <= model.dropout < 1:
         raise UserError(f"model.dropout is {model.dropout}: it must be a share from 0 to below 1")
+    if not 0 <= config.optimiser.average_decay < 1:
+        raise UserError(
+            f"optimiser.average_decay is {config.optimiser.average_decay}: from 0 (no average) to below 1"
+        )
     if model.dtype not in ("float32", "bfloat16"):
         raise UserError(f"model.dtype is {model.dtype!r}: it must be float32 or bfloat16")
 
@@ -207,7 +213,10 @@ def initial_state(
     state = init(key)
     if init_from:
         params, _ = restore_parameters(Path(init_from), state.params)
-        state = state.replace(params=jax.device_put(params, replicated(mesh)))
+        params = jax.device_put(params, replicated(mesh))
+        state = state.replace(params=params)
+        if state.average is not None:
+            state = state.replace(average=jax.tree.map(jnp.copy, params))
     return state
 
 

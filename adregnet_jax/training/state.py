@@ -20,12 +20,26 @@ class TrainState(struct.PyTreeNode):
     opt_state: optax.OptState
     best_metric: jax.Array  # float32, lowest validation metric so far; infinite before the first validation
     best_step: jax.Array  # int32, the step of `best_metric`
+    average: Any = None  # the moving average of `params`, if the run has one
+
+    @property
+    def network(self) -> Any:
+        """The parameters that are validated, and that the run is for."""
+        return self.params if self.average is None else self.average
 
 
 def make_init(
-    model: nn.Module, optimiser: optax.GradientTransformation, shape: tuple[int, int, int], mesh: Mesh
+    model: nn.Module,
+    optimiser: optax.GradientTransformation,
+    shape: tuple[int, int, int],
+    mesh: Mesh,
+    *,
+    averaged: bool = False,
 ):
-    """A jitted `init(key) -> TrainState` for volumes of `shape`; `jax.eval_shape` of it costs nothing."""
+    """A jitted `init(key) -> TrainState` for volumes of `shape`; `jax.eval_shape` of it costs nothing.
+
+    `averaged`: the state holds a moving average of the parameters.
+    """
 
     def init(key: jax.Array) -> TrainState:
         volume = jnp.zeros((1, *shape, 1), jnp.float32)
@@ -36,6 +50,7 @@ def make_init(
             opt_state=optimiser.init(params),
             best_metric=jnp.full((), jnp.inf, jnp.float32),
             best_step=jnp.zeros((), jnp.int32),
+            average=jax.tree.map(jnp.copy, params) if averaged else None,
         )
 
     # Compiled without optimisation: LLVM takes seconds a parameter over the random numbers, for one use.

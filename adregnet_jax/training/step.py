@@ -39,6 +39,16 @@ def make_optimiser(config: OptimiserConfig, steps_per_epoch: int) -> optax.Gradi
     return optax.chain(clip, optax.adam(learning_rate(config, steps_per_epoch)))
 
 
+def average_parameters(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
+    """The exponential moving average of the parameters after `step`, from 1.
+
+    It weighs the last 1 / (1 - decay) steps, and of a younger run the last tenth of it to 1 in 10, so that
+    the random start is soon forgotten.
+    """
+    kept = jnp.minimum(decay, step / (step + 9))
+    return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, average, params)
+
+
 def registration_loss(
     model: nn.Module, config: LossConfig, params, batch, dropout_key: jax.Array | None = None
 ) -> tuple[jax.Array, tuple[Metrics, jax.Array]]:
@@ -60,9 +70,11 @@ def make_train_step(
     mesh: Mesh,
     *,
     seed: int = 0,
+    average_decay: float = 0.0,
 ) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
     """A jitted `step(state, batch) -> (state, metrics)`; the batch is divided along `data`, the state
-    donated. What dropout leaves out is a function of `seed` and `state.step`.
+    donated. What dropout leaves out is a function of `seed` and `state.step`. `average_decay` is that of
+    `state.average`, where the state has one.
 
     Metrics are device scalars: `loss`, its unweighted terms, and `gradient_norm` before clipping.
     """
@@ -90,7 +102,10 @@ def make_train_step(
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(gradients)}
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        step, average = state.step + 1, state.average
+        if average is not None:
+            average = average_parameters(average, params, step, average_decay)
+        return state.replace(step=step, params=params, average=average, opt_state=opt_state), metrics
 
     # LLVM's higher levels cost a fifth of the compilation on CPU, and the step is no faster for them.
     on_cpu = mesh.devices.flat[0].platform == "cpu"

@@ -18,13 +18,14 @@ from adregnet_jax.training.sharding import make_mesh
 from adregnet_jax.training.state import TrainState
 
 
-def make_state(step: int, size: int = 8) -> TrainState:
+def make_state(step: int, size: int = 8, *, averaged: bool = False) -> TrainState:
     return TrainState(
         step=jnp.int32(step),
         params={"block": {"kernel": jnp.full(size, step, jnp.float32)}},
         opt_state=({"mu": jnp.full(size, -step, jnp.float32)},),
         best_metric=jnp.float32(0.5),
         best_step=jnp.int32(1),
+        average={"block": {"kernel": jnp.full(size, step / 2, jnp.float32)}} if averaged else None,
     )
 
 
@@ -51,6 +52,27 @@ def test_newest_and_best_are_kept_also_after_a_restart(tmp_path):
     for which, step in (("best", 3), ("newest", 6)):
         params, _ = restore_parameters(tmp_path, expected.params, which)
         jax.tree.map(np.testing.assert_array_equal, params, make_state(step).params)
+
+
+def test_with_an_average_it_is_the_network_and_both_are_restored(tmp_path):
+    expected = make_state(3, averaged=True)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, expected)
+    checkpoints.close()
+    restored = Checkpoints(tmp_path).restore(abstract(expected))
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+    params, _ = restore_parameters(tmp_path, expected.params)
+    jax.tree.map(np.testing.assert_array_equal, params, expected.average)
+    with pytest.raises(UserError, match="a moving average of the parameters"):
+        Checkpoints(tmp_path).restore(abstract(make_state(3)))
+
+
+def test_a_run_without_an_average_does_not_go_on_with_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, make_state(3))
+    checkpoints.close()
+    with pytest.raises(UserError, match="no moving average of the parameters"):
+        Checkpoints(tmp_path).restore(abstract(make_state(3, averaged=True)))
 
 
 def test_a_save_is_not_disturbed_by_steps_that_reuse_its_memory(tmp_path):

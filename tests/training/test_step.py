@@ -18,6 +18,7 @@ from adregnet_jax.nn.prediction import Prediction
 from adregnet_jax.training.sharding import make_mesh
 from adregnet_jax.training.state import make_init
 from adregnet_jax.training.step import (
+    average_parameters,
     learning_rate,
     make_optimiser,
     make_train_step,
@@ -137,6 +138,16 @@ def test_gradients_are_clipped():
     _, state = optimiser.update({"w": np.array([30.0, 40.0], np.float32)}, optimiser.init(params), params)
     second_moment = optax.tree.get(state, "nu")["w"]
     np.testing.assert_allclose(second_moment, 0.001 * np.array([0.36, 0.64]), rtol=1e-4)
+
+
+def test_average_is_of_the_last_tenth_at_first_and_of_the_last_steps_later():
+    average, values = {"w": jnp.zeros(3)}, np.random.default_rng(0).random((400, 3), np.float32)
+    for n, value in enumerate(values, start=1):
+        average = average_parameters(average, {"w": jnp.asarray(value)}, jnp.int32(n), 0.9)
+        if n == 1:
+            np.testing.assert_allclose(average["w"], 0.9 * value, rtol=1e-6)
+    weights = 0.1 * 0.9 ** np.arange(400)[::-1]  # the random start and what came early have faded
+    np.testing.assert_allclose(average["w"], weights @ values, rtol=1e-4)
 
 
 def test_mesh_that_does_not_fit():
