@@ -5,6 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from adregnet_jax.ops.slabs import slab, slices_a_slab
+
+_SLAB_BYTES = 2**28  # of the folded convolution's result, which is three times the size of the convolution's
+_SLAB_BYTES = 2**28  # of float32 intermediates that exist at once
 _EIGEN_CHANNELS = 4  # from how many input channels on Eigen on all cores beats YNNPACK on one
 
 
@@ -14,7 +18,7 @@ def conv3d(volume: jax.Array, kernel: jax.Array) -> jax.Array:
     On GPU and TPU this is `lax.conv_general_dilated`. XLA's 3-D convolution on CPU is slow, so there the taps
     along x become output channels of one 2-D convolution over (y, z), and three of its slices, shifted along
     x, are added. The gradient in the volume is the same convolution with the mirrored kernel; the gradient in
-    the kernel is a sum over x of one matrix product a slice.
+    the kernel is a sum over x of one matrix product a slice. Large volumes go through all of it slab by slab.
 
     Args:
       volume: [b, x, y, z, c].
@@ -42,6 +46,19 @@ def _direct(volume, kernel):
 
 @jax.custom_vjp
 def _folded(volume, kernel):
+    b, nx, ny, nz, _ = volume.shape
+    out = kernel.shape[-1]
+    slices = slices_a_slab(volume.shape, 4 * ny * nz * 3 * out, _SLAB_BYTES)
+    if slices is None:
+        return _folded_slab(volume, kernel)
+
+    def convolve(n):
+        return _folded_slab(slab(volume, n, slices, halo=1), kernel)[0, 1:-1]
+
+    return jax.lax.map(convolve, jnp.arange(b * nx // slices)).reshape(b, nx, ny, nz, out)
+
+
+def _folded_slab(volume, kernel):
     b, nx, ny, nz, c = volume.shape
     out = kernel.shape[-1]
     # [y taps, z taps, c, x taps * out]
@@ -57,10 +74,10 @@ def _folded(volume, kernel):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )[:, :, :nz].reshape(b, nx, ny, nz, 3 * out)
     before, here, after = (slices[..., n * out : (n + 1) * out] for n in range(3))
-    return here + _shift_in_x(before[:, :-1], 1, 0) + _shift_in_x(after[:, 1:], 0, 1)
+    return here + _pad_in_x(before[:, :-1], 1, 0) + _pad_in_x(after[:, 1:], 0, 1)
 
 
-def _shift_in_x(slices, before, after):
+def _pad_in_x(slices, before, after):
     """Zeros before and after: a padding joins the sum that it feeds, an update of a slice would not."""
     return jnp.pad(slices, ((0, 0), (before, after), (0, 0), (0, 0), (0, 0)))
 
@@ -75,16 +92,30 @@ _folded.defvjp(lambda volume, kernel: (_folded(volume, kernel), (volume, kernel)
 
 
 def _kernel_gradient(volume, gradient):
+    b, nx, ny, nz, c = volume.shape
+    out = gradient.shape[-1]
+    slices = slices_a_slab(volume.shape, 4 * ny * nz * (c + out), _SLAB_BYTES)
+    if slices is None:
+        return _slab_kernel_gradient(volume, _pad_in_x(gradient, 1, 1))
+
+    def add_slab(n, total):
+        return total + _slab_kernel_gradient(slab(volume, n, slices), slab(gradient, n, slices, halo=1))
+
+    zeros = jnp.zeros((3, 3, 3, c, out), jnp.float32)
+    return jax.lax.fori_loop(0, b * nx // slices, add_slab, zeros)
+
+
+def _slab_kernel_gradient(volume, gradient):
     """A sum over the slices x of one product: nine shifted copies of the slice by three of the gradient.
 
     Planar, [c, y, z]: the copies are long runs of memory, and the three slices of the gradient are a view.
+    The gradient has a slice more on either side.
     """
     b, nx, ny, nz, c = volume.shape
     out = gradient.shape[-1]
     slices = jnp.moveaxis(volume, -1, 2).reshape(b * nx, c, ny, nz)
     slices = jnp.pad(slices, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    outputs = jnp.pad(jnp.moveaxis(gradient, -1, 2), ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-    outputs = outputs.reshape(b * (nx + 2), out, ny * nz)
+    outputs = jnp.moveaxis(gradient, -1, 2).reshape(b * (nx + 2), out, ny * nz)
 
     def add_slice(total, n):
         plane = jax.lax.dynamic_index_in_dim(slices, n, keepdims=False)

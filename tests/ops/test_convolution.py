@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
+from adregnet_jax.ops import convolution
 from adregnet_jax.ops.convolution import conv3d
 
 # volume, output channels: odd and even sizes, sizes below the kernel, one channel, a batch.
@@ -37,13 +38,15 @@ def test_values_are_those_of_scipy(shape, out):
     np.testing.assert_allclose(conv3d(volume, kernel), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize(("shape", "out"), CASES)
-def test_values_and_both_gradients_are_those_of_xla(shape, out):
+@pytest.mark.parametrize("slab_bytes", [2**28, 1, 2000], ids=["one slab", "of a slice", "of slices"])
+@pytest.mark.parametrize(("shape", "out"), [*CASES, ((2, 6, 3, 4, 4), 3)])
+def test_values_and_both_gradients_are_those_of_xla(shape, out, slab_bytes, monkeypatch):
+    monkeypatch.setattr(convolution, "_SLAB_BYTES", slab_bytes)
     volume, kernel = random_case(shape, out)
     cotangent = np.random.default_rng(1).normal(size=(*shape[:-1], out)).astype(np.float32)
 
-    def value_and_gradients(convolution):
-        result, pullback = jax.vjp(convolution, volume, kernel)
+    def value_and_gradients(function):
+        result, pullback = jax.vjp(function, volume, kernel)
         return result, *pullback(cotangent)
 
     ours = jax.jit(lambda: value_and_gradients(conv3d))()

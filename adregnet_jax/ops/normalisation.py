@@ -1,0 +1,116 @@
+"""Instance normalisation and its activation in one pass, with a derivative that saves its input alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from adregnet_jax.ops.slabs import slab, slices_a_slab
+
+_SLAB_BYTES = 2**26  # of float32 values that are summed at once
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def instance_norm(
+    volume: jax.Array,
+    scale: jax.Array,
+    offset: jax.Array,
+    negative_slope: float = 1.0,
+    epsilon: float = 1e-5,
+) -> jax.Array:
+    """Each channel of each volume to mean 0 and SD 1, then `scale`, `offset` and a leaky ReLU.
+
+    Whatever the dtype of the volume, the arithmetic is float32, and no float32 copy of the volume is made.
+
+    Args:
+      volume: [b, x, y, z, c].
+      scale: [c].
+      offset: [c].
+      negative_slope: what negative results are multiplied by; 1 leaves them as they are.
+      epsilon: added to the variance.
+
+    Returns:
+      [b, x, y, z, c] in the dtype of the volume.
+
+    Reference:
+      Ulyanov et al., Instance Normalization, arXiv:1607.08022.
+    """
+    return _forward(volume, scale, offset, negative_slope, epsilon)[0]
+
+
+def _forward(volume, scale, offset, negative_slope, epsilon):
+    voxels = volume[0, ..., 0].size
+    (total,) = _sums(lambda x: [x], [volume])
+    mean = total / voxels  # [b, c]
+    (squares,) = _sums(lambda x, mean: [(x - mean) ** 2], [volume], [mean])
+    reciprocal_sd = jax.lax.rsqrt(squares / voxels + epsilon)
+    gain = reciprocal_sd * scale
+    result = (volume.astype(jnp.float32) - _spread(mean)) * _spread(gain) + offset
+    result = jnp.where(result >= 0, result, negative_slope * result)
+    return result.astype(volume.dtype), (volume, scale, offset, mean, reciprocal_sd)
+
+
+def _backward(negative_slope, epsilon, saved, gradient):
+    del epsilon
+    volume, scale, offset, mean, reciprocal_sd = saved
+    voxels = volume[0, ..., 0].size
+
+    def before_activation(x, g, mean, reciprocal_sd):
+        """The normalised volume, and the gradient before scale and offset."""
+        normalised = (x - mean) * reciprocal_sd
+        return normalised, jnp.where(normalised * scale + offset >= 0, g, negative_slope * g)
+
+    def terms(*arguments):
+        normalised, g = before_activation(*arguments)
+        return [g, g * normalised]
+
+    sums = _sums(terms, [volume, gradient], [mean, reciprocal_sd])  # [b, c] each
+    normalised, g = before_activation(
+        volume.astype(jnp.float32), gradient.astype(jnp.float32), _spread(mean), _spread(reciprocal_sd)
+    )
+    centred = g - _spread(sums[0] / voxels) - normalised * _spread(sums[1] / voxels)
+    to_volume = (_spread(reciprocal_sd * scale) * centred).astype(volume.dtype)
+    return to_volume, jnp.sum(sums[1], axis=0), jnp.sum(sums[0], axis=0)
+
+
+instance_norm.defvjp(_forward, _backward)
+
+
+def _spread(values):
+    """[b, c] -> [b, 1, 1, 1, c]."""
+    return values[:, None, None, None]
+
+
+def _sums(
+    terms: Callable[..., list[jax.Array]],
+    volumes: Sequence[jax.Array],
+    statistics: Sequence[jax.Array] = (),
+) -> list[jax.Array]:
+    """Sums over the voxels of functions of some volumes [b, x, y, z, c] and of [b, c]: [b, c] each.
+
+    Slab by slab, so that the terms never exist as whole volumes; by products with ones, because XLA on CPU
+    is slow at reducing leading axes.
+    """
+    b, nx, ny, nz, c = volumes[0].shape
+    slices = slices_a_slab(volumes[0].shape, 4 * ny * nz * c, _SLAB_BYTES)
+
+    def sums(parts, statistics):
+        tokens = [part.reshape(part.shape[0], -1, c).astype(jnp.float32) for part in parts]  # [b, q, c]
+        ones = jnp.ones(tokens[0].shape[1])
+        spread = [values[:, None] for values in statistics]  # [b, 1, c]
+        return [jnp.einsum("q,bqc->bc", ones, term) for term in terms(*tokens, *spread)]
+
+    if slices is None:
+        return sums(volumes, statistics)
+
+    def add_slab(n, totals):
+        batch = n // (nx // slices)
+        these = [jax.lax.dynamic_slice_in_dim(values, batch, 1) for values in statistics]
+        found = sums([slab(volume, n, slices) for volume in volumes], these)
+        return [total.at[batch].add(new[0]) for total, new in zip(totals, found, strict=True)]
+
+    shapes = jax.eval_shape(lambda: sums(volumes, statistics))
+    return jax.lax.fori_loop(0, b * nx // slices, add_slab, [jnp.zeros(s.shape) for s in shapes])

@@ -1,0 +1,55 @@
+"""Instance norm: against its definition and autodiff of it, in one slab and in several."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adregnet_jax.ops import normalisation
+from adregnet_jax.ops.normalisation import instance_norm
+
+
+def by_definition(volume, scale, offset, negative_slope):
+    mean = volume.mean(axis=(1, 2, 3), keepdims=True)
+    variance = ((volume - mean) ** 2).mean(axis=(1, 2, 3), keepdims=True)
+    result = (volume - mean) / jnp.sqrt(variance + 1e-5) * scale + offset
+    return jnp.where(result >= 0, result, negative_slope * result)
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    volume = 100 + 3 * rng.standard_normal((2, 6, 5, 4, 3)).astype(np.float32)
+    return volume, rng.random(3, np.float32) + 0.5, rng.standard_normal(3).astype(np.float32)
+
+
+@pytest.mark.parametrize("slab_bytes", [2**26, 1], ids=["one slab", "a slab a slice"])
+@pytest.mark.parametrize("negative_slope", [1.0, 0.2])
+def test_values_and_gradients(arrays, negative_slope, slab_bytes, monkeypatch):
+    monkeypatch.setattr(normalisation, "_SLAB_BYTES", slab_bytes)
+    result, pull_back = jax.vjp(lambda *a: instance_norm(*a, negative_slope), *arrays)
+    # The definition in float64, from which float32 around 100 with SD 3 is some 1e-5 away.
+    with jax.enable_x64(True):
+        doubles = [jnp.asarray(a, jnp.float64) for a in arrays]
+        expected, expected_pull_back = jax.vjp(lambda *a: by_definition(*a, negative_slope), *doubles)
+        cotangent = np.random.default_rng(1).standard_normal(expected.shape)
+        expected_gradients = expected_pull_back(jnp.asarray(cotangent))
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+    for found, wanted in zip(pull_back(jnp.asarray(cotangent, jnp.float32)), expected_gradients, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=2e-4)
+
+
+def test_bfloat16_volume_has_float32_statistics(arrays):
+    volume, scale, offset = arrays
+    volume = jnp.asarray(volume, jnp.bfloat16)
+    result = instance_norm(volume, scale, offset, 0.2)
+    assert result.dtype == jnp.bfloat16
+    expected = by_definition(volume.astype(jnp.float32), scale, offset, 0.2)
+    np.testing.assert_allclose(result.astype(jnp.float32), expected, rtol=2**-8, atol=1e-3)
+
+
+def test_constant_volume_gives_the_offset(arrays):
+    _, scale, offset = arrays
+    value, pull_back = jax.vjp(lambda v: instance_norm(v, scale, offset), jnp.full((1, 4, 4, 4, 3), 7.0))
+    np.testing.assert_allclose(value, np.broadcast_to(offset, value.shape), atol=1e-5)
+    assert np.isfinite(pull_back(jnp.ones_like(value))[0]).all()
