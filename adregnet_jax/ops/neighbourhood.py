@@ -16,7 +16,8 @@ reductions over an axis:
   - the offsets in x and y are the steps of a `lax.scan`. A loop's results are written to memory, whereas
     written-out sums that feed each other are fused and computed again for every one of their uses. It also
     keeps the program, and so its compilation, short.
-Weights are therefore lists over the 2r+1 offsets in z, of arrays `[(2r+1)^2, b, x, y, z]`.
+Large volumes go slab by slab, so that memory grows by the features and not by the weights.
+Weights are lists over the 2r+1 offsets in z, of arrays `[(2r+1)^2, b, x, y, z]`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adregnet_jax.ops.slabs import map_slabs, slices_a_slab
+
 _OUTSIDE = -1e30  # the logit of a neighbour beyond the border: no softmax sees it
 _GROUP = 8  # channels in one written-out sum
+_SLAB_BYTES = 2**28  # of intermediates that exist at once
 
 
 def neighbourhood_attention(
@@ -56,10 +60,21 @@ def neighbourhood_attention(
             "query and key must be [b, x, y, z, d] and value [b, x, y, z, c], "
             f"got {query.shape}, {key.shape} and {value.shape}"
         )
+    _, nx, ny, nz, _ = query.shape
+    planes = 2 * (2 * radius + 1) ** 3 + 2 * key.shape[-1] + 2 * value.shape[-1]
+    slices = slices_a_slab(query.shape, 4 * ny * nz * planes, _SLAB_BYTES)
+    attend = functools.partial(_attend, radius=radius, nx=nx)
+    if slices is None:
+        return tuple(attend(0, query, key, value))
+    return tuple(map_slabs(attend, [query, key, value], slices=slices, halo=radius))
+
+
+def _attend(first, query, key, value, *, radius, nx):
+    """The attention of slices from x = `first` on of a volume that has `nx`."""
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     logits = _correlate(_planar(scaled), _planar(key), radius)
     # The softmax runs in float32 whatever the dtype of the features.
-    biases = _border_biases(query.shape[1:4], radius)
+    biases = _border_biases(first, query.shape[1:4], nx, radius)
     logits = [logit.astype(jnp.float32) + bias for logit, bias in zip(logits, biases, strict=True)]
 
     # The maximum keeps exp in range and cancels: no gradient has to pass through it.
@@ -80,7 +95,7 @@ def neighbourhood_attention(
         for all_e, all_logits in zip(exponentials, logits, strict=True)
         for e, logit in zip(all_e, all_logits, strict=True)
     )
-    return attended, expected_offset, jnp.log(total) - expected * scale
+    return [attended, expected_offset, jnp.log(total) - expected * scale]
 
 
 def _exponentials(highest, sums, xy_and_logits):
@@ -98,22 +113,18 @@ def _xy_offsets(radius):
     return np.array(list(itertools.product(range(-radius, radius + 1), repeat=2)))
 
 
-def _border_biases(shape, radius):
-    """For each z offset, [(2r+1)^2, 1, x, y, z]: 0 where the neighbour is in the grid, or _OUTSIDE."""
+def _border_biases(first, shape, nx, radius):
+    """For each z offset, [(2r+1)^2, 1, x, y, z]: 0 where the neighbour is in the volume, or _OUTSIDE."""
 
-    def outside(n, offset):
-        place = np.arange(n) + offset
-        return np.where((place >= 0) & (place < n), np.float32(0), np.float32(_OUTSIDE))
+    def outside(place, n):
+        return jnp.where((place >= 0) & (place < n), jnp.float32(0), jnp.float32(_OUTSIDE))
 
-    nx, ny, nz = shape
+    slices, ny, nz = shape
     offsets = _xy_offsets(radius)
-    along_x = np.stack([outside(nx, o) for o in offsets[:, 0]])[:, None, :, None, None]
-    along_y = np.stack([outside(ny, o) for o in offsets[:, 1]])[:, None, None, :, None]
+    along_x = outside(first + np.arange(slices) + offsets[:, :1], nx)[:, None, :, None, None]
+    along_y = outside(np.arange(ny) + offsets[:, 1:], ny)[:, None, None, :, None]
     # Sums of vectors, broadcast when they are added: a whole volume of constants would be in the program.
-    return [
-        jnp.asarray(along_x) + jnp.asarray(along_y) + jnp.asarray(outside(nz, o))
-        for o in range(-radius, radius + 1)
-    ]
+    return [along_x + along_y + outside(np.arange(nz) + o, nz) for o in range(-radius, radius + 1)]
 
 
 def _planar(features):

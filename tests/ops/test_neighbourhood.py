@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adregnet_jax.ops import neighbourhood
 from adregnet_jax.ops.neighbourhood import neighbourhood_attention
 from tests.oracles import attention as oracle
-
-compiled_attention = jax.jit(neighbourhood_attention, static_argnames="radius")
 
 # Shape with batch, query and value channels, radius. Sums are written out by 8 channels: 9 and 10 make two
 # groups, one of them filled up. A grid may be thinner than the neighbourhood.
@@ -35,18 +34,22 @@ def masked_attention(query, key, value, radius):
     return attended, offset, -jnp.sum(weights * log_weights, axis=-1).reshape(b, *shape)
 
 
+@pytest.mark.parametrize("slab_bytes", [2**28, 1], ids=["one slab", "slabs"])
 @pytest.mark.parametrize(("shape", "d", "c", "radius"), CASES)
-def test_values_are_those_of_the_oracle(shape, d, c, radius):
+def test_values_are_those_of_the_oracle(shape, d, c, radius, slab_bytes, monkeypatch):
+    monkeypatch.setattr(neighbourhood, "_SLAB_BYTES", slab_bytes)
     inputs = random_inputs(shape, d, c)
-    ours = compiled_attention(*inputs, radius=radius)
+    ours = jax.jit(functools.partial(neighbourhood_attention, radius=radius))(*inputs)
     for b in range(shape[0]):
         theirs = oracle.neighbourhood_attention(*(a[b].astype(np.float64) for a in inputs), radius)
         for a, expected in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(a[b], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("slab_bytes", [2**28, 1], ids=["one slab", "slabs"])
 @pytest.mark.parametrize(("shape", "d", "c", "radius"), CASES)
-def test_gradients_are_those_of_autodiff(shape, d, c, radius):
+def test_gradients_are_those_of_autodiff(shape, d, c, radius, slab_bytes, monkeypatch):
+    monkeypatch.setattr(neighbourhood, "_SLAB_BYTES", slab_bytes)
     inputs = random_inputs(shape, d, c)
     rng = np.random.default_rng(1)
     cotangents = tuple(jnp.asarray(rng.normal(size=(*shape, *n)), jnp.float32) for n in ((c,), (3,), ()))
@@ -78,7 +81,7 @@ def test_second_derivatives_are_those_of_autodiff():
 def test_neighbours_outside_the_grid_do_not_take_part():
     shape = (1, 4, 4, 4)
     zero = np.zeros((*shape, 2), np.float32)
-    _, offset, entropy = compiled_attention(zero, zero, zero, radius=1)
+    _, offset, entropy = neighbourhood_attention(zero, zero, zero, radius=1)
     # All logits are equal: 27 neighbours inside, 8 in a corner, half a voxel inwards on average.
     assert float(entropy[0, 1, 1, 1]) == pytest.approx(np.log(27), rel=1e-6)
     assert float(entropy[0, 0, 0, 0]) == pytest.approx(np.log(8), rel=1e-6)
@@ -90,7 +93,7 @@ def test_a_match_is_found_where_it_is():
     voxels = np.random.default_rng(0).normal(size=(1, 4, 4, 4, 10))
     key = (20 * voxels / np.linalg.norm(voxels, axis=-1, keepdims=True)).astype(np.float32)
     query = np.roll(key, -1, axis=2)
-    attended, offset, entropy = compiled_attention(query, key, key, radius=1)
+    attended, offset, entropy = neighbourhood_attention(query, key, key, radius=1)
     inside = (0, slice(None), slice(0, 3))
     np.testing.assert_allclose(offset[inside], np.broadcast_to([0, 1, 0], (4, 3, 4, 3)), atol=0.02)
     np.testing.assert_allclose(attended[inside], query[inside], atol=0.1)
@@ -111,7 +114,7 @@ def test_large_logits_stay_finite():
 
 def test_bfloat16_keeps_its_dtype_and_the_softmax_is_float32():
     half = [jnp.asarray(a, jnp.bfloat16) for a in random_inputs((1, 3, 4, 3), 3, 2)]
-    attended, offset, entropy = compiled_attention(*half, radius=1)
+    attended, offset, entropy = neighbourhood_attention(*half, radius=1)
     assert [a.dtype for a in (attended, offset, entropy)] == [jnp.bfloat16, jnp.float32, jnp.float32]
     exact = masked_attention(*(a.astype(jnp.float32) for a in half), radius=1)
     for a, b in zip((attended, offset, entropy), exact, strict=True):
