@@ -13,6 +13,7 @@ from adregnet_jax.config import InstanceConfig
 from adregnet_jax.instance import Alignment, align
 from adregnet_jax.nn.prediction import Prediction
 from adregnet_jax.ops.sampling import warp
+from adregnet_jax.tiles import predict_in_tiles
 
 
 class Registration(NamedTuple):
@@ -31,6 +32,7 @@ def register(
     moving: jax.Array,
     *,
     model: nn.Module | None = None,
+    tile: int | None = None,
     instance: InstanceConfig | None = None,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
     fixed_mask: jax.Array | None = None,
@@ -46,6 +48,8 @@ def register(
       fixed: [b, x, y, z, 1], intensities in [0, 1].
       moving: [b, x, y, z, 1], on the same grid.
       model: the network: `AdRegNet`, or another with the same inputs and outputs. None: no network.
+      tile: width in voxels of overlapping tiles, which the network gets one at a time, for less memory
+        (`adregnet_jax.tiles`). None: the whole volume.
       instance: settings of the instance optimisation, which starts from the network's displacement where
         there is a network. None: no such optimisation.
       spacing_mm: three numbers, of the grid; for the instance optimisation.
@@ -53,7 +57,7 @@ def register(
       moving_mask: [b, x, y, z, 1], likewise of the moving images.
 
     Returns:
-      A `Registration`. Without a network, its pyramid and match_entropy are empty.
+      A `Registration`. Without a network, and with tiles, its pyramid and match_entropy are empty.
 
     Raises:
       ValueError: shapes that differ or are not [b, x, y, z, 1], settings that make no sense, or neither a
@@ -67,7 +71,11 @@ def register(
       >>> by_images = functools.partial(register, None, instance=InstanceConfig(), spacing_mm=(1, 1, 2.5))
       >>> displacement = jax.jit(by_images)(fixed, moving).displacement
     """
-    prediction = None if model is None else cast(Prediction, model.apply({"params": params}, fixed, moving))
+    prediction = None
+    if model is not None and tile is not None:
+        prediction = Prediction(predict_in_tiles(model, params, fixed, moving, tile=tile), (), ())
+    elif model is not None:
+        prediction = cast(Prediction, model.apply({"params": params}, fixed, moving))
     if instance is not None:
         aligned = align(
             fixed,

@@ -71,6 +71,7 @@ def register_scans(
     instance: InstanceConfig | None = InstanceConfig(),  # noqa: B008
     model: nn.Module | None = None,
     params: Any = None,
+    tile: int | None = None,
     modality: Modality = "mono",
     fixed_mask: Image | None = None,
     moving_mask: Image | None = None,
@@ -86,6 +87,7 @@ def register_scans(
       instance: settings of the instance optimisation; None: no such optimisation.
       model: a network, see `registration.register`, or None.
       params: of the network.
+      tile: width in voxels of the tiles that the network gets, or None for the whole volume.
       modality: "mono": intensities of one kind. "multi": of different contrast: the affine step compares by
         mutual information, and the optimisation only where both scans have a foreground. Its squared local
         NCC is blind to the sign of contrast, as between T1 and T2, but along the rim of a stripped brain
@@ -135,7 +137,9 @@ def register_scans(
             masks = [_foreground(scan, mask) for scan, mask in zip((fixed, moving), masks, strict=True)]
         moved, moved_mask = _on_grid_of(fixed, moving, scans[1], masks[1], matrix)
         spacing_mm = tuple(fixed.spacing_mm.round(4).tolist())
-        deform = jax.jit(functools.partial(register, model=model, instance=instance, spacing_mm=spacing_mm))
+        deform = jax.jit(
+            functools.partial(register, model=model, tile=tile, instance=instance, spacing_mm=spacing_mm)
+        )
         fixed_counts = None if masks[0] is None else _batch(masks[0])
         found = deform(
             params, _batch(scans[0]), _batch(moved), fixed_mask=fixed_counts, moving_mask=moved_mask

@@ -260,6 +260,7 @@ def test_options_that_contradict(files, tmp_path):
         (["--method", "instance", "--weights", tmp_path], "takes no --weights"),
         (["--method", "network", "--weights", tmp_path, "--diffeomorphic"], "use --method both"),
         (["--rigid", "--no-affine"], "contradict"),
+        (["--tiles", 32], "--tiles is of the network, and there is none"),
         (["--set", "smothness=1"], "did you mean smoothness?"),
         (["--set", "smoothness"], "expected NAME=VALUE"),
         (["--set", "factors=(4,2,1)"], "one entry a level"),
@@ -703,10 +704,11 @@ def test_a_pair_is_registered_from_files_to_files(related, no_figures, tmp_path)
     np.testing.assert_allclose(again, warped, atol=1e-3 * np.ptp(warped))
 
 
-@pytest.mark.parametrize("method", ["network", "both"])
-def test_a_pair_is_registered_by_a_network(related, no_figures, weights, tmp_path, method):
+@pytest.mark.parametrize(("method", "tile"), [("network", None), ("network", 16), ("both", None)])
+def test_a_pair_is_registered_by_a_network(related, no_figures, weights, tmp_path, method, tile):
     out = tmp_path / "out"
     options = ["--method", method, "--weights", weights[0], "--no-affine", "--device", "cpu"]
+    options += [] if tile is None else ["--tiles", tile]
     succeed(*pair(related), "--output", out, *options, *(QUICK if method == "both" else []))
     assert names(out) == WRITTEN
     network, params = make_model(TINY), weights[1]
@@ -717,7 +719,7 @@ def test_a_pair_is_registered_by_a_network(related, no_figures, weights, tmp_pat
         still = DisplacementField(jnp.zeros((*SHAPE, 3)), jnp.asarray(AFFINE))
         fixed, moving = (rescale_percentiles(scan.values, scan.name) for scan in scans)
         moved = warp_image(still, jnp.asarray(moving), jnp.asarray(MOVING_AFFINE), padding="border")
-        expected = network.apply({"params": params}, fixed[None, ..., None], moved[None, ..., None])
+        expected = register(params, fixed[None, ..., None], moved[None, ..., None], model=network, tile=tile)
         np.testing.assert_allclose(displacement, expected.displacement[0], atol=1e-3)
 
 

@@ -50,6 +50,12 @@ MethodOption = Annotated[
     Method | None,
     typer.Option(help="Default: both with --weights, instance without.", show_default=False),
 ]
+TilesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--tiles", metavar="N", min=16, help="The network gets tiles of N voxels a side, for less memory."
+    ),
+]
 ModalityOption = Annotated[
     Modality,
     typer.Option(help="multi: different contrast, as T1 and T2. MR and CT: also --set similarity=mind."),
@@ -90,6 +96,7 @@ class Procedure:
     affine: AffineConfig | None
     instance: InstanceConfig | None
     weights: Path | None
+    tile: int | None = None  # voxels; of the network
     apart: bool = False
     composite: bool = False  # field.h5 is written, too
 
@@ -102,6 +109,7 @@ def make_procedure(
     *,
     weights: Path | None,
     method: Method | None,
+    tile: int | None = None,
     modality: Modality = Modality.mono,
     affine: bool = True,
     rigid: bool = False,
@@ -123,6 +131,8 @@ def make_procedure(
         raise UserError(f"--method {method} needs --weights DIR, the workdir of a trained network")
     if weights is not None and method == Method.instance:
         raise UserError("--method instance takes no --weights: drop one of them, or use --method both")
+    if tile is not None and weights is None:
+        raise UserError("--tiles is of the network, and there is none: give --weights DIR, or drop it")
     if rigid and not affine:
         raise UserError("--rigid and --no-affine contradict each other: give one of them")
     if apart and not affine:
@@ -142,6 +152,7 @@ def make_procedure(
         affine=AffineConfig(kind="rigid" if rigid else "affine") if affine else None,
         instance=instance,
         weights=weights,
+        tile=tile,
         apart=apart,
         composite=composite,
     )

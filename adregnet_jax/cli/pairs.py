@@ -177,6 +177,7 @@ def _registered(scans: Scans, procedure: Procedure, network: Network | None, on_
         instance=procedure.instance,
         model=network.model if network else None,
         params=network.params if network else None,
+        tile=procedure.tile,
         modality=procedure.modality.value,
         fixed_mask=scans.fixed_mask,
         moving_mask=scans.moving_mask,

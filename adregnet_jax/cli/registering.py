@@ -24,6 +24,7 @@ from adregnet_jax.cli.options import (
     SettingsOption,
     Subjects,
     SubjectsOption,
+    TilesOption,
     WeightsOption,
     make_procedure,
 )
@@ -46,6 +47,7 @@ def register(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],
     weights: WeightsOption = None,
     method: MethodOption = None,
+    tiles: TilesOption = None,
     modality: ModalityOption = Modality.mono,
     fixed_mask: MaskOption = None,
     moving_mask: MaskOption = None,
@@ -72,6 +74,7 @@ def register(
     procedure = make_procedure(
         weights=weights,
         method=method,
+        tile=tiles,
         modality=modality,
         affine=affine,
         rigid=rigid,
@@ -120,6 +123,7 @@ def batch(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="One folder a pair in it.")],
     weights: WeightsOption = None,
     method: MethodOption = None,
+    tiles: TilesOption = None,
     modality: ModalityOption = Modality.mono,
     affine: AffineOption = True,
     rigid: RigidOption = False,
@@ -141,6 +145,7 @@ def batch(
     procedure = make_procedure(
         weights=weights,
         method=method,
+        tile=tiles,
         modality=modality,
         affine=affine,
         rigid=rigid,
