@@ -5,10 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from adregnet_jax.ops.slabs import slab, slices_a_slab
+from adregnet_jax.ops.chunks import chunk, slices_a_chunk
 
-_SLAB_BYTES = 2**28  # of the folded convolution's result, which is three times the size of the convolution's
-_SLAB_BYTES = 2**28  # of float32 intermediates that exist at once
+_CHUNK_BYTES = 2**28  # of float32 intermediates that exist at once
 _EIGEN_CHANNELS = 4  # from how many input channels on Eigen on all cores beats YNNPACK on one
 
 
@@ -18,7 +17,7 @@ def conv3d(volume: jax.Array, kernel: jax.Array) -> jax.Array:
     On GPU and TPU this is `lax.conv_general_dilated`. XLA's 3-D convolution on CPU is slow, so there the taps
     along x become output channels of one 2-D convolution over (y, z), and three of its slices, shifted along
     x, are added. The gradient in the volume is the same convolution with the mirrored kernel; the gradient in
-    the kernel is a sum over x of one matrix product a slice. Large volumes go through all of it slab by slab.
+    the kernel is a sum over x of one matrix product a slice. Large volumes go through it chunk by chunk.
 
     Args:
       volume: [b, x, y, z, c].
@@ -48,17 +47,17 @@ def _direct(volume, kernel):
 def _folded(volume, kernel):
     b, nx, ny, nz, _ = volume.shape
     out = kernel.shape[-1]
-    slices = slices_a_slab(volume.shape, 4 * ny * nz * 3 * out, _SLAB_BYTES)
+    slices = slices_a_chunk(volume.shape, 4 * ny * nz * 3 * out, _CHUNK_BYTES)
     if slices is None:
-        return _folded_slab(volume, kernel)
+        return _folded_chunk(volume, kernel)
 
     def convolve(n):
-        return _folded_slab(slab(volume, n, slices, halo=1), kernel)[0, 1:-1]
+        return _folded_chunk(chunk(volume, n, slices, halo=1), kernel)[0, 1:-1]
 
     return jax.lax.map(convolve, jnp.arange(b * nx // slices)).reshape(b, nx, ny, nz, out)
 
 
-def _folded_slab(volume, kernel):
+def _folded_chunk(volume, kernel):
     b, nx, ny, nz, c = volume.shape
     out = kernel.shape[-1]
     # [y taps, z taps, c, x taps * out]
@@ -94,18 +93,18 @@ _folded.defvjp(lambda volume, kernel: (_folded(volume, kernel), (volume, kernel)
 def _kernel_gradient(volume, gradient):
     b, nx, ny, nz, c = volume.shape
     out = gradient.shape[-1]
-    slices = slices_a_slab(volume.shape, 4 * ny * nz * (c + out), _SLAB_BYTES)
+    slices = slices_a_chunk(volume.shape, 4 * ny * nz * (c + out), _CHUNK_BYTES)
     if slices is None:
-        return _slab_kernel_gradient(volume, _pad_in_x(gradient, 1, 1))
+        return _chunk_kernel_gradient(volume, _pad_in_x(gradient, 1, 1))
 
-    def add_slab(n, total):
-        return total + _slab_kernel_gradient(slab(volume, n, slices), slab(gradient, n, slices, halo=1))
+    def add_chunk(n, total):
+        return total + _chunk_kernel_gradient(chunk(volume, n, slices), chunk(gradient, n, slices, halo=1))
 
     zeros = jnp.zeros((3, 3, 3, c, out), jnp.float32)
-    return jax.lax.fori_loop(0, b * nx // slices, add_slab, zeros)
+    return jax.lax.fori_loop(0, b * nx // slices, add_chunk, zeros)
 
 
-def _slab_kernel_gradient(volume, gradient):
+def _chunk_kernel_gradient(volume, gradient):
     """A sum over the slices x of one product: nine shifted copies of the slice by three of the gradient.
 
     Planar, [c, y, z]: the copies are long runs of memory, and the three slices of the gradient are a view.

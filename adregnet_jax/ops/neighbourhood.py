@@ -16,7 +16,7 @@ reductions over an axis:
   - the offsets in x and y are the steps of a `lax.scan`. A loop's results are written to memory, whereas
     written-out sums that feed each other are fused and computed again for every one of their uses. It also
     keeps the program, and so its compilation, short.
-Large volumes go slab by slab, so that memory grows by the features and not by the weights.
+Large volumes go chunk by chunk, so that memory grows by the features and not by the weights.
 Weights are lists over the 2r+1 offsets in z, of arrays `[(2r+1)^2, b, x, y, z]`.
 """
 
@@ -29,11 +29,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adregnet_jax.ops.slabs import map_slabs, slices_a_slab
+from adregnet_jax.ops.chunks import map_chunks, slices_a_chunk
 
 _OUTSIDE = -1e30  # the logit of a neighbour beyond the border: no softmax sees it
 _GROUP = 8  # channels in one written-out sum
-_SLAB_BYTES = 2**28  # of intermediates that exist at once
+_CHUNK_BYTES = 2**28  # of intermediates that exist at once
 
 
 def neighbourhood_attention(
@@ -62,11 +62,11 @@ def neighbourhood_attention(
         )
     _, nx, ny, nz, _ = query.shape
     planes = 2 * (2 * radius + 1) ** 3 + 2 * key.shape[-1] + 2 * value.shape[-1]
-    slices = slices_a_slab(query.shape, 4 * ny * nz * planes, _SLAB_BYTES)
+    slices = slices_a_chunk(query.shape, 4 * ny * nz * planes, _CHUNK_BYTES)
     attend = functools.partial(_attend, radius=radius, nx=nx)
     if slices is None:
         return tuple(attend(0, query, key, value))
-    return tuple(map_slabs(attend, [query, key, value], slices=slices, halo=radius))
+    return tuple(map_chunks(attend, [query, key, value], slices=slices, halo=radius))
 
 
 def _attend(first, query, key, value, *, radius, nx):

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from adregnet_jax.ops.slabs import slab, slices_a_slab
+from adregnet_jax.ops.chunks import chunk, slices_a_chunk
 
-_SLAB_BYTES = 2**26  # of float32 values that are summed at once
+_CHUNK_BYTES = 2**26  # of float32 values that are summed at once
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -91,11 +91,11 @@ def _sums(
 ) -> list[jax.Array]:
     """Sums over the voxels of functions of some volumes [b, x, y, z, c] and of [b, c]: [b, c] each.
 
-    Slab by slab, so that the terms never exist as whole volumes; by products with ones, because XLA on CPU
+    Chunk by chunk, so that the terms never exist as whole volumes; by products with ones, because XLA on CPU
     is slow at reducing leading axes.
     """
     b, nx, ny, nz, c = volumes[0].shape
-    slices = slices_a_slab(volumes[0].shape, 4 * ny * nz * c, _SLAB_BYTES)
+    slices = slices_a_chunk(volumes[0].shape, 4 * ny * nz * c, _CHUNK_BYTES)
 
     def sums(parts, statistics):
         tokens = [part.reshape(part.shape[0], -1, c).astype(jnp.float32) for part in parts]  # [b, q, c]
@@ -106,11 +106,11 @@ def _sums(
     if slices is None:
         return sums(volumes, statistics)
 
-    def add_slab(n, totals):
+    def add_chunk(n, totals):
         batch = n // (nx // slices)
         these = [jax.lax.dynamic_slice_in_dim(values, batch, 1) for values in statistics]
-        found = sums([slab(volume, n, slices) for volume in volumes], these)
+        found = sums([chunk(volume, n, slices) for volume in volumes], these)
         return [total.at[batch].add(new[0]) for total, new in zip(totals, found, strict=True)]
 
     shapes = jax.eval_shape(lambda: sums(volumes, statistics))
-    return jax.lax.fori_loop(0, b * nx // slices, add_slab, [jnp.zeros(s.shape) for s in shapes])
+    return jax.lax.fori_loop(0, b * nx // slices, add_chunk, [jnp.zeros(s.shape) for s in shapes])

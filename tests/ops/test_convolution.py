@@ -38,10 +38,10 @@ def test_values_are_those_of_scipy(shape, out):
     np.testing.assert_allclose(conv3d(volume, kernel), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("slab_bytes", [2**28, 1, 2000], ids=["one slab", "of a slice", "of slices"])
+@pytest.mark.parametrize("chunk_bytes", [2**28, 1, 2000], ids=["one chunk", "of a slice", "of slices"])
 @pytest.mark.parametrize(("shape", "out"), [*CASES, ((2, 6, 3, 4, 4), 3)])
-def test_values_and_both_gradients_are_those_of_xla(shape, out, slab_bytes, monkeypatch):
-    monkeypatch.setattr(convolution, "_SLAB_BYTES", slab_bytes)
+def test_values_and_both_gradients_are_those_of_xla(shape, out, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(convolution, "_CHUNK_BYTES", chunk_bytes)
     volume, kernel = random_case(shape, out)
     cotangent = np.random.default_rng(1).normal(size=(*shape[:-1], out)).astype(np.float32)
 

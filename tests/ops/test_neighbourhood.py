@@ -34,10 +34,10 @@ def masked_attention(query, key, value, radius):
     return attended, offset, -jnp.sum(weights * log_weights, axis=-1).reshape(b, *shape)
 
 
-@pytest.mark.parametrize("slab_bytes", [2**28, 1], ids=["one slab", "slabs"])
+@pytest.mark.parametrize("chunk_bytes", [2**28, 1], ids=["one chunk", "chunks"])
 @pytest.mark.parametrize(("shape", "d", "c", "radius"), CASES)
-def test_values_are_those_of_the_oracle(shape, d, c, radius, slab_bytes, monkeypatch):
-    monkeypatch.setattr(neighbourhood, "_SLAB_BYTES", slab_bytes)
+def test_values_are_those_of_the_oracle(shape, d, c, radius, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(neighbourhood, "_CHUNK_BYTES", chunk_bytes)
     inputs = random_inputs(shape, d, c)
     ours = jax.jit(functools.partial(neighbourhood_attention, radius=radius))(*inputs)
     for b in range(shape[0]):
@@ -46,10 +46,10 @@ def test_values_are_those_of_the_oracle(shape, d, c, radius, slab_bytes, monkeyp
             np.testing.assert_allclose(a[b], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("slab_bytes", [2**28, 1], ids=["one slab", "slabs"])
+@pytest.mark.parametrize("chunk_bytes", [2**28, 1], ids=["one chunk", "chunks"])
 @pytest.mark.parametrize(("shape", "d", "c", "radius"), CASES)
-def test_gradients_are_those_of_autodiff(shape, d, c, radius, slab_bytes, monkeypatch):
-    monkeypatch.setattr(neighbourhood, "_SLAB_BYTES", slab_bytes)
+def test_gradients_are_those_of_autodiff(shape, d, c, radius, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(neighbourhood, "_CHUNK_BYTES", chunk_bytes)
     inputs = random_inputs(shape, d, c)
     rng = np.random.default_rng(1)
     cotangents = tuple(jnp.asarray(rng.normal(size=(*shape, *n)), jnp.float32) for n in ((c,), (3,), ()))

@@ -1,4 +1,4 @@
-"""Instance norm: against its definition and autodiff of it, in one slab and in several."""
+"""Instance norm: against its definition and autodiff of it, in one chunk and in several."""
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,10 @@ def arrays():
     return volume, rng.random(3, np.float32) + 0.5, rng.standard_normal(3).astype(np.float32)
 
 
-@pytest.mark.parametrize("slab_bytes", [2**26, 1], ids=["one slab", "a slab a slice"])
+@pytest.mark.parametrize("chunk_bytes", [2**26, 1], ids=["one chunk", "a chunk a slice"])
 @pytest.mark.parametrize("negative_slope", [1.0, 0.2])
-def test_values_and_gradients(arrays, negative_slope, slab_bytes, monkeypatch):
-    monkeypatch.setattr(normalisation, "_SLAB_BYTES", slab_bytes)
+def test_values_and_gradients(arrays, negative_slope, chunk_bytes, monkeypatch):
+    monkeypatch.setattr(normalisation, "_CHUNK_BYTES", chunk_bytes)
     result, pull_back = jax.vjp(lambda *a: instance_norm(*a, negative_slope), *arrays)
     # The definition in float64, from which float32 around 100 with SD 3 is some 1e-5 away.
     with jax.enable_x64(True):

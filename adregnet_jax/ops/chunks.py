@@ -1,7 +1,7 @@
-"""Large volumes slab by slab along x, so that intermediates exist for one slab at a time.
+"""Large volumes chunk by chunk along x, so that intermediates exist for one chunk at a time.
 
-Slabs are equal: their number of slices divides the volume's. A batch is one long row of slabs, whose results
-come out in order and need no copy to be a batch again.
+Chunks are equal: their number of slices divides the volume's. A batch is one long row of chunks, whose
+results come out in order and need no copy to be a batch again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 
-def slices_a_slab(shape: Sequence[int], slice_bytes: int, limit_bytes: int) -> int | None:
+def slices_a_chunk(shape: Sequence[int], slice_bytes: int, limit_bytes: int) -> int | None:
     """The most slices that divide a volume and whose intermediates stay below a limit, at least one.
 
     Args:
@@ -22,20 +22,20 @@ def slices_a_slab(shape: Sequence[int], slice_bytes: int, limit_bytes: int) -> i
       limit_bytes: of intermediates at once.
 
     Returns:
-      Slices in a slab of one volume, or None if the whole batch stays below the limit.
+      Slices in a chunk of one volume, or None if the whole batch stays below the limit.
     """
     b, nx = shape[:2]
     fitting = max(1, limit_bytes // slice_bytes)
     return None if b * nx <= fitting else max(n for n in range(1, min(fitting, nx) + 1) if nx % n == 0)
 
 
-def slab(volume: jax.Array, n: jax.Array, slices: int, halo: int = 0) -> jax.Array:
-    """Slab `n` of a batch, with the slices around it; zeros beyond the volume.
+def chunk(volume: jax.Array, n: jax.Array, slices: int, halo: int = 0) -> jax.Array:
+    """Chunk `n` of a batch, with the slices around it; zeros beyond the volume.
 
     Args:
       volume: [b, x, ...].
-      n: index of the slab in the batch.
-      slices: of a slab; it divides x.
+      n: index of the chunk in the batch.
+      slices: of a chunk; it divides x.
       halo: further slices on either side, of any number.
 
     Returns:
@@ -44,7 +44,7 @@ def slab(volume: jax.Array, n: jax.Array, slices: int, halo: int = 0) -> jax.Arr
     nx = volume.shape[1]
     batch, first = n // (nx // slices), n % (nx // slices) * slices
     width = min(slices + 2 * halo, nx)
-    # Where the slab and its halo reach over an end, what is read is shifted inwards, and rolled back.
+    # Where the chunk and its halo reach over an end, what is read is shifted inwards, and rolled back.
     start = jnp.clip(first - halo, 0, nx - width)
     read = jax.lax.dynamic_slice(
         volume, (batch, start, *[0] * (volume.ndim - 2)), (1, width, *volume.shape[2:])
@@ -57,19 +57,19 @@ def slab(volume: jax.Array, n: jax.Array, slices: int, halo: int = 0) -> jax.Arr
     return jnp.where(inside, rolled, 0)
 
 
-def map_slabs(
+def map_chunks(
     function: Callable[..., list[jax.Array]], volumes: Sequence[jax.Array], *, slices: int, halo: int
 ) -> list[jax.Array]:
-    """`function(first, *volumes)` of whole batches, slab by slab, where results depend on few slices around.
+    """`function(first, *volumes)` of whole batches, chunk by chunk, where results depend on slices nearby.
 
-    Its derivative goes slab by slab as well, and saves the volumes alone.
+    Its derivative goes chunk by chunk as well, and saves the volumes alone.
 
     Args:
-      function: from the index in x of the first slice and slabs [1, slices + 2 * halo, y, z, ...], zeros
+      function: from the index in x of the first slice and chunks [1, slices + 2 * halo, y, z, ...], zeros
         beyond the volume, to results of the same first axes. A result depends on at most `halo` slices on
         either side of it.
       volumes: [b, x, y, z, ...] each.
-      slices: of a slab; it divides x.
+      slices: of a chunk; it divides x.
       halo: slices on either side.
 
     Returns:
@@ -80,15 +80,15 @@ def map_slabs(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _map(function, slices, halo, *volumes):
-    return _over_slabs(function, volumes, slices, halo)
+    return _over_chunks(function, volumes, slices, halo)
 
 
-def _over_slabs(function, volumes, slices, halo):
+def _over_chunks(function, volumes, slices, halo):
     b, nx = volumes[0].shape[:2]
 
     def one(n):
         first = n % (nx // slices) * slices - halo
-        results = function(first, *[slab(volume, n, slices, halo) for volume in volumes])
+        results = function(first, *[chunk(volume, n, slices, halo) for volume in volumes])
         return [result[0, halo : halo + slices] for result in results]
 
     results = jax.lax.map(one, jnp.arange(b * nx // slices))
@@ -96,16 +96,16 @@ def _over_slabs(function, volumes, slices, halo):
 
 
 def _map_forward(function, slices, halo, *volumes):
-    return _over_slabs(function, volumes, slices, halo), volumes
+    return _over_chunks(function, volumes, slices, halo), volumes
 
 
 def _map_backward(function, slices, halo, volumes, cotangents):
     # What a voxel is told by the results around it depends on what those depend on: a halo twice as wide.
-    def pull_back(first, *slabs):
-        inputs, outputs = slabs[: len(volumes)], slabs[len(volumes) :]
+    def pull_back(first, *chunks):
+        inputs, outputs = chunks[: len(volumes)], chunks[len(volumes) :]
         return list(jax.vjp(lambda *a: function(first, *a), *inputs)[1](list(outputs)))
 
-    return tuple(_over_slabs(pull_back, [*volumes, *cotangents], slices, 2 * halo))
+    return tuple(_over_chunks(pull_back, [*volumes, *cotangents], slices, 2 * halo))
 
 
 _map.defvjp(_map_forward, _map_backward)
