@@ -1,4 +1,4 @@
-"""The layers that the backbone and the field heads share."""
+"""The layers that the backbone and the field heads share; `axis_name` is that of `ops.slabs`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ class Conv(nn.Module):
     use_bias: bool = True
     initial_scale: float = 1.0
     dtype: str = "float32"
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, volume: jax.Array) -> jax.Array:
         init = nn.initializers.variance_scaling(self.initial_scale, "fan_in", "truncated_normal")
         kernel = self.param("kernel", init, (3, 3, 3, volume.shape[-1], self.features))
-        result = conv3d(volume.astype(self.dtype), kernel.astype(self.dtype))
+        result = conv3d(volume.astype(self.dtype), kernel.astype(self.dtype), axis_name=self.axis_name)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             result = result + bias.astype(self.dtype)
@@ -36,6 +37,7 @@ class InstanceNorm(nn.Module):
     """
 
     epsilon: float = 1e-5
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, volume: jax.Array) -> jax.Array:
@@ -44,8 +46,13 @@ class InstanceNorm(nn.Module):
         offset = self.param("offset", nn.initializers.zeros, (c,))
         tokens = volume.reshape(b, -1, c).astype(jnp.float32)  # [b, q, c]
         ones = jnp.full((tokens.shape[1],), 1 / tokens.shape[1], jnp.float32)
-        centred = tokens - jnp.einsum("q,bqc->bc", ones, tokens)[:, None]
-        variance = jnp.einsum("q,bqc->bc", ones, centred**2)
+
+        def mean(values):
+            local = jnp.einsum("q,bqc->bc", ones, values)
+            return local if self.axis_name is None else jax.lax.pmean(local, self.axis_name)
+
+        centred = tokens - mean(tokens)[:, None]
+        variance = mean(centred**2)
         gain = scale * jax.lax.rsqrt(variance + self.epsilon)  # [b, c]
         return (centred * gain[:, None] + offset).astype(volume.dtype).reshape(volume.shape)
 
@@ -55,12 +62,20 @@ class ConvBlock(nn.Module):
 
     features: int
     dtype: str = "float32"
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, volume: jax.Array) -> jax.Array:
         # A bias would be taken out again by the norm. Scale 2: half the variance is lost in the activation.
-        volume = Conv(self.features, use_bias=False, initial_scale=2.0, dtype=self.dtype, name="conv")(volume)
-        return nn.leaky_relu(InstanceNorm(name="norm")(volume), 0.2)
+        volume = Conv(
+            self.features,
+            use_bias=False,
+            initial_scale=2.0,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            name="conv",
+        )(volume)
+        return nn.leaky_relu(InstanceNorm(axis_name=self.axis_name, name="norm")(volume), 0.2)
 
 
 class ChannelDropout(nn.Module):

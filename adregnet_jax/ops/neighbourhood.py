@@ -28,12 +28,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adregnet_jax.ops.slabs import halo, slab_start, whole_width
+
 _OUTSIDE = -1e30  # the logit of a neighbour beyond the border: no softmax sees it
 _GROUP = 8  # channels in one written-out sum
 
 
 def neighbourhood_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, radius: int = 1
+    query: jax.Array, key: jax.Array, value: jax.Array, *, radius: int = 1, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Scaled dot-product attention over the (2r+1)^3 voxels around each query voxel (eq. 10, restricted).
 
@@ -42,6 +44,7 @@ def neighbourhood_attention(
       key: [b, x, y, z, d].
       value: [b, x, y, z, c].
       radius: r in voxels, at least 1. Neighbours outside the grid don't take part.
+      axis_name: see `ops.slabs`.
 
     Returns:
       attended: [b, x, y, z, c], the weighted mean of the values.
@@ -56,10 +59,17 @@ def neighbourhood_attention(
             "query and key must be [b, x, y, z, d] and value [b, x, y, z, c], "
             f"got {query.shape}, {key.shape} and {value.shape}"
         )
+    whole = query.shape[1]
+    first: int | jax.Array = 0
+    if axis_name is not None:
+        # As a volume of the slab and what its voxels see; the rows around it are cut off at the end.
+        first, whole = slab_start(whole, axis_name) - radius, whole_width(whole, axis_name)
+        query = jnp.pad(query, ((0, 0), (radius, radius), (0, 0), (0, 0), (0, 0)))
+        key, value = (halo(features, radius, radius, axis_name) for features in (key, value))
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     logits = _correlate(_planar(scaled), _planar(key), radius)
     # The softmax runs in float32 whatever the dtype of the features.
-    biases = _border_biases(query.shape[1:4], radius)
+    biases = _border_biases(query.shape[1:4], radius, first, whole)
     logits = [logit.astype(jnp.float32) + bias for logit, bias in zip(logits, biases, strict=True)]
 
     # The maximum keeps exp in range and cancels: no gradient has to pass through it.
@@ -80,7 +90,12 @@ def neighbourhood_attention(
         for all_e, all_logits in zip(exponentials, logits, strict=True)
         for e, logit in zip(all_e, all_logits, strict=True)
     )
-    return attended, expected_offset, jnp.log(total) - expected * scale
+    entropy = jnp.log(total) - expected * scale
+    if axis_name is not None:
+        attended, expected_offset, entropy = (
+            result[:, radius:-radius] for result in (attended, expected_offset, entropy)
+        )
+    return attended, expected_offset, entropy
 
 
 def _exponentials(highest, sums, xy_and_logits):
@@ -98,16 +113,22 @@ def _xy_offsets(radius):
     return np.array(list(itertools.product(range(-radius, radius + 1), repeat=2)))
 
 
-def _border_biases(shape, radius):
-    """For each z offset, [(2r+1)^2, 1, x, y, z]: 0 where the neighbour is in the grid, or _OUTSIDE."""
+def _border_biases(shape, radius, first, whole):
+    """For each z offset, [(2r+1)^2, 1, x, y, z]: 0 where the neighbour is in the grid, or _OUTSIDE.
 
-    def outside(n, offset):
-        place = np.arange(n) + offset
-        return np.where((place >= 0) & (place < n), np.float32(0), np.float32(_OUTSIDE))
+    Along x, the voxels are those from `first` on of a grid that is `whole` voxels wide.
+    """
+
+    library = np if isinstance(first, int) else jnp  # constants, where they can be
+
+    def outside(n, offset, first=0, whole=None):
+        place = np.arange(n) + offset + first
+        inside = (place >= 0) & (place < (n if whole is None else whole))
+        return (np if isinstance(first, int) else jnp).where(inside, np.float32(0), np.float32(_OUTSIDE))
 
     nx, ny, nz = shape
     offsets = _xy_offsets(radius)
-    along_x = np.stack([outside(nx, o) for o in offsets[:, 0]])[:, None, :, None, None]
+    along_x = library.stack([outside(nx, o, first, whole) for o in offsets[:, 0]])[:, None, :, None, None]
     along_y = np.stack([outside(ny, o) for o in offsets[:, 1]])[:, None, None, :, None]
     # Sums of vectors, broadcast when they are added: a whole volume of constants would be in the program.
     return [
