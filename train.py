@@ -1,7 +1,8 @@
 """Trains AD-RegNet: python train.py --config configs/phantom.py --workdir runs/phantom
 
 The same command again goes on where the run stopped. Any field of the config can be set on the command line,
-for instance --config.optimiser.learning_rate=3e-4.
+for instance --config.optimiser.learning_rate=3e-4. How to train on several devices and machines:
+docs/scaling.md.
 """
 
 import sys
@@ -18,4 +19,4 @@ def run(config: Config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, __doc__))
+    sys.exit(main(run, __doc__, several_processes=True))

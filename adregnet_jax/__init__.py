@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from adregnet_jax.ops.neighbourhood import neighbourhood_attention
     from adregnet_jax.ops.resampling import resize, resize_displacement
     from adregnet_jax.ops.sampling import sample, sample_at_points, warp, warp_labels
-    from adregnet_jax.registration import Registration, dropout_sd_mm, register
+    from adregnet_jax.registration import Registration, dropout_sd_mm, register, register_sharded
     from adregnet_jax.scans import RegisteredScans, register_scans
 
 
@@ -81,6 +81,7 @@ _MODULE_OF = {
     "read_image": "data.images",
     "register": "registration",
     "register_scans": "scans",
+    "register_sharded": "registration",
     "resize": "ops.resampling",
     "resize_displacement": "ops.resampling",
     "sample": "ops.sampling",
@@ -134,6 +135,7 @@ __all__ = [
     "read_image",
     "register",
     "register_scans",
+    "register_sharded",
     "resize",
     "resize_displacement",
     "sample",

@@ -211,7 +211,8 @@ class OptimiserConfig:
     warmup_steps: int = 0  # linear, before the first step at full rate
     halve_every_epochs: int = 20  # 0: constant
     epochs: int = 200
-    batch_size: int = 1
+    batch_size: int = 1  # pairs of an optimiser step
+    accumulate: int = 1  # parts in which each device goes through its pairs: less memory, the same step
     gradient_clip: float = 1.0  # global norm; 0: off
     # Of an exponential moving average of the parameters, which is then what is validated and kept as the
     # network; for instance 0.998. 0: none.
@@ -225,6 +226,7 @@ class RunConfig:
     checkpoint_every_steps: int = 200
     log_every_steps: int = 10
     devices: int = 0  # along the `data` mesh axis; 0: the most that divide the batch
+    space_devices: int = 1  # that share one volume, a slab along x each
 
 
 @dataclasses.dataclass

@@ -15,6 +15,7 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -25,19 +26,31 @@ from adregnet_jax.errors import UserError
 
 
 def main(
-    run: Callable[[Config, Path], object], description: str | None, argv: Sequence[str] | None = None
+    run: Callable[[Config, Path], object],
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    *,
+    several_processes: bool = False,
 ) -> int:
     """Calls `run(config, workdir)` with what the command line says.
+
+    With `several_processes`, there are options by which processes join into one run.
 
     Returns:
         The exit status: 0, or 2 after a `UserError`, of which one line goes to stderr.
     """
     logging.set_verbosity(logging.FATAL)  # Orbax tells of a failed save in a hundred lines, we in one
     try:
-        config, workdir = parse(description, sys.argv[1:] if argv is None else argv)
+        config, workdir, processes = parse(
+            description, sys.argv[1:] if argv is None else argv, several_processes=several_processes
+        )
         keep_freed_memory()
         use_compilation_cache()
-        use_every_core(config.optimiser.batch_size)
+        if processes is None:
+            parts = config.optimiser.batch_size // max(1, config.optimiser.accumulate)
+            use_every_core(parts * config.run.space_devices)
+        else:
+            join_processes(**processes)
         run(config, workdir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -45,8 +58,11 @@ def main(
     return 0
 
 
-def parse(description: str | None, argv: Sequence[str]) -> tuple[Config, Path]:
-    """The config, with the overrides of the command line, and the working directory."""
+def parse(
+    description: str | None, argv: Sequence[str], *, several_processes: bool = False
+) -> tuple[Config, Path, dict[str, Any] | None]:
+    """The config, with the overrides of the command line, the working directory, and what `join_processes`
+    is told, if the run has several processes."""
     parser = argparse.ArgumentParser(
         description=description,
         allow_abbrev=False,
@@ -56,13 +72,21 @@ def parse(description: str | None, argv: Sequence[str]) -> tuple[Config, Path]:
     parser.add_argument(
         "--workdir", metavar="DIR", help="folder of the run: checkpoints, metrics, evaluation"
     )
+    if several_processes:
+        parser.add_argument(
+            "--distributed", action="store_true", help="started by SLURM or Open MPI: join their processes"
+        )
+        parser.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0; without SLURM and MPI")
+        parser.add_argument("--processes", metavar="N", help="how many there are")
+        parser.add_argument("--process", metavar="I", help="which of them this is, from 0")
     arguments, rest = parser.parse_known_args(argv)
     for option in ("config", "workdir"):
         if not getattr(arguments, option):
             raise UserError(
                 f"--{option} is missing: for instance --config configs/phantom.py --workdir runs/phantom"
             )
-    return override(load_config(Path(arguments.config)), rest), Path(arguments.workdir)
+    processes = _process_options(arguments) if several_processes else None
+    return override(load_config(Path(arguments.config)), rest), Path(arguments.workdir), processes
 
 
 def load_config(path: Path) -> Config:
@@ -126,13 +150,33 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def use_every_core(batch_size: int) -> None:
-    """On CPU, one device a core up to the batch size: a pair on each core beats one pair on all of them."""
+def use_every_core(parts: int) -> None:
+    """On CPU, one device a core up to the parts of a batch: a pair on each core beats one pair on all."""
     import jax
 
-    devices = min(batch_size, os.cpu_count() or 1)
+    devices = min(parts, os.cpu_count() or 1)
     if devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", devices)
+
+
+def join_processes(**options: Any) -> None:
+    """Makes this process one of a run of several, before JAX looks for devices.
+
+    Args:
+        options: of `jax.distributed.initialize`; none where SLURM or Open MPI tell them.
+
+    Raises:
+        UserError: the others can't be found.
+    """
+    import jax
+
+    try:
+        jax.distributed.initialize(**options)
+    except (ValueError, RuntimeError) as error:
+        advice = "check --coordinator, and that all processes were started"
+        if not options:
+            advice = "start by srun or mpirun, or give --coordinator, --processes and --process"
+        raise UserError(f"the processes can't join ({_one_line(error)}): {advice}") from error
 
 
 def keep_freed_memory() -> None:
@@ -148,6 +192,28 @@ def keep_freed_memory() -> None:
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(arena_max, 1)
+
+
+def _process_options(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    given = [arguments.coordinator, arguments.processes, arguments.process]
+    if given == [None, None, None]:
+        return {} if arguments.distributed else None
+    example = "for instance --coordinator node1:1234 --processes 2 --process 0"
+    if arguments.distributed or None in given:
+        raise UserError(
+            f"--coordinator, --processes and --process go together, without --distributed: {example}"
+        )
+    if not (arguments.processes + arguments.process).isdigit() or ":" not in arguments.coordinator:
+        raise UserError(
+            f"--coordinator {arguments.coordinator} --processes {arguments.processes}"
+            f" --process {arguments.process}: expected HOST:PORT and two numbers: {example}"
+        )
+    processes, process = int(arguments.processes), int(arguments.process)
+    if process >= processes:
+        raise UserError(
+            f"--process is {process}: of {processes} processes, it is one from 0 to {processes - 1}"
+        )
+    return {"coordinator_address": arguments.coordinator, "num_processes": processes, "process_id": process}
 
 
 def _check_path(config: Config, argument: str) -> None:

@@ -3,12 +3,16 @@
 Images and masks are [b, x, y, z, 1], intensities of about [0, 1]; a mask is 1 where the scan is and 0 in
 padding. Masked voxels have no part in any term, whatever their values. Every term is a mean over the batch of
 what each pair gives alone, and is finite with finite gradients on constant images and empty masks.
+
+With `axis_name` (`ops.slabs`), images and displacements are slabs along x, points and results those of the
+whole volume, on each device.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +23,7 @@ from adregnet_jax.ops.filters import box_sum, gaussian_filter, window_counts
 from adregnet_jax.ops.jacobian import jacobian_determinant
 from adregnet_jax.ops.mind import mind_ssc
 from adregnet_jax.ops.sampling import sample_at_points, warp
+from adregnet_jax.ops.slabs import halo, slab_start, whole_width
 
 SSIM_C1 = 0.01**2  # the constants of SSIM for intensities of range 1
 SSIM_C2 = 0.03**2
@@ -26,7 +31,12 @@ SSIM_SIGMA = 1.5  # voxels, SD of the local Gaussian windows
 
 
 def ncc_loss(
-    fixed: jax.Array, warped: jax.Array, *, window: int = 0, mask: jax.Array | None = None
+    fixed: jax.Array,
+    warped: jax.Array,
+    *,
+    window: int = 0,
+    mask: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """1 - NCC (eq. 17): global (eq. 20), or the mean of the squared NCC in windows around each voxel.
 
@@ -51,18 +61,24 @@ def ncc_loss(
     """
     fixed, warped, mask = _masked_images(fixed, warped, mask)
     # The local NCC does not depend on the means; without them float32 keeps its digits.
-    fixed = _centred(fixed, mask)
-    warped = _centred(warped, mask)
+    fixed = _centred(fixed, mask, axis_name)
+    warped = _centred(warped, mask, axis_name)
     if window:
-        return jnp.mean(1 - _mean(_local_squared_ncc(fixed, warped, window, mask), mask))
-    covariance = _mean(fixed * warped, mask)
-    variances = _mean(fixed**2, mask) * _mean(warped**2, mask)
+        squared = _local_squared_ncc(fixed, warped, window, mask, axis_name)
+        return jnp.mean(1 - _mean(squared, mask, axis_name))
+    covariance = _mean(fixed * warped, mask, axis_name)
+    variances = _mean(fixed**2, mask, axis_name) * _mean(warped**2, mask, axis_name)
     # eq. 20. The addend is the product of the variances of two images of SD 0.003: noise has no correlation.
     return jnp.mean(1 - covariance / jnp.sqrt(variances + 1e-10))
 
 
 def ssim_loss(
-    fixed: jax.Array, warped: jax.Array, *, window: int = 0, mask: jax.Array | None = None
+    fixed: jax.Array,
+    warped: jax.Array,
+    *,
+    window: int = 0,
+    mask: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """1 - SSIM (eq. 17, 22) for intensities of range 1.
 
@@ -86,18 +102,26 @@ def ssim_loss(
     """
     fixed, warped, mask = _masked_images(fixed, warped, mask)
     if window:
-        if min(fixed.shape[1:4]) < window:
-            raise ValueError(
-                f"a volume of {fixed.shape[1:4]} is smaller than SSIM windows of {window} voxels"
-            )
-        ssim = _ssim(fixed, warped, lambda values: _gaussian_mean(values, window, mask))
+        whole = _whole_shape(fixed, axis_name)
+        if min(whole) < window:
+            raise ValueError(f"a volume of {whole} is smaller than SSIM windows of {window} voxels")
+        ssim = _ssim(fixed, warped, lambda values: _gaussian_mean(values, window, mask, axis_name))
         r = window // 2
-        inside = (slice(None), *(slice(r, n - r) for n in ssim.shape[1:4]))
-        return jnp.mean(1 - _mean(ssim[inside], None if mask is None else mask[inside]))
-    return jnp.mean(1 - _ssim(fixed, warped, lambda values: _mean(values, mask)))
+        if axis_name is not None:
+            mask = _inside(fixed, r, axis_name) * (1 if mask is None else mask)
+        along_x = slice(r, whole[0] - r) if axis_name is None else slice(None)
+        inside = (slice(None), along_x, *(slice(r, n - r) for n in whole[1:]))
+        return jnp.mean(1 - _mean(ssim[inside], None if mask is None else mask[inside], axis_name))
+    return jnp.mean(1 - _ssim(fixed, warped, lambda values: _mean(values, mask, axis_name)))
 
 
-def ssd_loss(fixed: jax.Array, warped: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+def ssd_loss(
+    fixed: jax.Array,
+    warped: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
     """Mean squared difference, for scans whose intensities mean the same, or for maps of features.
 
     Args:
@@ -115,13 +139,18 @@ def ssd_loss(fixed: jax.Array, warped: jax.Array, *, mask: jax.Array | None = No
         raise ValueError(f"both must be [b, x, y, z, c] on one grid, got {fixed.shape} and {warped.shape}")
     squared = jnp.sum((fixed - warped) ** 2, axis=-1)
     if mask is None:
-        return jnp.mean(squared)
+        return jnp.mean(_mean(squared, None, axis_name))
     valid = mask[..., 0] > 0
-    return jnp.mean(_mean(jnp.where(valid, squared, 0), valid.astype(fixed.dtype)))
+    return jnp.mean(_mean(jnp.where(valid, squared, 0), valid.astype(fixed.dtype), axis_name))
 
 
 def mutual_information_loss(
-    fixed: jax.Array, warped: jax.Array, *, bins: int = 32, mask: jax.Array | None = None
+    fixed: jax.Array,
+    warped: jax.Array,
+    *,
+    bins: int = 32,
+    mask: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Minus the mutual information of the intensities, in nats: for scans of different contrast.
 
@@ -150,6 +179,8 @@ def mutual_information_loss(
 
     def information(fixed, warped, weights):
         joint = _joint_histogram(fixed.ravel(), warped.ravel(), weights.ravel(), bins)
+        if axis_name is not None:
+            joint = jax.lax.psum(joint, axis_name)
         joint = joint / jnp.maximum(jnp.sum(joint), 1e-6)
         independent = jnp.sum(joint, axis=0) * jnp.sum(joint, axis=1, keepdims=True)
         tiny = 1e-12  # of a probability: p log p is 0 there
@@ -159,7 +190,11 @@ def mutual_information_loss(
 
 
 def smoothness_loss(
-    displacement: jax.Array, spacing_mm: jax.Array, *, mask: jax.Array | None = None
+    displacement: jax.Array,
+    spacing_mm: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Squared gradient of the displacement, the L_smooth of eq. 18, in (mm/mm)^2.
 
@@ -183,19 +218,25 @@ def smoothness_loss(
         raise ValueError(f"spacing_mm must be [b, 3] = {(displacement.shape[0], 3)}, got {spacing_mm.shape}")
     spacing_mm = spacing_mm[:, None, None, None, :]
     displacement_mm = displacement * spacing_mm
-    valid = None if mask is None else mask[..., 0] > 0
+    valid = None if mask is None else (mask[..., 0] > 0).astype(displacement.dtype)
     total = jnp.zeros(())
     for j in range(3):
-        n = displacement.shape[1 + j]
+        values, counted = displacement_mm, valid
+        if j == 0 and axis_name is not None:  # the first voxels of the next slab; behind the last, none count
+            present = jnp.ones(displacement.shape[:-1]) if valid is None else valid
+            values, counted = (halo(array, 0, 1, axis_name) for array in (values, present))
+        n = values.shape[1 + j]
         lower = [slice(0, n - 1) if axis == 1 + j else slice(None) for axis in range(4)]
         upper = [slice(1, n) if axis == 1 + j else slice(None) for axis in range(4)]
-        both = None if valid is None else (valid[*lower] & valid[*upper]).astype(displacement.dtype)
-        difference = (displacement_mm[*upper] - displacement_mm[*lower]) / spacing_mm[..., j, None]
-        total += jnp.mean(_mean(jnp.sum(difference**2, axis=-1), both))
+        both = None if counted is None else counted[*lower] * counted[*upper]
+        difference = (values[*upper] - values[*lower]) / spacing_mm[..., j, None]
+        total += jnp.mean(_mean(jnp.sum(difference**2, axis=-1), both, axis_name))
     return total
 
 
-def bending_energy_loss(displacement: jax.Array, spacing_mm: jax.Array) -> jax.Array:
+def bending_energy_loss(
+    displacement: jax.Array, spacing_mm: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
     """Squared second derivatives of the displacement, in 1/mm^2: no affine map costs anything.
 
     The sum over components and pairs of axes, the mixed ones twice, each a mean over the voxels inside.
@@ -214,17 +255,21 @@ def bending_energy_loss(displacement: jax.Array, spacing_mm: jax.Array) -> jax.A
       Rueckert et al., Nonrigid registration using free-form deformations, IEEE TMI 1999.
     """
     _check_displacement(displacement, None)
-    if min(displacement.shape[1:4]) < 3 or spacing_mm.shape != (displacement.shape[0], 3):
+    if min(_whole_shape(displacement, axis_name)) < 3 or spacing_mm.shape != (displacement.shape[0], 3):
         raise ValueError(
             "bending needs three voxels along each axis and a spacing_mm of [b, 3], "
             f"got {displacement.shape} and {spacing_mm.shape}"
         )
     spacing_mm = spacing_mm[:, None, None, None, :]
     displacement_mm = displacement * spacing_mm
+    inside = None
+    if axis_name is not None:
+        inside = _inside(displacement[..., 0], 1, axis_name)[:, :, 1:-1, 1:-1]
+        displacement_mm = halo(displacement_mm, 1, 1, axis_name)
 
     def moved(steps):
-        inside = (slice(1 + s, n - 1 + s) for s, n in zip(steps, displacement.shape[1:4], strict=True))
-        return displacement_mm[(slice(None), *inside)]
+        shifted = (slice(1 + s, n - 1 + s) for s, n in zip(steps, displacement_mm.shape[1:4], strict=True))
+        return displacement_mm[(slice(None), *shifted)]
 
     unit = np.eye(3, dtype=int)
     total = jnp.zeros(())
@@ -235,11 +280,13 @@ def bending_energy_loss(displacement: jax.Array, spacing_mm: jax.Array) -> jax.A
             second = moved(unit[j] + unit[k]) - moved(unit[j] - unit[k])
             second = (second - moved(unit[k] - unit[j]) + moved(-unit[j] - unit[k])) / 4
         second = second / (spacing_mm[..., j, None] * spacing_mm[..., k, None])
-        total += (1 if j == k else 2) * jnp.mean(jnp.sum(second**2, axis=-1))
+        total += (1 if j == k else 2) * jnp.mean(_mean(jnp.sum(second**2, axis=-1), inside, axis_name))
     return total
 
 
-def jacobian_loss(displacement: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+def jacobian_loss(
+    displacement: jax.Array, *, mask: jax.Array | None = None, axis_name: str | None = None
+) -> jax.Array:
     """Mean of max(0, -det(I + du/dp)) over voxels, the L_jac of eq. 18: only folds cost, by their depth.
 
     Args:
@@ -253,8 +300,9 @@ def jacobian_loss(displacement: jax.Array, *, mask: jax.Array | None = None) -> 
       ValueError: wrong shapes.
     """
     _check_displacement(displacement, mask)
-    folding = jax.nn.relu(-jacobian_determinant(displacement))
-    return jnp.mean(_mean(folding, None if mask is None else (mask[..., 0] > 0).astype(folding.dtype)))
+    folding = jax.nn.relu(-jacobian_determinant(displacement, axis_name=axis_name))
+    valid = None if mask is None else (mask[..., 0] > 0).astype(folding.dtype)
+    return jnp.mean(_mean(folding, valid, axis_name))
 
 
 def landmark_loss(
@@ -263,6 +311,8 @@ def landmark_loss(
     moving_points: jax.Array,
     valid: jax.Array,
     spacing_mm: jax.Array,
+    *,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Mean distance in mm between mapped fixed landmarks and moving landmarks.
 
@@ -288,7 +338,8 @@ def landmark_loss(
             f"with valid {valid.shape}, landmarks are {(b, n, 3)} and spacing_mm {(b, 3)}; "
             f"got {fixed_points.shape}, {moving_points.shape} and {spacing_mm.shape}"
         )
-    mapped = fixed_points + sample_at_points(displacement, fixed_points)  # [b, n, 3]
+    # [b, n, 3]
+    mapped = fixed_points + sample_at_points(displacement, fixed_points, axis_name=axis_name)
     squared = jnp.sum(((mapped - moving_points) * spacing_mm[:, None]) ** 2, axis=-1)  # [b, n]
     # The root has no gradient at 0: a landmark that is met exactly, or is padding, is left out before it.
     apart = (valid > 0) & (squared > 0)
@@ -297,7 +348,12 @@ def landmark_loss(
 
 
 def dice_loss(
-    fixed_labels: jax.Array, moving_labels: jax.Array, displacement: jax.Array, labels: Sequence[int]
+    fixed_labels: jax.Array,
+    moving_labels: jax.Array,
+    displacement: jax.Array,
+    labels: Sequence[int],
+    *,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """1 minus the soft Dice of labels, each warped trilinearly as an image of 0 and 1.
 
@@ -320,14 +376,21 @@ def dice_loss(
         )
     chosen = jnp.asarray(labels)
     fixed = (fixed_labels == chosen).astype(jnp.float32)  # [b, x, y, z, label]
-    warped = warp((moving_labels == chosen).astype(jnp.float32), displacement)
+    warped = warp((moving_labels == chosen).astype(jnp.float32), displacement, axis_name=axis_name)
     overlap = jnp.sum(fixed * warped, axis=(1, 2, 3))
     size = jnp.sum(fixed, axis=(1, 2, 3)) + jnp.sum(warped, axis=(1, 2, 3))
+    if axis_name is not None:
+        overlap, size = jax.lax.psum((overlap, size), axis_name)
     return jnp.mean(1 - (2 * overlap + 1e-5) / (size + 1e-5))
 
 
 def total_loss(
-    batch: Mapping[str, jax.Array], displacement: jax.Array, warped: jax.Array, config: LossConfig
+    batch: Mapping[str, jax.Array],
+    displacement: jax.Array,
+    warped: jax.Array,
+    config: LossConfig,
+    *,
+    axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The training loss, eq. 16-18, and its terms.
 
@@ -344,37 +407,40 @@ def total_loss(
       and not returned.
     """
     mask = batch["mask"]
+    common: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
     candidates = {
         # eq. 17
         "ncc": (
             config.similarity * config.ncc,
-            lambda: ncc_loss(batch["fixed"], warped, window=config.ncc_window, mask=mask),
+            lambda: ncc_loss(batch["fixed"], warped, window=config.ncc_window, **common),
         ),
         "ssim": (
             config.similarity * config.ssim,
-            lambda: ssim_loss(batch["fixed"], warped, window=config.ssim_window, mask=mask),
+            lambda: ssim_loss(batch["fixed"], warped, window=config.ssim_window, **common),
         ),
         # For scans of different contrast, not in the paper.
         "mind": (
             config.similarity * config.mind,
-            lambda: ssd_loss(mind_ssc(batch["fixed"]), mind_ssc(warped), mask=mask),
+            lambda: ssd_loss(
+                *(mind_ssc(image, axis_name=axis_name) for image in (batch["fixed"], warped)), **common
+            ),
         ),
         "mutual_information": (
             config.similarity * config.mutual_information,
-            lambda: mutual_information_loss(batch["fixed"], warped, mask=mask),
+            lambda: mutual_information_loss(batch["fixed"], warped, **common),
         ),
         # eq. 18
         "smoothness": (
             config.regularisation * config.smoothness,
-            lambda: smoothness_loss(displacement, batch["spacing_mm"], mask=mask),
+            lambda: smoothness_loss(displacement, batch["spacing_mm"], **common),
         ),
         "jacobian": (
             config.regularisation * config.jacobian,
-            lambda: jacobian_loss(displacement, mask=mask),
+            lambda: jacobian_loss(displacement, **common),
         ),
         "bending": (
             config.regularisation * config.bending,
-            lambda: bending_energy_loss(displacement, batch["spacing_mm"]),
+            lambda: bending_energy_loss(displacement, batch["spacing_mm"], axis_name=axis_name),
         ),
         # eq. 19
         "landmark": (
@@ -385,12 +451,17 @@ def total_loss(
                 batch["moving_landmarks"],
                 batch["landmark_valid"],
                 batch["spacing_mm"],
+                axis_name=axis_name,
             ),
         ),
         "dice": (
             config.dice,
             lambda: dice_loss(
-                batch["fixed_labels"], batch["moving_labels"], displacement, config.dice_labels
+                batch["fixed_labels"],
+                batch["moving_labels"],
+                displacement,
+                config.dice_labels,
+                axis_name=axis_name,
             ),
         ),
     }
@@ -426,13 +497,16 @@ def _parzen_windows(intensities, bins):
     return jnp.where(distance < 1, near, jnp.where(distance < 2, far, 0))
 
 
-def _local_squared_ncc(fixed, warped, window, mask):
+def _local_squared_ncc(fixed, warped, window, mask, axis_name):
     """[b, x, y, z]: squared NCC of the centred images in the window around each voxel."""
 
     def window_sum(values):
-        return box_sum(values[..., None], window)[..., 0]
+        return box_sum(values[..., None], window, axis_name=axis_name)[..., 0]
 
-    count = window_counts(fixed.shape[1:], window) if mask is None else jnp.maximum(window_sum(mask), 1)
+    if mask is None:
+        count = window_counts(fixed.shape[1:], window, axis_name=axis_name)
+    else:
+        count = jnp.maximum(window_sum(mask), 1)
     fixed_sum, warped_sum = window_sum(fixed), window_sum(warped)
     covariance = window_sum(fixed * warped) - fixed_sum * warped_sum / count
     # Rounding can take the variance of a flat window below 0.
@@ -453,26 +527,43 @@ def _ssim(fixed, warped, mean):
     )
 
 
-def _gaussian_mean(values, width, mask):
+def _gaussian_mean(values, width, mask, axis_name):
     """Gaussian means of [b, x, y, z] over the voxels of the mask, where `values` is 0 outside it."""
 
     def smooth(array):
-        return gaussian_filter(array[..., None], SSIM_SIGMA, width=width)[..., 0]
+        return gaussian_filter(array[..., None], SSIM_SIGMA, width=width, axis_name=axis_name)[..., 0]
 
     # At a voxel of the mask the weight of the mask is over 0.01; elsewhere the result is not used.
     return smooth(values) if mask is None else smooth(values) / jnp.maximum(smooth(mask), 1e-3)
 
 
-def _mean(values, mask):
+def _mean(values, mask, axis_name):
     """Means over [b, x, y, z] within the mask: [b]; 0 where the mask is empty."""
     if mask is None:
-        return jnp.mean(values, axis=(1, 2, 3))
-    return jnp.sum(values * mask, axis=(1, 2, 3)) / jnp.maximum(jnp.sum(mask, axis=(1, 2, 3)), 1)
+        mean = jnp.mean(values, axis=(1, 2, 3))
+        return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+    total, count = jnp.sum(values * mask, axis=(1, 2, 3)), jnp.sum(mask, axis=(1, 2, 3))
+    if axis_name is not None:
+        total, count = jax.lax.psum((total, count), axis_name)
+    return total / jnp.maximum(count, 1)
 
 
-def _centred(values, mask):
+def _whole_shape(volume, axis_name):
+    """(x, y, z) of the whole volume of a slab [b, x, y, z, ...]."""
+    return whole_width(volume.shape[1], axis_name), *volume.shape[2:4]
+
+
+def _inside(values, margin, axis_name):
+    """1 for the voxels of a slab [b, x, y, z] that lie `margin` inside the whole volume along x, else 0."""
+    width = values.shape[1]
+    place = slab_start(width, axis_name) + jnp.arange(width)
+    inside = (place >= margin) & (place < whole_width(width, axis_name) - margin)
+    return jnp.broadcast_to(inside[:, None, None].astype(values.dtype), values.shape)
+
+
+def _centred(values, mask, axis_name):
     """Minus the mean of each image, and 0 outside the mask."""
-    centred = values - _mean(values, mask)[:, None, None, None]
+    centred = values - _mean(values, mask, axis_name)[:, None, None, None]
     return centred if mask is None else centred * mask
 
 

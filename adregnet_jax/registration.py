@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import Mesh, PartitionSpec
 
 from adregnet_jax.config import InstanceConfig
 from adregnet_jax.instance import Alignment, align
-from adregnet_jax.nn.prediction import Prediction
+from adregnet_jax.nn.prediction import Prediction, check_images, check_width
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.tiles import predict_in_tiles
 
@@ -97,6 +98,47 @@ def register(
         match_entropy=() if prediction is None else prediction.match_entropy,
         inverse=aligned.inverse,
     )
+
+
+def register_sharded(
+    params: Any, fixed: jax.Array, moving: jax.Array, *, model: nn.Module, mesh: Mesh
+) -> Registration:
+    """`register` by a network, of volumes too large for one device: each has a slab along x.
+
+    Pure: it goes under `jit` (with `model` and `mesh` static or closed over).
+
+    Args:
+      params: parameters of `model`.
+      fixed: [b, x, y, z, 1], intensities in [0, 1].
+      moving: [b, x, y, z, 1], on the same grid.
+      model: `AdRegNet` or `VoxelMorph`.
+      mesh: its axis `space` has the devices that share a volume; along other axes they do the same.
+
+    Returns:
+      A `Registration` whose arrays are divided along x.
+
+    Raises:
+      UserError: the width of the volumes doesn't split into slabs that the network takes.
+      ValueError: shapes that differ or are not [b, x, y, z, 1].
+
+    Examples:
+      >>> mesh = jax.make_mesh((4,), ("space",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> in_slabs = functools.partial(register_sharded, model=model, mesh=mesh)
+      >>> displacement = jax.jit(in_slabs)(params, fixed, moving).displacement
+    """
+    check_images(fixed, moving)
+    model = model.clone(axis_name="space")
+    check_width(fixed.shape[1], mesh.shape["space"], model.multiple)
+
+    def register_slab(params, fixed, moving):
+        prediction = cast(Prediction, model.apply({"params": params}, fixed, moving))
+        warped = warp(moving, prediction.displacement, axis_name="space")
+        return Registration(prediction.displacement, warped, prediction.pyramid, prediction.match_entropy)
+
+    slab = PartitionSpec(None, "space")
+    return jax.shard_map(
+        register_slab, mesh=mesh, in_specs=(PartitionSpec(), slab, slab), out_specs=slab, check_vma=False
+    )(params, fixed, moving)
 
 
 def dropout_sd_mm(

@@ -34,7 +34,7 @@ def measure_start(shape, channels, rounds):
     from adregnet_jax.data.phantom import phantom_pair
     from adregnet_jax.data.pipeline import collate
     from adregnet_jax.nn.adregnet import AdRegNet
-    from adregnet_jax.training.sharding import along_data, make_mesh
+    from adregnet_jax.training.sharding import make_mesh, place
     from adregnet_jax.training.state import make_init
     from adregnet_jax.training.step import make_optimiser, make_train_step
 
@@ -42,7 +42,7 @@ def measure_start(shape, channels, rounds):
     mesh = make_mesh(devices=1, batch_size=1)
     model, optimiser = AdRegNet(config.model), make_optimiser(config.optimiser, steps_per_epoch=1)
     state = make_init(model, optimiser, shape, mesh)(jax.random.key(0))
-    batch = jax.device_put(collate([phantom_pair(PhantomConfig(shape=shape), 0)]), along_data(mesh))
+    batch = place(collate([phantom_pair(PhantomConfig(shape=shape), 0)]), [0], 1, mesh=mesh)
     jax.block_until_ready((state, batch))
 
     start = time.perf_counter()

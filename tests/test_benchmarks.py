@@ -60,6 +60,20 @@ def test_training_step(tmp_path):
     assert seconds["second start, compile"] < seconds["first start, compile"]  # the cache is found
 
 
+def test_sharding(tmp_path):
+    path = tmp_path / "table.json"
+    options = ["--shape", "16", "4", "4", "--channels", "2", "--devices", "1", "2", "--json", str(path)]
+    environment = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}
+    command = [sys.executable, "benchmarks/sharding.py", *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["axis"], row["devices"]) for row in rows] == [
+        (a, n) for a in ("data", "space") for n in (1, 2)
+    ]
+    assert rows[0]["of one device"] == 1 and rows[1]["of one device"] < 0.6  # half of the pairs
+
+
 def test_evaluation(tmp_path):
     rows = rows_of("evaluation", tmp_path / "table.json", "--shape", "20", "24", "18", "--labels", "3")
     assert [row["part"] for row in rows] == ["metrics", "landmarks", "labels", "figures"]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from adregnet_jax import entry
 from adregnet_jax.config import Config
 from adregnet_jax.entry import main, override
 from adregnet_jax.errors import UserError
@@ -57,3 +58,65 @@ def test_a_user_error_is_one_line_and_status_2(tmp_path, capsys):
     assert capsys.readouterr().err == "error: expected this, got that: do so\n"
     assert main(run, None, ["--config", str(path)]) == 2
     assert "--workdir is missing" in capsys.readouterr().err
+
+
+@pytest.fixture
+def command(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text("from adregnet_jax.config import Config as get_config\n")
+    return ["--config", str(path), "--workdir", str(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], None),
+        (["--distributed"], {}),
+        (
+            ["--coordinator", "node1:1234", "--processes", "2", "--process", "1"],
+            {"coordinator_address": "node1:1234", "num_processes": 2, "process_id": 1},
+        ),
+    ],
+)
+def test_processes_of_the_command_line(command, options, told):
+    assert entry.parse(None, [*command, *options], several_processes=True)[2] == told
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--processes", "2"], "go together"),
+        (
+            ["--distributed", "--coordinator", "a:1", "--processes", "2", "--process", "0"],
+            "without --distrib",
+        ),
+        (["--coordinator", "a", "--processes", "2", "--process", "0"], "expected HOST:PORT and two numbers"),
+        (
+            ["--coordinator", "a:1", "--processes", "two", "--process", "0"],
+            "expected HOST:PORT and two numbers",
+        ),
+        (
+            ["--coordinator", "a:1", "--processes", "2", "--process", "2"],
+            "of 2 processes, it is one from 0 to 1",
+        ),
+    ],
+)
+def test_processes_that_are_told_wrongly(command, options, expected):
+    with pytest.raises(UserError, match=expected) as error:
+        entry.parse(None, [*command, *options], several_processes=True)
+    assert "\n" not in str(error.value)
+
+
+def test_processes_without_anything_that_starts_them(monkeypatch):
+    """Whatever cluster the tests run in is none here."""
+    monkeypatch.setattr("jax.distributed.initialize", fail_to_join)
+    with pytest.raises(
+        UserError, match=r"can't join \(no coordinator\): start by srun or mpirun, or give --coord"
+    ):
+        entry.join_processes()
+    with pytest.raises(UserError, match="check --coordinator"):
+        entry.join_processes(coordinator_address="nowhere:1", num_processes=2, process_id=1)
+
+
+def fail_to_join(**options):
+    raise ValueError("no coordinator")

@@ -12,12 +12,15 @@ from adregnet_jax.losses import (
     dice_loss,
     jacobian_loss,
     landmark_loss,
+    mutual_information_loss,
     ncc_loss,
     smoothness_loss,
+    ssd_loss,
     ssim_loss,
     total_loss,
 )
 from tests.oracles import losses as oracle
+from tests.slabs import check_slabs
 
 SHAPE = (7, 8, 9)
 SPACING_MM = np.array([[1.0, 2.0, 3.0], [0.5, 0.5, 2.5]], np.float32)
@@ -332,3 +335,72 @@ def test_dice_loss_has_gradients_and_checks_its_input():
     check_grads(loss, (displacement,), order=1, modes=["rev"], eps=1e-3, atol=2e-2, rtol=2e-2)
     with pytest.raises(ValueError, match="labels not empty"):
         dice_loss(fixed, moving, displacement, ())
+
+
+SLAB_TERMS = {
+    "global ncc": LossConfig(ncc_window=0, regularisation=0, landmark=0),
+    "local ncc": LossConfig(ncc_window=5, regularisation=0, landmark=0),
+    "global ssim": LossConfig(ncc=0, ssim=1, regularisation=0, landmark=0),
+    "local ssim": LossConfig(ncc=0, ssim=1, ssim_window=5, regularisation=0, landmark=0),
+    "mind": LossConfig(ncc=0, mind=1, regularisation=0, landmark=0),
+    "mutual information": LossConfig(ncc=0, mutual_information=1, regularisation=0, landmark=0),
+    "regularisation": LossConfig(similarity=0, bending=1, landmark=0),
+    "landmarks and dice": LossConfig(similarity=0, regularisation=0, dice=1, dice_labels=(1, 2)),
+}
+
+
+@pytest.mark.parametrize("config", SLAB_TERMS.values(), ids=SLAB_TERMS)
+def test_terms_of_slabs_are_those_of_the_whole_volume(config):
+    """Slabs of two voxels, windows of five, folds, landmarks on both sides of a cut."""
+    rng = np.random.default_rng(0)
+    shape = (2, 8, 6, 7)
+    labels = [rng.integers(0, 3, (*shape, 1)) for _ in range(2)]
+    points = [rng.uniform(0, 6, (2, 9, 3)).astype(np.float32) for _ in range(2)]
+
+    def terms(fixed, warped, displacement, mask, fixed_labels, moving_labels, axis_name=None):
+        batch = {
+            "fixed": fixed,
+            "mask": mask,
+            "spacing_mm": jnp.array([[1.0, 2.0, 3.0], [2.0, 1.0, 1.0]]),
+            "fixed_landmarks": points[0],
+            "moving_landmarks": points[1],
+            "landmark_valid": jnp.array([[1.0] * 9, [1.0] * 4 + [0.0] * 5]),
+            "fixed_labels": fixed_labels,
+            "moving_labels": moving_labels,
+        }
+        total, each = total_loss(batch, displacement, warped, config, axis_name=axis_name)
+        return jnp.stack([total, *each.values()])
+
+    images = [rng.random((*shape, 1), np.float32) for _ in range(2)]
+    displacement = rng.normal(size=(*shape, 3)).astype(np.float32)
+    mask = (rng.random((*shape, 1)) < 0.8).astype(np.float32)
+    # Variances of windows are differences of sums: they lose a digit or two.
+    check_slabs(terms, 4, *images, displacement, mask, *labels, differentiable=(1, 2), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        partial(ncc_loss, window=3),
+        partial(ssim_loss, window=3),
+        ssd_loss,
+        mutual_information_loss,
+    ],
+)
+def test_images_in_slabs_without_a_mask(term):
+    rng = np.random.default_rng(0)
+    images = [rng.random((1, 8, 5, 6, 1), np.float32) for _ in range(2)]
+    check_slabs(term, 4, *images, differentiable=(1,), rtol=1e-4)
+
+
+def test_displacements_in_slabs_without_a_mask():
+    displacement = np.random.default_rng(0).normal(size=(1, 8, 5, 6, 3)).astype(np.float32)
+
+    def regularise(displacement, axis_name=None):
+        spacing_mm = jnp.ones((1, 3))
+        return (
+            smoothness_loss(displacement, spacing_mm, axis_name=axis_name),
+            jacobian_loss(displacement, axis_name=axis_name),
+        )
+
+    check_slabs(regularise, 4, displacement, differentiable=(0,))

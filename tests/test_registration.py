@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from adregnet_jax.config import ModelConfig
+from adregnet_jax.errors import UserError
 from adregnet_jax.nn.adregnet import AdRegNet
 from adregnet_jax.ops.sampling import warp
-from adregnet_jax.registration import dropout_sd_mm, register
+from adregnet_jax.registration import dropout_sd_mm, register, register_sharded
 from tests.random_parameters import random_parameters
 
 MODEL = AdRegNet(ModelConfig(channels=(2, 4), region_size=2))
@@ -39,6 +41,19 @@ def test_untrained_network_leaves_images_nearly_as_they_are(pair):
     # Field heads start at a hundredth of the usual SD.
     assert 0 < np.abs(registration.displacement).max() < 0.1  # voxels
     np.testing.assert_allclose(registration.warped, pair[1], atol=0.2)
+
+
+def test_volumes_of_several_devices_are_registered_as_on_one(params, pair):
+    mesh = jax.make_mesh((2,), ("space",), (AxisType.Auto,), devices=jax.devices()[:2])
+    sharded = functools.partial(register_sharded, model=MODEL, mesh=mesh)
+    registration = jax.jit(sharded)(params, *pair)
+    expected = compiled_register(params, *pair)
+    # Matching compares features of many layers, whose sums are in another order: a few 1e-5 of a voxel.
+    for ours, theirs in zip(jax.tree.leaves(registration), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+    assert {part.data.shape for part in registration.displacement.addressable_shards} == {(2, 2, 6, 4, 3)}
+    with pytest.raises(UserError, match=r"6 wide along x .* pad the scans to 8"):
+        sharded(params, *(np.pad(image, ((0, 0), (0, 2), *[(0, 0)] * 3)) for image in pair))
 
 
 def test_vmap_over_pairs_is_the_batch(params, pair):

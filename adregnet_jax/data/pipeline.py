@@ -102,23 +102,49 @@ def augment(pair: Pair, rng: np.random.Generator, config: DataConfig) -> Pair:
 
 
 def training_batches(
-    pairs: Sequence[Pair], config: DataConfig, *, batch_size: int, seed: int, with_labels: bool = False
+    pairs: Sequence[Pair],
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    with_labels: bool = False,
+    rows: Sequence[int] | None = None,
 ) -> grain.MapDataset[Batch]:
-    """The endless training set: `[step]` is the batch of that step.
+    """The endless training set: `[step]` is the batch of that step, or of that batch `rows` alone.
 
     Each pass over the pairs has its own order. Batches are always full: the last one of a pass takes its
     missing elements from the next pass.
     """
     if not pairs:
         raise UserError("the training split is empty, at least 1 pair is needed: check the data settings")
-    return (
+    augmented = (
         grain.MapDataset.source(pairs)
         .seed(seed)
         .shuffle()
         .repeat()
         .random_map(functools.partial(augment, config=config))
-        .batch(batch_size, drop_remainder=True, batch_fn=functools.partial(collate, with_labels=with_labels))
     )
+    if rows is not None and len(rows) < batch_size:
+        augmented, batch_size = grain.MapDataset.source(_Rows(augmented, rows, batch_size)), len(rows)
+    return augmented.batch(
+        batch_size, drop_remainder=True, batch_fn=functools.partial(collate, with_labels=with_labels)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Of each `batch_size` elements in a row, those at `rows`: the others are never made."""
+
+    elements: grain.MapDataset[Pair]
+    rows: Sequence[int]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.elements) // self.batch_size * len(self.rows)
+
+    def __getitem__(self, index: int) -> Pair:
+        batch, row = divmod(index, len(self.rows))
+        return self.elements[batch * self.batch_size + self.rows[row]]
 
 
 def iterate_from(batches: grain.MapDataset[Batch], step: int) -> Iterator[Batch]:

@@ -24,9 +24,18 @@ class AdRegNet(nn.Module):
 
     With `config.dropout`, a call with `rngs={"dropout": key}` leaves out channels at random; without a key
     the network is what it is without dropout.
+
+    With `axis_name` (`ops.slabs`), volumes and results are slabs along x, each of a multiple of
+    2^(levels - 1) voxels. The parameters are the same.
     """
 
     config: ModelConfig
+    axis_name: str | None = None
+
+    @property
+    def multiple(self) -> int:
+        """The sizes of what the levels can halve are multiples of it."""
+        return 2 ** (len(self.config.channels) - 1)
 
     @nn.compact
     def __call__(self, fixed: jax.Array, moving: jax.Array) -> Prediction:
@@ -46,12 +55,14 @@ class AdRegNet(nn.Module):
         config = self.config
         b, nx, ny, nz, _ = fixed.shape
         # One pass for both images: the backbone is shared.
-        images = pad_to_multiple(jnp.concatenate([fixed, moving]), 2 ** (len(config.channels) - 1))
+        images = jnp.concatenate([fixed, moving])
+        images = pad_to_multiple(images, self.multiple, axis_name=self.axis_name)
         backbone = Backbone(
             config.channels,
             config.finest_level,
             dropout=config.dropout,
             dtype=config.dtype,
+            axis_name=self.axis_name,
             name="backbone",
         )
         features = backbone(images.astype(config.dtype))
@@ -63,12 +74,12 @@ class AdRegNet(nn.Module):
         displacement: jax.Array | None = None
         pyramid, entropies = [], []
         for level, both in zip(levels, features, strict=True):
-            displacement, entropy = level_type(config, level, name=f"level_{level}")(
+            displacement, entropy = level_type(config, level, self.axis_name, name=f"level_{level}")(
                 both[:b], both[b:], displacement
             )
             pyramid.append(displacement)
             entropies.append(entropy)
-        full = resize_displacement(pyramid[-1], images.shape[1:4])
+        full = resize_displacement(pyramid[-1], images.shape[1:4], axis_name=self.axis_name)
         return Prediction(full[:, :nx, :ny, :nz], tuple(pyramid), tuple(entropies))
 
 
@@ -77,6 +88,7 @@ class Level(nn.Module):
 
     config: ModelConfig
     level: int
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -86,17 +98,17 @@ class Level(nn.Module):
 
         Returns the displacement [b, x, y, z, 3] in voxels of this level, and the match entropy [b, x, y, z].
         """
-        config = self.config
+        config, axis_name = self.config, self.axis_name
         c = fixed.shape[-1]
         if coarser is not None:
-            coarser = resize_displacement(coarser, fixed.shape[1:4])
+            coarser = resize_displacement(coarser, fixed.shape[1:4], axis_name=axis_name)
             if config.align_features:  # not in the paper: matching starts where the coarser level ended
                 # No gradient through where the features are read, as in RAFT (Teed and Deng, ECCV 2020).
-                moving = warp(moving, jax.lax.stop_gradient(coarser))
+                moving = warp(moving, jax.lax.stop_gradient(coarser), axis_name=axis_name)
 
         inputs, entropy = [], jnp.zeros(fixed.shape[:-1])
         if config.cross_attention:
-            match = CrossAttention(config, name="cross_attention")(moving, fixed)
+            match = CrossAttention(config, axis_name, name="cross_attention")(moving, fixed)
             attended, entropy = match.features, match.entropy
             if config.position_aware:
                 inputs.append(match.offset.astype(config.dtype))
@@ -106,17 +118,18 @@ class Level(nn.Module):
         mask = jnp.ones((*fixed.shape[:-1], 1))
         if config.regional_attention:
             region = max(1, config.region_size // 2**self.level)
-            attended, mask = RegionalAttention(config, region, name="regional_attention")(attended)
+            regional = RegionalAttention(config, region, axis_name, name="regional_attention")
+            attended, mask = regional(attended)
 
         inputs.insert(0, attended)
         if config.feature_residual:  # the paper's heads see the attention alone
             inputs += [fixed, moving]
         if len(inputs) > 1:
             inputs = [nn.Dense(c, dtype=config.dtype, name="mix")(jnp.concatenate(inputs, axis=-1))]
-        candidate = FieldHead(c, dtype=config.dtype, name="head")(inputs[0])  # eq. 13
+        candidate = FieldHead(c, dtype=config.dtype, axis_name=axis_name, name="head")(inputs[0])  # eq. 13
         if coarser is None:
             return candidate, entropy
         if config.align_features:  # what was matched is what the coarser level left over
             candidate = candidate + coarser
-        displacement = Fusion(dtype=config.dtype, name="fusion")(candidate, coarser, attended, mask)
-        return displacement, entropy
+        fusion = Fusion(dtype=config.dtype, axis_name=axis_name, name="fusion")
+        return fusion(candidate, coarser, attended, mask), entropy

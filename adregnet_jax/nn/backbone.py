@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -17,6 +19,7 @@ class Backbone(nn.Module):
       finest_level: the last level that is decoded.
       dropout: share of the channels that are left out of the features of each level, with a "dropout" key.
       dtype: of the activations.
+      axis_name: see `ops.slabs`.
 
     Dropout is in the decoder alone, as in Bayesian SegNet (Kendall et al., BMVC 2017): matching and field
     heads of every level read these features, so that a doubt of any level reaches the displacement, while the
@@ -27,6 +30,7 @@ class Backbone(nn.Module):
     finest_level: int = 0
     dropout: float = 0.0
     dtype: str = "float32"
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array) -> list[jax.Array]:
@@ -34,13 +38,14 @@ class Backbone(nn.Module):
 
         The sizes must be multiples of 2^(levels - 1).
         """
+        block = functools.partial(ConvBlock, dtype=self.dtype, axis_name=self.axis_name)
         encoded = []  # eq. 4, 5
         features = image
         for level, channels in enumerate(self.channels):
             if level:
                 features = Downsample(channels, dtype=self.dtype, name=f"down_{level}")(features)
-            features = ConvBlock(channels, dtype=self.dtype, name=f"encoder_{level}_a")(features)
-            features = ConvBlock(channels, dtype=self.dtype, name=f"encoder_{level}_b")(features)
+            features = block(channels, name=f"encoder_{level}_a")(features)
+            features = block(channels, name=f"encoder_{level}_b")(features)
             encoded.append(features)
 
         # eq. 6, 7; the coarsest level has nothing below it to decode
@@ -50,8 +55,8 @@ class Backbone(nn.Module):
             channels = self.channels[level]
             features = Upsample(channels, dtype=self.dtype, name=f"up_{level}")(features)
             features = jnp.concatenate([features, encoded[level]], axis=-1)
-            features = ConvBlock(channels, dtype=self.dtype, name=f"decoder_{level}_a")(features)
-            features = ConvBlock(channels, dtype=self.dtype, name=f"decoder_{level}_b")(features)
+            features = block(channels, name=f"decoder_{level}_a")(features)
+            features = block(channels, name=f"decoder_{level}_b")(features)
             features = ChannelDropout(self.dropout, name=f"dropout_{level}")(features)
             decoded.append(features)
         return decoded

@@ -12,6 +12,7 @@ from adregnet_jax.config import ModelConfig
 from adregnet_jax.ops.attention import blocked_attention
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.neighbourhood import neighbourhood_attention
+from adregnet_jax.ops.slabs import whole_width
 
 COSINE_SCALE = 10.0  # of the logits at the start, with `cosine_logits`
 
@@ -32,6 +33,7 @@ class CrossAttention(nn.Module):
     """
 
     config: ModelConfig
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, moving: jax.Array, fixed: jax.Array) -> Match:
@@ -70,13 +72,15 @@ class CrossAttention(nn.Module):
             query, key = _unit(query), _unit(key)
             scale = scale * query.shape[-1] ** 0.5  # by which the attention divides
             query = query * scale.astype(query.dtype)
-        if query[0, ..., 0].size <= self.config.global_attention_tokens:
+        if whole_width(query[0, ..., 0].size, self.axis_name) <= self.config.global_attention_tokens:
             attended, offset, entropy = _attend_globally(
-                query, key, value, locality, self.config.attention_block
+                query, key, value, locality, self.config.attention_block, self.axis_name
             )
         else:
             radius = self.config.neighbourhood_radius
-            attended, offset, entropy = neighbourhood_attention(query, key, value, radius=radius)
+            attended, offset, entropy = neighbourhood_attention(
+                query, key, value, radius=radius, axis_name=self.axis_name
+            )
         return self._batch_to_heads(attended), self._head_mean(offset), self._head_mean(entropy)
 
     def _heads_to_batch(self, features):
@@ -100,9 +104,10 @@ def _unit(features):
     return features * jax.lax.rsqrt(squared + 1e-6).astype(features.dtype)
 
 
-def _attend_globally(query, key, value, locality, block):
+def _attend_globally(query, key, value, locality, block, axis_name):
     b, *shape, c = query.shape
-    grid = identity_grid(tuple(shape)) - (jnp.array(shape) - 1) / 2
+    whole = (whole_width(shape[0], axis_name), *shape[1:])
+    grid = identity_grid(tuple(shape), axis_name=axis_name) - (jnp.array(whole) - 1) / 2
     place = jnp.broadcast_to(grid.reshape(1, -1, 3), (b, query[0, ..., 0].size, 3))  # [b, q, 3]
     query, key, value = (array.reshape(b, -1, array.shape[-1]) for array in (query, key, value))
     if locality is not None:
@@ -113,6 +118,8 @@ def _attend_globally(query, key, value, locality, block):
         squared = jnp.sum(place**2, axis=-1, keepdims=True)
         key = jnp.concatenate([key, 2 * locality * place, -locality * squared], axis=-1)
     values = jnp.concatenate([value, place.astype(value.dtype)], axis=-1)
+    if axis_name is not None:  # the level is coarse: every device can hold all of its keys and values
+        key, values = jax.lax.all_gather((key, values), axis_name, axis=1, tiled=True)
     attended, entropy = blocked_attention(query, key, values, block=block)
     offset = attended[..., c:].astype(jnp.float32) - place
     attended = attended[..., :c].reshape(b, *shape, c)

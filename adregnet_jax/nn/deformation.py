@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -14,13 +16,15 @@ class FieldHead(nn.Module):
 
     features: int
     dtype: str = "float32"
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         """[b, x, y, z, c] -> [b, x, y, z, 3] float32, in voxels of the level."""
-        hidden = ConvBlock(self.features, dtype=self.dtype, name="block")(features)
+        common: dict[str, Any] = {"dtype": self.dtype, "axis_name": self.axis_name}
+        hidden = ConvBlock(self.features, **common, name="block")(features)
         # Small at the start, so that training begins near the identity.
-        field = Conv(3, initial_scale=1e-4, dtype=self.dtype, name="field")(hidden)
+        field = Conv(3, initial_scale=1e-4, **common, name="field")(hidden)
         return field.astype(jnp.float32)
 
 
@@ -31,6 +35,7 @@ class Fusion(nn.Module):
     """
 
     dtype: str = "float32"
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -38,6 +43,6 @@ class Fusion(nn.Module):
     ) -> jax.Array:
         """candidate, coarser (already upsampled): [b, x, y, z, 3]; attended: [.., c]; mask M^l: [.., 1]."""
         inputs = jnp.concatenate([attended, coarser.astype(attended.dtype)], axis=-1)
-        logit = Conv(1, initial_scale=1e-2, dtype=self.dtype, name="weight")(inputs)
+        logit = Conv(1, initial_scale=1e-2, dtype=self.dtype, axis_name=self.axis_name, name="weight")(inputs)
         weight = jax.nn.sigmoid(logit.astype(jnp.float32)) * mask  # eq. 15
         return weight * candidate + (1 - weight) * coarser

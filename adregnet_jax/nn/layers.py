@@ -1,4 +1,4 @@
-"""The layers that the backbone and the field heads share."""
+"""The layers that the backbone and the field heads share; `axis_name` is that of `ops.slabs`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ class Conv(nn.Module):
     use_bias: bool = True
     initial_scale: float = 1.0
     dtype: str = "float32"
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, volume: jax.Array) -> jax.Array:
         init = nn.initializers.variance_scaling(self.initial_scale, "fan_in", "truncated_normal")
         kernel = self.param("kernel", init, (3, 3, 3, volume.shape[-1], self.features))
-        result = conv3d(volume.astype(self.dtype), kernel.astype(self.dtype))
+        result = conv3d(volume.astype(self.dtype), kernel.astype(self.dtype), axis_name=self.axis_name)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             result = result + bias.astype(self.dtype)
@@ -32,12 +33,13 @@ class InstanceNorm(nn.Module):
     """Each channel of each volume to mean 0 and SD 1, then a learned scale and offset, and a leaky ReLU."""
 
     negative_slope: float = 1.0
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, volume: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (volume.shape[-1],))
         offset = self.param("offset", nn.initializers.zeros, (volume.shape[-1],))
-        return instance_norm(volume, scale, offset, self.negative_slope)
+        return instance_norm(volume, scale, offset, self.negative_slope, axis_name=self.axis_name)
 
 
 class ConvBlock(nn.Module):
@@ -45,12 +47,20 @@ class ConvBlock(nn.Module):
 
     features: int
     dtype: str = "float32"
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, volume: jax.Array) -> jax.Array:
         # A bias would be taken out again by the norm. Scale 2: half the variance is lost in the activation.
-        volume = Conv(self.features, use_bias=False, initial_scale=2.0, dtype=self.dtype, name="conv")(volume)
-        return InstanceNorm(0.2, name="norm")(volume)
+        volume = Conv(
+            self.features,
+            use_bias=False,
+            initial_scale=2.0,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            name="conv",
+        )(volume)
+        return InstanceNorm(0.2, self.axis_name, name="norm")(volume)
 
 
 class ChannelDropout(nn.Module):

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from adregnet_jax.errors import UserError
+
 
 class Prediction(NamedTuple):
     """What the network says of a batch of pairs."""
@@ -24,7 +26,33 @@ def check_images(fixed: jax.Array, moving: jax.Array) -> None:
         )
 
 
-def pad_to_multiple(volume: jax.Array, multiple: int) -> jax.Array:
-    """[b, x, y, z, c], lengthened at the high end of each axis by repeating the border."""
+def check_width(width: int, devices: int, multiple: int) -> None:
+    """Refuses a volume that doesn't split into slabs along x which a network takes.
+
+    Args:
+      width: of the whole volume along x.
+      devices: that share it.
+      multiple: of which a slab must be, for the levels of the network.
+
+    Raises:
+      UserError: with a width that fits.
+    """
+    if width % (devices * multiple):
+        fits = -(-width // (devices * multiple)) * devices * multiple
+        raise UserError(
+            f"a volume {width} wide along x doesn't split into slabs for {devices} devices"
+            f" (run.space_devices), each a multiple of {multiple} voxels for the levels of the network:"
+            f" pad the scans to {fits}, or take fewer devices"
+        )
+
+
+def pad_to_multiple(volume: jax.Array, multiple: int, *, axis_name: str | None = None) -> jax.Array:
+    """[b, x, y, z, c], lengthened at the high end of each axis by repeating the border.
+
+    Slabs (`ops.slabs`) stay as wide along x as they are, and must be such a multiple.
+    """
     padding = [(0, -n % multiple) for n in volume.shape[1:4]]
+    if axis_name is not None:
+        devices = jax.lax.axis_size(axis_name)
+        check_width(devices * volume.shape[1], devices, multiple)
     return jnp.pad(volume, [(0, 0), *padding, (0, 0)], mode="edge")

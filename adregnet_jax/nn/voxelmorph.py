@@ -7,6 +7,8 @@ Registration", IEEE TMI 38 (8), 2019.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -31,13 +33,19 @@ class VoxelMorph(nn.Module):
     padded to a multiple of 2^len(encoder), and the displacement is cropped back.
 
     `dropout` is not the authors': that share of the channels of each decoder layer is left out, in calls with
-    a "dropout" key.
+    a "dropout" key. `axis_name` is that of `ops.slabs`, as in `AdRegNet`.
     """
 
     encoder: tuple[int, ...] = (16, 32, 32, 32)
     decoder: tuple[int, ...] = VOXELMORPH_2
     dropout: float = 0.0
     dtype: str = "float32"
+    axis_name: str | None = None
+
+    @property
+    def multiple(self) -> int:
+        """The sizes of what the levels can halve are multiples of it."""
+        return 2 ** len(self.encoder)
 
     @nn.compact
     def __call__(self, fixed: jax.Array, moving: jax.Array) -> Prediction:
@@ -55,14 +63,16 @@ class VoxelMorph(nn.Module):
         """
         check_images(fixed, moving)
         _, nx, ny, nz, _ = fixed.shape
-        images = pad_to_multiple(jnp.concatenate([moving, fixed], axis=-1), 2 ** len(self.encoder))
+        images = jnp.concatenate([moving, fixed], axis=-1)
+        images = pad_to_multiple(images, self.multiple, axis_name=self.axis_name)
+        common: dict[str, Any] = {"dtype": self.dtype, "axis_name": self.axis_name}
         levels = [images.astype(self.dtype)]  # fine to coarse
         for n, features in enumerate(self.encoder):
-            levels.append(ConvLayer(features, stride=2, dtype=self.dtype, name=f"encoder_{n}")(levels[-1]))
+            levels.append(ConvLayer(features, stride=2, **common, name=f"encoder_{n}")(levels[-1]))
 
         volume = levels.pop()
         for n, features in enumerate(self.decoder):
-            volume = ConvLayer(features, dtype=self.dtype, name=f"decoder_{n}")(volume)
+            volume = ConvLayer(features, **common, name=f"decoder_{n}")(volume)
             volume = ChannelDropout(self.dropout, name=f"dropout_{n}")(volume)
             # Not after the first of the two layers at half resolution.
             if levels and n != len(self.encoder) - 1:
@@ -70,7 +80,7 @@ class VoxelMorph(nn.Module):
 
         # The SD of the flow's kernel is 1e-5 at the start.
         scale = 1e-5**2 * 27 * volume.shape[-1]
-        flow = Conv(3, initial_scale=scale, dtype=self.dtype, name="flow")(volume)
+        flow = Conv(3, initial_scale=scale, **common, name="flow")(volume)
         displacement = flow.astype(jnp.float32)[:, :nx, :ny, :nz]
         return Prediction(displacement, (displacement,), ())
 
@@ -81,10 +91,13 @@ class ConvLayer(nn.Module):
     features: int
     stride: int = 1  # voxels 0, stride, 2 * stride ... are kept
     dtype: str = "float32"
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, volume: jax.Array) -> jax.Array:
-        volume = Conv(self.features, initial_scale=2.0, dtype=self.dtype, name="conv")(volume)
+        volume = Conv(
+            self.features, initial_scale=2.0, dtype=self.dtype, axis_name=self.axis_name, name="conv"
+        )(volume)
         # All voxels, then every second: XLA's gradients of a strided convolution take 13 times longer on CPU.
         volume = volume[:, :: self.stride, :: self.stride, :: self.stride]
         return nn.leaky_relu(volume, 0.2)

@@ -58,8 +58,13 @@ def chunk(volume: jax.Array, n: jax.Array, slices: int, halo: int = 0) -> jax.Ar
 
 
 def map_chunks(
-    function: Callable[..., list[jax.Array]], volumes: Sequence[jax.Array], *, slices: int, halo: int
-) -> list[jax.Array]:
+    function: Callable[..., tuple[jax.Array, ...]],
+    volumes: Sequence[jax.Array],
+    *,
+    slices: int,
+    halo: int,
+    first: int | jax.Array = 0,
+) -> tuple[jax.Array, ...]:
     """`function(first, *volumes)` of whole batches, chunk by chunk, where results depend on slices nearby.
 
     Its derivative goes chunk by chunk as well, and saves the volumes alone.
@@ -71,41 +76,44 @@ def map_chunks(
       volumes: [b, x, y, z, ...] each.
       slices: of a chunk; it divides x.
       halo: slices on either side.
+      first: index in x of the first slice of the volumes, which need not be 0 and may be traced.
 
     Returns:
       [b, x, y, z, ...] each.
     """
-    return _map(function, slices, halo, *volumes)
+    return _map(function, slices, halo, jnp.asarray(first), *volumes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _map(function, slices, halo, *volumes):
-    return _over_chunks(function, volumes, slices, halo)
+def _map(function, slices, halo, first, *volumes):
+    return _over_chunks(function, volumes, slices, halo, first)
 
 
-def _over_chunks(function, volumes, slices, halo):
+def _over_chunks(function, volumes, slices, halo, first):
     b, nx = volumes[0].shape[:2]
 
     def one(n):
-        first = n % (nx // slices) * slices - halo
-        results = function(first, *[chunk(volume, n, slices, halo) for volume in volumes])
-        return [result[0, halo : halo + slices] for result in results]
+        start = first + n % (nx // slices) * slices - halo
+        results = function(start, *[chunk(volume, n, slices, halo) for volume in volumes])
+        return tuple(result[0, halo : halo + slices] for result in results)
 
     results = jax.lax.map(one, jnp.arange(b * nx // slices))
-    return [result.reshape(b, nx, *result.shape[2:]) for result in results]
+    return tuple(result.reshape(b, nx, *result.shape[2:]) for result in results)
 
 
-def _map_forward(function, slices, halo, *volumes):
-    return _over_chunks(function, volumes, slices, halo), volumes
+def _map_forward(function, slices, halo, first, *volumes):
+    return _over_chunks(function, volumes, slices, halo, first), (first, volumes)
 
 
-def _map_backward(function, slices, halo, volumes, cotangents):
+def _map_backward(function, slices, halo, saved, cotangents):
+    first, volumes = saved
+
     # What a voxel is told by the results around it depends on what those depend on: a halo twice as wide.
-    def pull_back(first, *chunks):
+    def pull_back(start, *chunks):
         inputs, outputs = chunks[: len(volumes)], chunks[len(volumes) :]
-        return list(jax.vjp(lambda *a: function(first, *a), *inputs)[1](list(outputs)))
+        return jax.vjp(lambda *a: function(start, *a), *inputs)[1](outputs)
 
-    return tuple(_over_chunks(pull_back, [*volumes, *cotangents], slices, 2 * halo))
+    return None, *_over_chunks(pull_back, [*volumes, *cotangents], slices, 2 * halo, first)
 
 
 _map.defvjp(_map_forward, _map_backward)

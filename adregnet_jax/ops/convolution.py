@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from adregnet_jax.ops.chunks import chunk, slices_a_chunk
+from adregnet_jax.ops.slabs import halo
 
 _CHUNK_BYTES = 2**28  # of float32 intermediates that exist at once
 _EIGEN_CHANNELS = 4  # from how many input channels on Eigen on all cores beats YNNPACK on one
 
 
-def conv3d(volume: jax.Array, kernel: jax.Array) -> jax.Array:
+def conv3d(volume: jax.Array, kernel: jax.Array, *, axis_name: str | None = None) -> jax.Array:
     """Stride 1, zero padding that keeps the shape.
 
     On GPU and TPU this is `lax.conv_general_dilated`. XLA's 3-D convolution on CPU is slow, so there the taps
@@ -22,6 +23,7 @@ def conv3d(volume: jax.Array, kernel: jax.Array) -> jax.Array:
     Args:
       volume: [b, x, y, z, c].
       kernel: [3, 3, 3, c, c'].
+      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z, c'] in the dtype of the volume.
@@ -34,6 +36,8 @@ def conv3d(volume: jax.Array, kernel: jax.Array) -> jax.Array:
             "volume must be [b, x, y, z, c] and kernel [3, 3, 3, c, c'], "
             f"got {volume.shape} and {kernel.shape}"
         )
+    if axis_name is not None:
+        return conv3d(halo(volume, 1, 1, axis_name), kernel)[:, 1:-1]
     return jax.lax.platform_dependent(volume, kernel, cpu=_folded, default=_direct)
 
 

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from adregnet_jax.ops.slabs import halo, slab_start, whole_width
+
 GAUSSIAN_TRUNCATE = 3.5  # half-width of a Gaussian window in SD, as scikit-image cuts it for SSIM
 
 
-def box_sum(volume: jax.Array, width: int) -> jax.Array:
+def box_sum(volume: jax.Array, width: int, *, axis_name: str | None = None) -> jax.Array:
     """Sum over a cube around each voxel; what lies beyond the border counts as 0.
 
     Three one-dimensional sums: a window of `width**3` voxels costs 3 * `width` additions. Running sums would
@@ -22,6 +24,7 @@ def box_sum(volume: jax.Array, width: int) -> jax.Array:
     Args:
       volume: [b, x, y, z, c].
       width: of the cube, an odd number of voxels.
+      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z, c].
@@ -30,6 +33,9 @@ def box_sum(volume: jax.Array, width: int) -> jax.Array:
       ValueError: wrong rank or width.
     """
     _check(volume, width)
+    if axis_name is not None and width > 1:
+        radius = width // 2
+        return box_sum(halo(volume, radius, radius, axis_name), width)[:, radius:-radius]
     # Without the barrier XLA folds the sums of a volume that is a constant, at minutes of compilation.
     volume = lax.optimization_barrier(jnp.moveaxis(volume, -1, 1))  # [b, c, x, y, z]: z vectorises
     for axis in (2, 3, 4):
@@ -38,12 +44,13 @@ def box_sum(volume: jax.Array, width: int) -> jax.Array:
     return jnp.moveaxis(volume, 1, -1)
 
 
-def box_mean(volume: jax.Array, width: int) -> jax.Array:
+def box_mean(volume: jax.Array, width: int, *, axis_name: str | None = None) -> jax.Array:
     """Mean over the voxels inside the volume of a cube around each voxel.
 
     Args:
       volume: [b, x, y, z, c].
       width: of the cube, an odd number of voxels.
+      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z, c].
@@ -51,27 +58,33 @@ def box_mean(volume: jax.Array, width: int) -> jax.Array:
     Raises:
       ValueError: wrong rank or width.
     """
-    return box_sum(volume, width) / window_counts(volume.shape[1:4], width)[..., None]
+    counts = window_counts(volume.shape[1:4], width, axis_name=axis_name)
+    return box_sum(volume, width, axis_name=axis_name) / counts[..., None]
 
 
-def window_counts(shape: tuple[int, ...], width: int) -> jax.Array:
+def window_counts(shape: tuple[int, ...], width: int, *, axis_name: str | None = None) -> jax.Array:
     """How many voxels of the window of each voxel lie inside the volume: [x, y, z]."""
     radius = width // 2
     counts = []
-    for n in shape:
-        position = jnp.arange(n)
-        counts.append(jnp.minimum(position + radius, n - 1) - jnp.maximum(position - radius, 0) + 1.0)
+    for axis, n in enumerate(shape):
+        position, last = jnp.arange(n), n - 1
+        if axis == 0:
+            position, last = position + slab_start(n, axis_name), whole_width(n, axis_name) - 1
+        counts.append(jnp.minimum(position + radius, last) - jnp.maximum(position - radius, 0) + 1.0)
     # The counts of a cube are the product of those of its sides.
     return counts[0][:, None, None] * counts[1][:, None] * counts[2]
 
 
-def gaussian_filter(volume: jax.Array, sigma: float, *, width: int | None = None) -> jax.Array:
+def gaussian_filter(
+    volume: jax.Array, sigma: float, *, width: int | None = None, axis_name: str | None = None
+) -> jax.Array:
     """Gaussian mean over the voxels inside the volume.
 
     Args:
       volume: [b, x, y, z, c].
       sigma: SD of the Gaussian in voxels.
       width: of the window, an odd number of voxels; by default it reaches 3.5 SD to either side.
+      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z, c].
@@ -87,9 +100,17 @@ def gaussian_filter(volume: jax.Array, sigma: float, *, width: int | None = None
     for axis in (1, 2, 3):
         # A dense product along the axis: its gradient is one more product, where eleven shifted slices
         # cost several times the forward pass.
-        position = jnp.arange(volume.shape[axis])
-        distance = position[:, None] - position  # [n, n]
-        weights = jnp.where(jnp.abs(distance) <= width // 2, jnp.exp(-0.5 * (distance / sigma) ** 2), 0)
+        source = position = jnp.arange(volume.shape[axis])
+        outside: bool | jax.Array = False
+        if axis == 1 and axis_name is not None:
+            radius, n = width // 2, volume.shape[1]
+            volume = halo(volume, radius, radius, axis_name)
+            source = jnp.arange(-radius, n + radius)
+            place = slab_start(n, axis_name) + source
+            outside = (place < 0) | (place >= whole_width(n, axis_name))
+        distance = position[:, None] - source  # [n, n], or of a slab [n, before + n + after]
+        near = (jnp.abs(distance) <= width // 2) & jnp.logical_not(outside)
+        weights = jnp.where(near, jnp.exp(-0.5 * (distance / sigma) ** 2), 0)
         weights = (weights / weights.sum(axis=1, keepdims=True)).astype(volume.dtype)
         volume = jnp.moveaxis(jnp.tensordot(weights, volume, axes=(1, axis)), 0, axis)
     return volume

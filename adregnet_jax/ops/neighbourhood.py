@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adregnet_jax.ops.chunks import map_chunks, slices_a_chunk
+from adregnet_jax.ops.slabs import halo, slab_start, whole_width
 
 _OUTSIDE = -1e30  # the logit of a neighbour beyond the border: no softmax sees it
 _GROUP = 8  # channels in one written-out sum
@@ -37,7 +38,7 @@ _CHUNK_BYTES = 2**28  # of intermediates that exist at once
 
 
 def neighbourhood_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, radius: int = 1
+    query: jax.Array, key: jax.Array, value: jax.Array, *, radius: int = 1, axis_name: str | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Scaled dot-product attention over the (2r+1)^3 voxels around each query voxel (eq. 10, restricted).
 
@@ -46,6 +47,7 @@ def neighbourhood_attention(
       key: [b, x, y, z, d].
       value: [b, x, y, z, c].
       radius: r in voxels, at least 1. Neighbours outside the grid don't take part.
+      axis_name: see `ops.slabs`.
 
     Returns:
       attended: [b, x, y, z, c], the weighted mean of the values.
@@ -60,21 +62,33 @@ def neighbourhood_attention(
             "query and key must be [b, x, y, z, d] and value [b, x, y, z, c], "
             f"got {query.shape}, {key.shape} and {value.shape}"
         )
-    _, nx, ny, nz, _ = query.shape
+    whole = whole_width(query.shape[1], axis_name)
+    if axis_name is None:
+        return _attend_in_chunks(query, key, value, radius, 0, whole)
+    # As a volume of the slab and what its voxels see; the rows around it are cut off at the end.
+    first = slab_start(query.shape[1], axis_name) - radius
+    query = jnp.pad(query, ((0, 0), (radius, radius), (0, 0), (0, 0), (0, 0)))
+    key, value = (halo(features, radius, radius, axis_name) for features in (key, value))
+    attended, offset, entropy = _attend_in_chunks(query, key, value, radius, first, whole)
+    return attended[:, radius:-radius], offset[:, radius:-radius], entropy[:, radius:-radius]
+
+
+def _attend_in_chunks(query, key, value, radius, first, whole):
+    _, _, ny, nz, _ = query.shape
     planes = 2 * (2 * radius + 1) ** 3 + 2 * key.shape[-1] + 2 * value.shape[-1]
     slices = slices_a_chunk(query.shape, 4 * ny * nz * planes, _CHUNK_BYTES)
-    attend = functools.partial(_attend, radius=radius, nx=nx)
+    attend = functools.partial(_attend, radius=radius, whole=whole)
     if slices is None:
-        return tuple(attend(0, query, key, value))
-    return tuple(map_chunks(attend, [query, key, value], slices=slices, halo=radius))
+        return attend(first, query, key, value)
+    return map_chunks(attend, [query, key, value], slices=slices, halo=radius, first=first)
 
 
-def _attend(first, query, key, value, *, radius, nx):
-    """The attention of slices from x = `first` on of a volume that has `nx`."""
+def _attend(first, query, key, value, *, radius, whole):
+    """The attention of slices from x = `first` on of a volume that is `whole` slices wide."""
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     logits = _correlate(_planar(scaled), _planar(key), radius)
     # The softmax runs in float32 whatever the dtype of the features.
-    biases = _border_biases(first, query.shape[1:4], nx, radius)
+    biases = _border_biases(first, query.shape[1:4], whole, radius)
     logits = [logit.astype(jnp.float32) + bias for logit, bias in zip(logits, biases, strict=True)]
 
     # The maximum keeps exp in range and cancels: no gradient has to pass through it.
@@ -95,7 +109,7 @@ def _attend(first, query, key, value, *, radius, nx):
         for all_e, all_logits in zip(exponentials, logits, strict=True)
         for e, logit in zip(all_e, all_logits, strict=True)
     )
-    return [attended, expected_offset, jnp.log(total) - expected * scale]
+    return attended, expected_offset, jnp.log(total) - expected * scale
 
 
 def _exponentials(highest, sums, xy_and_logits):
@@ -113,7 +127,7 @@ def _xy_offsets(radius):
     return np.array(list(itertools.product(range(-radius, radius + 1), repeat=2)))
 
 
-def _border_biases(first, shape, nx, radius):
+def _border_biases(first, shape, whole, radius):
     """For each z offset, [(2r+1)^2, 1, x, y, z]: 0 where the neighbour is in the volume, or _OUTSIDE."""
 
     def outside(place, n):
@@ -121,7 +135,7 @@ def _border_biases(first, shape, nx, radius):
 
     slices, ny, nz = shape
     offsets = _xy_offsets(radius)
-    along_x = outside(first + np.arange(slices) + offsets[:, :1], nx)[:, None, :, None, None]
+    along_x = outside(first + np.arange(slices) + offsets[:, :1], whole)[:, None, :, None, None]
     along_y = outside(np.arange(ny) + offsets[:, 1:], ny)[:, None, None, :, None]
     # Sums of vectors, broadcast when they are added: a whole volume of constants would be in the program.
     return [along_x + along_y + outside(np.arange(nz) + o, nz) for o in range(-radius, radius + 1)]

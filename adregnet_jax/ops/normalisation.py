@@ -9,17 +9,19 @@ import jax
 import jax.numpy as jnp
 
 from adregnet_jax.ops.chunks import chunk, slices_a_chunk
+from adregnet_jax.ops.slabs import whole_width
 
 _CHUNK_BYTES = 2**26  # of float32 values that are summed at once
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def instance_norm(
     volume: jax.Array,
     scale: jax.Array,
     offset: jax.Array,
     negative_slope: float = 1.0,
     epsilon: float = 1e-5,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Each channel of each volume to mean 0 and SD 1, then `scale`, `offset` and a leaky ReLU.
 
@@ -31,6 +33,7 @@ def instance_norm(
       offset: [c].
       negative_slope: what negative results are multiplied by; 1 leaves them as they are.
       epsilon: added to the variance.
+      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z, c] in the dtype of the volume.
@@ -38,14 +41,15 @@ def instance_norm(
     Reference:
       Ulyanov et al., Instance Normalization, arXiv:1607.08022.
     """
-    return _forward(volume, scale, offset, negative_slope, epsilon)[0]
+    return _forward(volume, scale, offset, negative_slope, epsilon, axis_name)[0]
 
 
-def _forward(volume, scale, offset, negative_slope, epsilon):
-    voxels = volume[0, ..., 0].size
-    (total,) = _sums(lambda x: [x], [volume])
+def _forward(volume, scale, offset, negative_slope, epsilon, axis_name):
+    voxels = whole_width(volume[0, ..., 0].size, axis_name)
+    (total,) = _sum_of_slabs(_sums(lambda x: [x], [volume]), axis_name)
     mean = total / voxels  # [b, c]
-    (squares,) = _sums(lambda x, mean: [(x - mean) ** 2], [volume], [mean])
+    squares = _sums(lambda x, mean: [(x - mean) ** 2], [volume], [mean])
+    (squares,) = _sum_of_slabs(squares, axis_name)
     reciprocal_sd = jax.lax.rsqrt(squares / voxels + epsilon)
     gain = reciprocal_sd * scale
     result = (volume.astype(jnp.float32) - _spread(mean)) * _spread(gain) + offset
@@ -53,10 +57,10 @@ def _forward(volume, scale, offset, negative_slope, epsilon):
     return result.astype(volume.dtype), (volume, scale, offset, mean, reciprocal_sd)
 
 
-def _backward(negative_slope, epsilon, saved, gradient):
+def _backward(negative_slope, epsilon, axis_name, saved, gradient):
     del epsilon
     volume, scale, offset, mean, reciprocal_sd = saved
-    voxels = volume[0, ..., 0].size
+    voxels = whole_width(volume[0, ..., 0].size, axis_name)
 
     def before_activation(x, g, mean, reciprocal_sd):
         """The normalised volume, and the gradient before scale and offset."""
@@ -68,15 +72,20 @@ def _backward(negative_slope, epsilon, saved, gradient):
         return [g, g * normalised]
 
     sums = _sums(terms, [volume, gradient], [mean, reciprocal_sd])  # [b, c] each
+    whole = _sum_of_slabs(sums, axis_name)
     normalised, g = before_activation(
         volume.astype(jnp.float32), gradient.astype(jnp.float32), _spread(mean), _spread(reciprocal_sd)
     )
-    centred = g - _spread(sums[0] / voxels) - normalised * _spread(sums[1] / voxels)
+    centred = g - _spread(whole[0] / voxels) - normalised * _spread(whole[1] / voxels)
     to_volume = (_spread(reciprocal_sd * scale) * centred).astype(volume.dtype)
     return to_volume, jnp.sum(sums[1], axis=0), jnp.sum(sums[0], axis=0)
 
 
 instance_norm.defvjp(_forward, _backward)
+
+
+def _sum_of_slabs(sums, axis_name):
+    return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
 
 def _spread(values):

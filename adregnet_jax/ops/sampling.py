@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from adregnet_jax.ops.grid import identity_grid
+from adregnet_jax.ops.slabs import slab_start, whole_width
 
 Mode = Literal["linear", "nearest"]
 Padding = Literal["border", "zeros"]
@@ -32,33 +34,28 @@ def sample(
     Raises:
       ValueError: wrong rank, last axis not 3, an unknown mode or padding, or whole numbers to interpolate.
     """
-    if mode == "linear" and not jnp.issubdtype(volume.dtype, jnp.inexact):
-        raise ValueError(f"linear interpolation needs floating-point values, got {volume.dtype}")
-    if volume.ndim != 4:
-        raise ValueError(f"volume must be [x, y, z, c], got shape {volume.shape}")
-    if coordinates.shape[-1:] != (3,):
-        raise ValueError(f"coordinates must be [..., 3], got shape {coordinates.shape}")
-    if mode not in ("linear", "nearest"):
-        raise ValueError(f"mode must be 'linear' or 'nearest', got {mode!r}")
-    if padding not in ("border", "zeros"):
-        raise ValueError(f"padding must be 'border' or 'zeros', got {padding!r}")
-    # Coordinates stay float32: bfloat16 can't tell voxel 256 from 257.
-    coordinates = coordinates.astype(jnp.float32)
-    if mode == "nearest":
-        return _sample_nearest(volume, coordinates, padding)
-    return _sample_linear(volume, coordinates, padding)
+    return _sample_part(volume, coordinates, mode, padding, 0, volume.shape[0])
 
 
 def warp(
-    volume: jax.Array, displacement: jax.Array, *, mode: Mode = "linear", padding: Padding = "border"
+    volume: jax.Array,
+    displacement: jax.Array,
+    *,
+    mode: Mode = "linear",
+    padding: Padding = "border",
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Pull volumes back through displacements: `warped(p) = volume(p + u(p))` (eq. 1).
+
+    Of volumes in slabs, each slab visits all devices in turn, and each device takes from it what its
+    displacements reach: none holds the whole volume, however long the displacements are.
 
     Args:
       volume: [b, x, y, z, c], the moving volumes.
       displacement: [b, x', y', z', 3] in voxels; its grid is that of the result.
       mode: see `sample`.
       padding: see `sample`.
+      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x', y', z', c].
@@ -68,8 +65,11 @@ def warp(
     """
     if displacement.ndim != 5 or displacement.shape[-1] != 3:
         raise ValueError(f"displacement must be [b, x, y, z, 3], got shape {displacement.shape}")
-    coordinates = identity_grid(displacement.shape[1:4]) + displacement
-    return _sample_batch(volume, coordinates, mode, padding)
+    coordinates = identity_grid(displacement.shape[1:4], axis_name=axis_name) + displacement
+    _check_batch(volume, coordinates)
+    if axis_name is not None:
+        return _sample_in_turn(volume, coordinates, mode, padding, axis_name)
+    return _sample_batch(volume, coordinates, mode, padding, 0, volume.shape[1])
 
 
 def warp_labels(labels: jax.Array, displacement: jax.Array, classes: Sequence[int] | jax.Array) -> jax.Array:
@@ -102,15 +102,21 @@ def warp_labels(labels: jax.Array, displacement: jax.Array, classes: Sequence[in
 
 
 def sample_at_points(
-    volume: jax.Array, points: jax.Array, *, mode: Mode = "linear", padding: Padding = "border"
+    volume: jax.Array,
+    points: jax.Array,
+    *,
+    mode: Mode = "linear",
+    padding: Padding = "border",
+    axis_name: str | None = None,
 ) -> jax.Array:
-    """Values of volumes at points.
+    """Values of volumes at points, the same on all devices that share a volume.
 
     Args:
       volume: [b, x, y, z, c].
       points: [b, n, 3] in voxels.
       mode: see `sample`.
       padding: see `sample`.
+      axis_name: see `ops.slabs`.
 
     Returns:
       [b, n, c].
@@ -120,41 +126,134 @@ def sample_at_points(
     """
     if points.ndim != 3 or points.shape[-1] != 3:
         raise ValueError(f"points must be [b, n, 3], got shape {points.shape}")
-    return _sample_batch(volume, points, mode, padding)
+    _check_batch(volume, points)
+    width = volume.shape[1]
+    first, whole = slab_start(width, axis_name), whole_width(width, axis_name)
+    values = _sample_batch(volume, points, mode, padding, first, whole)
+    return values if axis_name is None else jax.lax.psum(values, axis_name)
 
 
-def _sample_batch(volume, coordinates, mode, padding):
+def _check_batch(volume, coordinates):
     if volume.ndim != 5:
         raise ValueError(f"volume must be [b, x, y, z, c], got shape {volume.shape}")
     if volume.shape[0] != coordinates.shape[0]:
         raise ValueError(f"batch sizes differ: volume {volume.shape[0]}, coordinates {coordinates.shape[0]}")
-    return jax.vmap(lambda v, q: sample(v, q, mode=mode, padding=padding))(volume, coordinates)
 
 
-def _sample_nearest(volume, coordinates, padding):
-    index = jnp.floor(coordinates + 0.5).astype(jnp.int32)
-    values = _gather(volume, [index[..., k] for k in range(3)])
-    if padding == "zeros":
-        inside = jnp.all((index >= 0) & (index < jnp.array(volume.shape[:3])), axis=-1)
-        values = jnp.where(inside[..., None], values, 0)
-    return values
+def _sample_batch(volume, coordinates, mode, padding, first, whole):
+    return jax.vmap(lambda v, q: _sample_part(v, q, mode, padding, first, whole))(volume, coordinates)
 
 
-def _sample_linear(volume, coordinates, padding):
-    shape = volume.shape[:3]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _sample_in_turn(volume, coordinates, mode, padding, axis_name):
+    """Values of slabs [b, x, y, z, c] at coordinates [b, ..., 3] of the whole volume."""
+    reach = _Reach(volume, coordinates, padding, axis_name)
+    nothing = jnp.zeros((*coordinates.shape[:-1], volume.shape[-1]), volume.dtype)
+
+    def visit(carry, turn):
+        slab, total = carry
+        first = reach.start(turn)
+        part = jax.lax.cond(
+            reach.any(first),
+            lambda: _sample_batch(slab, coordinates, mode, padding, first, reach.whole),
+            lambda: nothing,
+        )
+        return (reach.pass_on(slab), total + part), None
+
+    return jax.lax.scan(visit, (volume, nothing), jnp.arange(reach.devices))[0][1]
+
+
+def _sample_in_turn_backward(mode, padding, axis_name, saved, gradient):
+    # The gradient of a slab travels with it. Autodiff would keep the slab of every turn: the whole volume.
+    volume, coordinates = saved
+    reach = _Reach(volume, coordinates, padding, axis_name)
+    nothing = jax.tree.map(jnp.zeros_like, saved)
+
+    def visit(carry, turn):
+        slab, slab_gradient, coordinate_gradient = carry
+        first = reach.start(turn)
+
+        def pull_back():
+            sampled = functools.partial(
+                _sample_batch, mode=mode, padding=padding, first=first, whole=reach.whole
+            )
+            return jax.vjp(sampled, slab, coordinates)[1](gradient)
+
+        more_slab, more_coordinate = jax.lax.cond(reach.any(first), pull_back, lambda: nothing)
+        slab, slab_gradient = reach.pass_on((slab, slab_gradient + more_slab))
+        return (slab, slab_gradient, coordinate_gradient + more_coordinate), None
+
+    # After as many turns as devices, each slab is at home again.
+    (_, *gradients), _ = jax.lax.scan(visit, (volume, *nothing), jnp.arange(reach.devices))
+    return tuple(gradients)
+
+
+_sample_in_turn.defvjp(
+    lambda volume, coordinates, *static: (
+        _sample_in_turn(volume, coordinates, *static),
+        (volume, coordinates),
+    ),
+    _sample_in_turn_backward,
+)
+
+
+class _Reach:
+    """Which slabs the coordinates of this device reach, and the way of the slabs from device to device."""
+
+    def __init__(self, volume, coordinates, padding, axis_name):
+        self._axis_name, self._width = axis_name, volume.shape[1]
+        self.devices = jax.lax.axis_size(axis_name)
+        self.whole = whole_width(self._width, axis_name)
+        x = coordinates[..., 0]
+        self._x = jnp.clip(x, 0, self.whole - 1) if padding == "border" else x
+
+    def start(self, turn):
+        """The first voxel of the slab that is here in this turn."""
+        return (jax.lax.axis_index(self._axis_name) - turn) % self.devices * self._width
+
+    def any(self, first):
+        # A voxel before the slab, its first voxel has weight 0 and a gradient in the coordinate.
+        return jnp.any((self._x >= first - 1) & (self._x < first + self._width))
+
+    def pass_on(self, tree):
+        return jax.lax.ppermute(
+            tree, self._axis_name, [(i, (i + 1) % self.devices) for i in range(self.devices)]
+        )
+
+
+def _sample_part(volume, coordinates, mode, padding, first, whole):
+    """What a slab [x, y, z, c] that begins at voxel `first` of `whole` along x adds to the samples.
+
+    All of the samples, if it is the whole volume; else what the slabs add sums up to them.
+    """
+    if mode == "linear" and not jnp.issubdtype(volume.dtype, jnp.inexact):
+        raise ValueError(f"linear interpolation needs floating-point values, got {volume.dtype}")
+    if volume.ndim != 4:
+        raise ValueError(f"volume must be [x, y, z, c], got shape {volume.shape}")
+    if coordinates.shape[-1:] != (3,):
+        raise ValueError(f"coordinates must be [..., 3], got shape {coordinates.shape}")
+    if mode not in ("linear", "nearest"):
+        raise ValueError(f"mode must be 'linear' or 'nearest', got {mode!r}")
+    if padding not in ("border", "zeros"):
+        raise ValueError(f"padding must be 'border' or 'zeros', got {padding!r}")
+    # Coordinates stay float32: bfloat16 can't tell voxel 256 from 257.
+    coordinates = coordinates.astype(jnp.float32)
+    read = functools.partial(_read, volume, padding, first, (whole, *volume.shape[1:3]))
+    if mode == "nearest":
+        index = jnp.floor(coordinates + 0.5).astype(jnp.int32)
+        return read([index[..., k] for k in range(3)])
+    return _sample_linear(read, coordinates, padding, (whole, *volume.shape[1:3]), volume.dtype)
+
+
+def _sample_linear(read, coordinates, padding, shape, dtype):
     margin = 0 if padding == "border" else 1  # a voxel outside, a linear sample has faded to 0
     position = [jnp.clip(coordinates[..., k], -margin, n - 1 + margin) for k, n in enumerate(shape)]
     lower = [jnp.floor(p) for p in position]
-    fraction = [(p - low)[..., None].astype(volume.dtype) for p, low in zip(position, lower, strict=True)]
+    fraction = [(p - low)[..., None].astype(dtype) for p, low in zip(position, lower, strict=True)]
     first = [low.astype(jnp.int32) for low in lower]
 
     def corner(*step):
-        index = [i + s for i, s in zip(first, step, strict=True)]
-        value = _gather(volume, index)
-        if padding == "border":
-            return value
-        inside = [(i >= 0) & (i < n) for i, n in zip(index, shape, strict=True)]
-        return jnp.where((inside[0] & inside[1] & inside[2])[..., None], value, 0)
+        return read([i + s for i, s in zip(first, step, strict=True)])
 
     # Along one axis after another: seven products, where the sum over corners of weights takes three times
     # as many, and a gradient in the coordinates that reuses the differences.
@@ -165,6 +264,19 @@ def _sample_linear(volume, coordinates, padding):
         return near + fraction[axis] * (far - near)
 
     return along(0)
+
+
+def _read(volume, padding, start, shape, index):
+    """Values at indices of the whole volume of `shape`; 0 where they lie in another slab than this one."""
+    inside = []
+    if padding == "zeros":
+        inside = [(i >= 0) & (i < n) for i, n in zip(index, shape, strict=True)]
+    if volume.shape[0] != shape[0]:
+        x = jnp.clip(index[0], 0, shape[0] - 1) - start
+        inside.append((x >= 0) & (x < volume.shape[0]))
+        index = [x, *index[1:]]
+    value = _gather(volume, index)
+    return jnp.where(functools.reduce(jnp.logical_and, inside)[..., None], value, 0) if inside else value
 
 
 def _gather(volume, index):

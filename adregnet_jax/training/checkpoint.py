@@ -103,7 +103,8 @@ def restore_parameters(workdir: Path, abstract_params, which: str = "best") -> t
 
     Args:
         workdir: of the run.
-        abstract_params: their tree of `jax.ShapeDtypeStruct`, as `jax.eval_shape` gives it.
+        abstract_params: their tree of arrays or of `jax.ShapeDtypeStruct`, as `jax.eval_shape` gives it; with
+            a sharding, they are placed by it, else on one device.
         which: `best` on the validation split (the newest, if none was validated), or `newest`.
 
     Raises:
@@ -120,9 +121,12 @@ def restore_parameters(workdir: Path, abstract_params, which: str = "best") -> t
         chosen = checkpointer.latest
         if which == "best" and validated:
             chosen = min(validated, key=lambda found: found.metrics[METRIC])
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_params
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=getattr(x, "sharding", None) or one_device
+            ),
+            abstract_params,
         )
         return _load(checkpointer, chosen, abstract, workdir), chosen.step
 

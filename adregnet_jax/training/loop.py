@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import math
 import platform
@@ -19,6 +20,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from adregnet_jax.config import Config
@@ -31,7 +33,14 @@ from adregnet_jax.nn.models import make_model
 from adregnet_jax.training.checkpoint import Checkpoints, check_architecture, restore_parameters
 from adregnet_jax.training.progress import RunLog
 from adregnet_jax.training.record import write_record, write_splits
-from adregnet_jax.training.sharding import along_data, make_mesh, replicated
+from adregnet_jax.training.sharding import (
+    make_mesh,
+    place,
+    replicated,
+    rows_of_process,
+    space_axis,
+    to_host,
+)
 from adregnet_jax.training.state import TrainState, make_init
 from adregnet_jax.training.step import (
     Metrics,
@@ -45,6 +54,8 @@ from adregnet_jax.version import __version__
 AT_LEAST_ONE = (
     "optimiser.epochs",
     "optimiser.batch_size",
+    "optimiser.accumulate",
+    "run.space_devices",
     "run.validate_every_epochs",
     "run.checkpoint_every_steps",
     "run.log_every_steps",
@@ -65,8 +76,15 @@ def train(config: Config, workdir: Path) -> None:
     prepare_workdir(config, workdir, spacing_mm=splits.train[0].spacing_mm.tolist() if splits.train else None)
     batch_size = config.optimiser.batch_size
     with_labels = config.loss.dice > 0
+    mesh = make_mesh(
+        config.run.devices,
+        batch_size,
+        space_devices=config.run.space_devices,
+        accumulate=config.optimiser.accumulate,
+    )
+    rows = rows_of_process(mesh, batch_size)
     batches = pipeline.training_batches(
-        splits.train, config.data, batch_size=batch_size, seed=config.seed, with_labels=with_labels
+        splits.train, config.data, batch_size=batch_size, seed=config.seed, with_labels=with_labels, rows=rows
     )
     steps_per_epoch = math.ceil(len(splits.train) / batch_size)
     total_steps = config.optimiser.epochs * steps_per_epoch
@@ -75,13 +93,21 @@ def train(config: Config, workdir: Path) -> None:
     if config.run.patience_epochs and splits.validation:
         patience = max(config.run.patience_epochs, config.run.validate_every_epochs) * steps_per_epoch
 
-    mesh = make_mesh(config.run.devices, batch_size)
     model = make_model(config.model)
+    put = functools.partial(place, mesh=mesh, multiple=model.multiple if space_axis(mesh) else 1)
     optimiser = make_optimiser(config.optimiser, steps_per_epoch)
     rate_of = learning_rate(config.optimiser, steps_per_epoch)
     decay = config.optimiser.average_decay
-    train_step = make_train_step(model, optimiser, config.loss, mesh, seed=config.seed, average_decay=decay)
-    validation_step = make_validation_step(model, config.loss)
+    train_step = make_train_step(
+        model,
+        optimiser,
+        config.loss,
+        mesh,
+        seed=config.seed,
+        accumulate=config.optimiser.accumulate,
+        average_decay=decay,
+    )
+    validation_step = make_validation_step(model, config.loss, mesh)
     init = make_init(model, optimiser, splits.train[0].fixed.shape, mesh, averaged=decay > 0)
     key = jax.random.key(config.seed)
 
@@ -90,7 +116,9 @@ def train(config: Config, workdir: Path) -> None:
         state = checkpoints.restore(abstract_state(init, key, mesh))
         state = state or initial_state(init, key, mesh, config.init_from)
         start, best_metric, best_step = int(state.step), float(state.best_metric), int(state.best_step)
-        log = stack.enter_context(contextlib.closing(RunLog(workdir, start, total_steps)))
+        log = stack.enter_context(
+            contextlib.closing(RunLog(workdir, start, total_steps, tells=not jax.process_index()))
+        )
         log.say(opening_line(state, mesh, total_steps))
         signals = stack.enter_context(remembered_signals())
         prefetched = pipeline.iterate_from(batches, start)
@@ -99,7 +127,8 @@ def train(config: Config, workdir: Path) -> None:
         for step in range(start + 1, total_steps + 1):
             if step - 1 - best_step >= patience:
                 break
-            batch = jax.device_put(next(prefetched), along_data(mesh))
+            local, stop_now = agreed(next(prefetched), stop=bool(signals))
+            batch = put(local, rows, batch_size)
             called = time.monotonic()
             state, metrics = train_step(state, batch)
             if step == start + 1:
@@ -109,7 +138,6 @@ def train(config: Config, workdir: Path) -> None:
             if len(unread) > 1:
                 jax.block_until_ready(unread[-2])  # one step runs and one waits: no more, no less
 
-            stop_now = bool(signals)
             validate_now = step % validate_every == 0 or step == total_steps
             save_now = validate_now or step % config.run.checkpoint_every_steps == 0 or stop_now
             previous_is_logged = (step - 1) % config.run.log_every_steps == 0
@@ -123,7 +151,7 @@ def train(config: Config, workdir: Path) -> None:
             metric = None
             if validate_now and splits.validation:
                 validation = validate(
-                    validation_step, state.network, splits.validation, step, with_labels=with_labels
+                    validation_step, state.network, splits.validation, step, put=put, with_labels=with_labels
                 )
                 records[step] |= validation
                 name = decisive(validation)
@@ -142,10 +170,9 @@ def train(config: Config, workdir: Path) -> None:
                 checkpoints.save(step, state, metric=metric)
             log.restart_clock(step if save_now else step - 1)
             if stop_now:
-                log.say(
-                    f"stopped by {signal.Signals(signals[0]).name} at step {step}; the same command goes on"
-                )
-                raise SystemExit(128 + signals[0])
+                number = signals[0] if signals else signal.SIGTERM  # or it came to another process
+                log.say(f"stopped by {signal.Signals(number).name} at step {step}; the same command goes on")
+                raise SystemExit(128 + number)
         log.say(closing_line(state, steps_per_epoch))
 
 
@@ -220,6 +247,39 @@ def initial_state(
     return state
 
 
+def agreed(batch: pipeline.Batch, *, stop: bool) -> tuple[pipeline.Batch, bool]:
+    """What the processes of a run must do alike: batches of one shape, and a stop at one step.
+
+    Args:
+        batch: the rows of this process.
+        stop: whether this process was told to stop.
+
+    Returns:
+        The batch, with room for as many landmarks as another process has, and whether any is to stop.
+
+    Raises:
+        UserError: on all of them, if their volumes differ in shape.
+    """
+    if jax.process_count() == 1:
+        return batch, stop
+    room = batch["landmark_valid"].shape[1]
+    all_of_them = multihost_utils.process_allgather(
+        np.array([*batch["fixed"].shape[1:4], room, stop], np.int32)
+    )
+    if (all_of_them[:, :3] != all_of_them[0, :3]).any():
+        raise UserError(
+            f"the pairs of a batch have one shape, the processes have {all_of_them[:, :3].tolist()}:"
+            " resample the scans to one grid, or train with optimiser.batch_size=1 in one process"
+        )
+    missing = int(all_of_them[:, 3].max()) - room
+    padded = {
+        name: np.pad(array, ((0, 0), (0, missing), *[(0, 0)] * (array.ndim - 2)))
+        for name, array in batch.items()
+        if "landmark" in name
+    }
+    return batch | padded, bool(all_of_them[:, 4].any())
+
+
 def fetch(metrics: Sequence[tuple[int, Metrics]]) -> dict[int, dict[str, float]]:
     """The metrics of some steps, by step.
 
@@ -248,16 +308,18 @@ def validate(
     pairs: Sequence[Pair],
     step: int,
     *,
+    put: Callable[..., dict[str, jax.Array]],
     with_labels: bool = False,
 ) -> dict[str, float]:
     """Mean loss over the validation pairs, and where there are landmarks, the mean TRE over those pairs."""
     loss, tre = [], []
     for pair in pairs:
-        pair_loss, displacement = validation_step(params, pipeline.collate([pair], with_labels=with_labels))
+        batch = put(pipeline.collate([pair], with_labels=with_labels), [0], 1)
+        pair_loss, displacement = validation_step(params, batch)
         loss.append(float(pair_loss))
         fixed, moving = pair.fixed_landmarks, pair.moving_landmarks
         if fixed is not None and moving is not None and len(fixed):
-            tre.append(float(np.mean(tre_mm(displacement[0], fixed, moving, pair.spacing_mm))))
+            tre.append(float(np.mean(tre_mm(to_host(displacement)[0], fixed, moving, pair.spacing_mm))))
     # float32 like the best metric in the checkpoint, so that a resumed run compares the same numbers.
     means = {"validation/loss": loss} | ({"validation/tre_mm": tre} if tre else {})
     record = {name: float(np.float32(np.mean(values))) for name, values in means.items()}
@@ -291,6 +353,8 @@ def opening_line(state: TrainState, mesh: Mesh, total_steps: int) -> str:
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     begin = f"goes on at step {int(state.step)}" if int(state.step) else "starts"
     devices = f"{mesh.size} {mesh.devices.flat[0].platform} device" + ("s" if mesh.size > 1 else "")
+    if space_axis(mesh):
+        devices += f", {mesh.shape['space']} to a volume"
     return f"training {begin}: {total_steps} steps, {parameters:,} parameters, {devices}"
 
 

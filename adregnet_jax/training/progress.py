@@ -17,9 +17,16 @@ PLAIN_LINE_SECONDS = 30.0  # between two lines where the output is not a termina
 
 
 class RunLog:
-    """The record of one run. A resumed run goes on behind `step`: what was written beyond it is dropped."""
+    """The record of one run. A resumed run goes on behind `step`: what was written beyond it is dropped.
 
-    def __init__(self, workdir: Path, step: int, total_steps: int):
+    With `tells=False` nothing is written or said: of several processes, one does.
+    """
+
+    def __init__(self, workdir: Path, step: int, total_steps: int, *, tells: bool = True):
+        self._tells = tells
+        self.restart_clock(step)
+        if not tells:
+            return
         self._path = workdir / "metrics.jsonl"
         _drop_lines_beyond(self._path, step)
         self._lines = self._path.open("a", buffering=1)  # a whole line at a time: readable at any moment
@@ -29,12 +36,13 @@ class RunLog:
         self._task = self._bar.add_task("", total=total_steps, completed=step, loss="", rate="")
         self._total_steps = total_steps
         self._said_at = time.monotonic()
-        self.restart_clock(step)
         if self._console.is_terminal:
             self._bar.start()
 
     def say(self, text: str) -> None:
         """One line for the reader of the terminal."""
+        if not self._tells:
+            return
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
         self._said_at = time.monotonic()
 
@@ -47,6 +55,8 @@ class RunLog:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Records a logged step, and moves the progress bar (or prints a line now and then)."""
+        if not self._tells:
+            return
         self._show(step, metrics["train/loss"], metrics["steps_per_second"])
         try:
             self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
@@ -59,6 +69,8 @@ class RunLog:
             self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
+        if not self._tells:
+            return
         if self._console.is_terminal:
             self._bar.stop()
         self._tensorboard.close()

@@ -6,16 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from adregnet_jax.data.splits import Splits
 from adregnet_jax.errors import UserError
 
 
 def write_record(path: Path, record: Any) -> None:
-    """Writes JSON, complete or not at all, and makes the workdir for it.
+    """Writes JSON, complete or not at all, and makes the workdir for it; of several processes, one does.
 
     Raises:
         UserError: the workdir can't be written.
     """
+    if jax.process_index():
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         written = path.with_name(path.name + ".tmp")

@@ -1,33 +1,129 @@
-"""One mesh axis, `data`: batches are divided along it, the state is on every device."""
+"""The devices of a run: batches are divided along the mesh axis `data`, volumes along `space`.
+
+Devices along `space` share each volume, a slab along x each (`ops.slabs`). The state is on every device.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from adregnet_jax.errors import UserError
+from adregnet_jax.nn.prediction import check_width
 
 
-def make_mesh(devices: int, batch_size: int) -> Mesh:
-    """A mesh of `devices` along `data`; 0 takes the most devices that divide the batch."""
+def make_mesh(devices: int, batch_size: int, *, space_devices: int = 1, accumulate: int = 1) -> Mesh:
+    """A mesh of `devices` along `data` by `space_devices` along `space`.
+
+    Args:
+        devices: along `data`; 0 takes the most that divide the batch.
+        batch_size: pairs of an optimiser step.
+        space_devices: that share a volume.
+        accumulate: micro-batches of an optimiser step.
+
+    Raises:
+        UserError: more devices than there are, or a batch that they don't divide.
+    """
     available = jax.device_count()
+    if batch_size % accumulate:
+        raise UserError(
+            f"optimiser.batch_size is {batch_size}, which optimiser.accumulate={accumulate} does not divide:"
+            f" make it a multiple of {accumulate}"
+        )
     if devices == 0:
-        devices = max(n for n in range(1, available + 1) if batch_size % n == 0)
-    if devices > available:
+        most = max(1, available // space_devices)
+        devices = max(n for n in range(1, most + 1) if batch_size // accumulate % n == 0)
+    if devices * space_devices > available:
+        sharing = f" and run.space_devices is {space_devices}" if space_devices > 1 else ""
         raise UserError(
-            f"run.devices is {devices}, this machine has {available}: lower it, or 0 for automatic"
+            f"run.devices is {devices}{sharing}, there are {available} devices: lower it, or 0 for automatic"
         )
-    if batch_size % devices:
+    if batch_size // accumulate % devices:
+        micro = f" in optimiser.accumulate={accumulate} parts" if accumulate > 1 else ""
         raise UserError(
-            f"optimiser.batch_size is {batch_size}, which {devices} devices (run.devices) do not divide:"
-            f" make it a multiple of {devices}"
+            f"optimiser.batch_size is {batch_size}{micro}, which {devices} devices (run.devices) do not"
+            f" divide: make it a multiple of {devices * accumulate}"
         )
-    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    chosen = jax.devices()[: devices * space_devices]
+    idle = jax.process_count() - len({device.process_index for device in chosen})
+    if idle:
+        raise UserError(
+            f"{len(chosen)} of {available} devices are used, which leaves {idle} of {jax.process_count()}"
+            f" processes without work: raise optimiser.batch_size or run.space_devices, or start fewer"
+        )
+    return jax.make_mesh(
+        (devices, space_devices), ("data", "space"), axis_types=(AxisType.Auto,) * 2, devices=chosen
+    )
+
+
+def space_axis(mesh: Mesh) -> str | None:
+    """The `axis_name` of functions in `jax.shard_map`: None where each device has whole volumes."""
+    return "space" if mesh.shape["space"] > 1 else None
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def along_data(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec("data"))
+def batch_specs(
+    batch: Mapping[str, jax.Array | np.ndarray], along: str | None = "data"
+) -> dict[str, PartitionSpec]:
+    """How the arrays of a batch lie on the mesh; with `along=None`, each device has all of its pairs."""
+    return {
+        name: PartitionSpec(along, "space") if array.ndim == 5 else PartitionSpec(along)
+        for name, array in batch.items()
+    }
+
+
+def rows_of_process(mesh: Mesh, batch_size: int) -> list[int]:
+    """Which pairs of a batch the devices of this process need."""
+    per_device = batch_size // mesh.shape["data"]
+    here = [
+        n
+        for n, devices in enumerate(mesh.devices)
+        if any(device.process_index == jax.process_index() for device in devices)
+    ]
+    return [n * per_device + k for n in here for k in range(per_device)]
+
+
+def place(
+    batch: Mapping[str, np.ndarray],
+    rows: Sequence[int],
+    batch_size: int,
+    *,
+    mesh: Mesh,
+    multiple: int = 1,
+) -> dict[str, jax.Array]:
+    """A batch of `batch_size` pairs, of which this process has `rows`, on the devices of the mesh.
+
+    A batch that they don't divide, as that of one pair, goes to all devices along `data`.
+
+    Raises:
+        UserError: the volumes don't split into slabs of a `multiple` of voxels.
+    """
+    check_width(batch["fixed"].shape[1], mesh.shape["space"], multiple)
+    specs = batch_specs(batch, "data" if batch_size % mesh.shape["data"] == 0 else None)
+
+    def placed(name):
+        local = batch[name]
+
+        def part(index):
+            pairs = range(*index[0].indices(batch_size))
+            first = rows.index(pairs[0])
+            return local[(slice(first, first + len(pairs)), *index[1:])]
+
+        shape = (batch_size, *local.shape[1:])
+        return jax.make_array_from_callback(shape, NamedSharding(mesh, specs[name]), part)
+
+    return {name: placed(name) for name in batch}
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """All of an array whose parts may lie on the devices of several processes, on each of them."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)

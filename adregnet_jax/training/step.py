@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from adregnet_jax import losses
 from adregnet_jax.config import LossConfig, OptimiserConfig
 from adregnet_jax.ops.sampling import warp
-from adregnet_jax.training.sharding import along_data, replicated
+from adregnet_jax.training.sharding import batch_specs, replicated, space_axis
 from adregnet_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -50,16 +49,24 @@ def average_parameters(average: Any, params: Any, step: jax.Array, decay: float)
 
 
 def registration_loss(
-    model: nn.Module, config: LossConfig, params, batch, dropout_key: jax.Array | None = None
+    model: nn.Module,
+    config: LossConfig,
+    params,
+    batch,
+    dropout_key: jax.Array | None = None,
+    *,
+    axis_name: str | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, jax.Array]]:
     """eq. 16 on a batch: the loss, its unweighted terms, and the displacement [b, x, y, z, 3].
 
-    Without a key nothing is dropped.
+    Without a key nothing is dropped. With `axis_name` (`ops.slabs`), volumes are slabs.
     """
+    if axis_name is not None:
+        model = model.clone(axis_name=axis_name)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     prediction: Any = model.apply({"params": params}, batch["fixed"], batch["moving"], rngs=rngs)
-    warped = warp(batch["moving"], prediction.displacement)  # eq. 1
-    loss, terms = losses.total_loss(batch, prediction.displacement, warped, config)
+    warped = warp(batch["moving"], prediction.displacement, axis_name=axis_name)  # eq. 1
+    loss, terms = losses.total_loss(batch, prediction.displacement, warped, config, axis_name=axis_name)
     return loss, (terms, prediction.displacement)
 
 
@@ -70,35 +77,53 @@ def make_train_step(
     mesh: Mesh,
     *,
     seed: int = 0,
+    accumulate: int = 1,
     average_decay: float = 0.0,
 ) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
-    """A jitted `step(state, batch) -> (state, metrics)`; the batch is divided along `data`, the state
-    donated. What dropout leaves out is a function of `seed` and `state.step`. `average_decay` is that of
-    `state.average`, where the state has one.
+    """A jitted `step(state, batch) -> (state, metrics)`; the batch is divided along `data`, its volumes along
+    `space`, the state donated. Each device goes through its pairs in `accumulate` parts, one after the other:
+    less memory, the same step. What dropout leaves out is a function of `seed` and `state.step`.
+    `average_decay` is that of `state.average`, where the state has one.
 
     Metrics are device scalars: `loss`, its unweighted terms, and `gradient_norm` before clipping.
     """
 
     # Each device differentiates the loss of its own pairs, and the means are taken once, over the gradients.
     # Left to the partitioner, the loops over slices and blocks inside would gather the batch.
-    @functools.partial(
-        jax.shard_map,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec("data"), PartitionSpec()),
-        out_specs=PartitionSpec(),
-        check_vma=False,
-    )
+    # Along `space` all devices have the same loss, and the transposes of the collectives give each one the
+    # gradient of the sum of these losses in its own copy of the parameters. The sum over the copies is then
+    # the gradient times the number of devices, and the mean is the gradient.
     def loss_and_gradients(params, batch, dropout_key):
-        def loss_of(params):
-            loss, (terms, _) = registration_loss(model, loss_config, params, batch, dropout_key)
+        def loss_of(params, batch):
+            loss, (terms, _) = registration_loss(
+                model, loss_config, params, batch, dropout_key, axis_name=space_axis(mesh)
+            )
             return loss, terms
 
-        (loss, terms), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
-        return jax.lax.pmean((loss, terms, gradients), "data")
+        differentiate = jax.value_and_grad(loss_of, has_aux=True)
+
+        def add(total, part):
+            loss_and_terms, gradients = differentiate(params, part)
+            return jax.tree.map(jnp.add, total, gradients), loss_and_terms
+
+        if accumulate == 1:
+            (loss, terms), gradients = differentiate(params, batch)
+        else:
+            parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+            total, each = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+            gradients = jax.tree.map(lambda x: x / accumulate, total)
+            loss, terms = jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
+        return jax.lax.pmean((loss, terms, gradients), ("data", "space"))
 
     def train_step(state: TrainState, batch) -> tuple[TrainState, Metrics]:
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        loss, terms, gradients = loss_and_gradients(state.params, batch, dropout_key)
+        loss, terms, gradients = jax.shard_map(
+            loss_and_gradients,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), batch_specs(batch), PartitionSpec()),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )(state.params, batch, dropout_key)
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(gradients)}
@@ -111,7 +136,7 @@ def make_train_step(
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         train_step,
-        in_shardings=(replicated(mesh), along_data(mesh)),
+        in_shardings=(replicated(mesh), None),
         out_shardings=(replicated(mesh), replicated(mesh)),
         donate_argnums=0,
         compiler_options={"xla_backend_optimization_level": 1} if on_cpu else None,
@@ -119,12 +144,24 @@ def make_train_step(
 
 
 def make_validation_step(
-    model: nn.Module, loss_config: LossConfig
+    model: nn.Module, loss_config: LossConfig, mesh: Mesh
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """A jitted `step(params, batch) -> (loss, displacement)`."""
+    """A jitted `step(params, batch) -> (loss, displacement)`; volumes are divided along `space`."""
 
-    def validation_step(params, batch) -> tuple[jax.Array, jax.Array]:
-        loss, (_, displacement) = registration_loss(model, loss_config, params, batch)
+    def loss_and_displacement(params, batch) -> tuple[jax.Array, jax.Array]:
+        loss, (_, displacement) = registration_loss(
+            model, loss_config, params, batch, axis_name=space_axis(mesh)
+        )
         return loss, displacement
 
-    return jax.jit(validation_step)
+    @jax.jit
+    def validation_step(params, batch):
+        return jax.shard_map(
+            loss_and_displacement,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), batch_specs(batch, None)),
+            out_specs=(PartitionSpec(), PartitionSpec(None, "space")),
+            check_vma=False,
+        )(params, batch)
+
+    return validation_step

@@ -104,6 +104,19 @@ def test_batch_is_a_function_of_seed_and_step():
     assert any(not np.array_equal(batches[n]["fixed"], other[n]["fixed"]) for n in range(3))
 
 
+def test_rows_of_a_batch_are_made_alone():
+    made = []
+    pairs = LazyPairs([lambda n=n: made.append(n) or make_pair(str(n), seed=n) for n in range(4)])
+    whole = training_batches([make_pair(str(n), seed=n) for n in range(4)], AUGMENTED, batch_size=4, seed=3)
+    part = training_batches(pairs, AUGMENTED, batch_size=4, seed=3, rows=[1, 2])
+    for name, array in part[0].items():
+        np.testing.assert_array_equal(array, whole[0][name][1:3])
+    assert len(made) == 2  # the pairs of the other rows are not read
+    for step in (1, 5):
+        for name, array in part[step].items():
+            np.testing.assert_array_equal(array, whole[step][name][1:3])
+
+
 def test_every_pass_sees_every_pair_in_its_own_order():
     pairs = [make_pair(str(n), seed=n) for n in range(6)]
     batches = training_batches(pairs, DataConfig(), batch_size=1, seed=0)

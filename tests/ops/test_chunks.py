@@ -30,20 +30,20 @@ def test_a_chunk_is_a_slice_of_the_volume_in_zeros(slices, halo):
 
 
 def neighbours_product(first, a, b):
-    """a(x) times what lies two slices behind in b, where a slice beyond the volume of six counts as 7."""
-    x = first + jnp.arange(b.shape[1]) + 2
+    """a(x) times what lies two slices behind in b, where a slice beyond the volume, 10 to 15, counts as 7."""
+    x = first + jnp.arange(b.shape[1]) + 2 - 10
     behind = jnp.pad(b, [(0, 0), (0, 2), (0, 0), (0, 0)])[:, 2:]
     behind = jnp.where((x < 6)[:, None, None], behind, 7)
-    return [a * behind, jnp.sum(a**2, axis=-1)]
+    return a * behind, jnp.sum(a**2, axis=-1)
 
 
 @pytest.mark.parametrize("slices", [1, 2, 3, 6])
 def test_mapped_over_chunks_is_the_function_of_the_whole(slices):
     a, b = random_volume(0), random_volume(1)
-    cotangents = [random_volume(2), random_volume(3)[..., 0]]
-    expected, pull_back = jax.vjp(lambda a, b: neighbours_product(0, a, b), a, b)
+    cotangents = (random_volume(2), random_volume(3)[..., 0])
+    expected, pull_back = jax.vjp(lambda a, b: neighbours_product(10, a, b), a, b)
     result, pull_back_chunks = jax.vjp(
-        lambda a, b: map_chunks(neighbours_product, [a, b], slices=slices, halo=2), a, b
+        lambda a, b: map_chunks(neighbours_product, [a, b], slices=slices, halo=2, first=10), a, b
     )
     for found, wanted in zip(result, expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-6)

@@ -1,9 +1,5 @@
 """The training step on one device and on four, the schedule, and the mesh."""
 
-import subprocess
-import sys
-import textwrap
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +7,12 @@ import optax
 import pytest
 from flax import linen as nn
 
-from adregnet_jax.config import LossConfig, OptimiserConfig
+from adregnet_jax.config import LossConfig, ModelConfig, OptimiserConfig
 from adregnet_jax.errors import UserError
 from adregnet_jax.nn.layers import ChannelDropout
+from adregnet_jax.nn.models import make_model
 from adregnet_jax.nn.prediction import Prediction
-from adregnet_jax.training.sharding import make_mesh
+from adregnet_jax.training.sharding import make_mesh, place, replicated, rows_of_process
 from adregnet_jax.training.state import make_init
 from adregnet_jax.training.step import (
     average_parameters,
@@ -25,64 +22,65 @@ from adregnet_jax.training.step import (
     make_validation_step,
     registration_loss,
 )
+from tests.random_parameters import random_parameters
 
-ONE_AND_FOUR_DEVICES = """
-    from typing import NamedTuple
-    import jax, jax.numpy as jnp, numpy as np, optax
-    from flax import linen as nn
-    from adregnet_jax.config import LossConfig
-    from adregnet_jax.nn.layers import ChannelDropout
-    from adregnet_jax.training.sharding import make_mesh
-    from adregnet_jax.training.state import make_init
-    from adregnet_jax.training.step import make_train_step
+SHAPE = (8, 6, 4)  # slabs of two voxels for four devices
 
-    class Prediction(NamedTuple):
-        displacement: jax.Array
 
-    class Network(nn.Module):
-        @nn.compact
-        def __call__(self, fixed, moving):
-            features = nn.leaky_relu(nn.Conv(4, (3, 3, 3))(jnp.concatenate([fixed, moving], axis=-1)))
-            features = ChannelDropout(0.5)(features)
-            return Prediction(nn.Conv(3, (3, 3, 3))(features))
+def keep_gradients():
+    """An optimiser whose state is the gradients: the parameters stay."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda gradients, state, params: (jax.tree.map(jnp.zeros_like, params), gradients),
+    )
 
+
+def step_on(data: int, space: int, accumulate: int):
+    """Gradients and metrics of a training step on so many devices, and what became of the state."""
     rng = np.random.default_rng(0)
-    batch = {name: rng.random((4, 8, 8, 8, 1), np.float32) for name in ("fixed", "moving")}
-    batch |= {"mask": np.ones((4, 8, 8, 8, 1), np.float32), "spacing_mm": np.ones((4, 3), np.float32)}
+    batch = {name: rng.random((4, *SHAPE, 1), np.float32) for name in ("fixed", "moving")}
+    batch |= {"mask": (rng.random((4, *SHAPE, 1)) < 0.9).astype(np.float32)}
+    batch |= {"spacing_mm": rng.uniform(1, 3, (4, 3)).astype(np.float32)}
     batch |= {name: 7 * rng.random((4, 5, 3), np.float32) for name in ("fixed_landmarks", "moving_landmarks")}
-    batch |= {"landmark_valid": np.ones((4, 5), np.float32)}
-    optimiser = optax.sgd(0.1)  # the update is the gradient: Adam would hide its size
-    results = []
-    for devices in (1, 4):
-        mesh = make_mesh(devices, batch_size=4)
-        assert mesh.size == devices
-        state = make_init(Network(), optimiser, (8, 8, 8), mesh)(jax.random.key(0))
-        before = state.params
-        loss = LossConfig(ncc_window=0, jacobian=0)  # quick to compile
-        state, metrics = make_train_step(Network(), optimiser, loss, mesh)(state, batch)
-        leaves = jax.tree.leaves(state.params)
-        assert all(len(x.sharding.device_set) == devices for x in leaves)
-        assert all(x.is_deleted() for x in jax.tree.leaves(before))  # the state was donated
-        assert int(state.step) == 1
-        results.append(jax.device_get((leaves, metrics)))
-    # Sums over the batch run in another order: a few units in the last place of float32.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
-    print("agree")
-"""
+    batch |= {"landmark_valid": (rng.random((4, 5)) < 0.8).astype(np.float32)}
+    # Exact attention and regions over the cuts, neighbours at the finer level, dropout.
+    config = ModelConfig(channels=(2, 4), global_attention_tokens=60, region_size=3, dropout=0.5)
+    model, optimiser = make_model(config), keep_gradients()
+    mesh = make_mesh(data, 4, space_devices=space, accumulate=accumulate)
+    assert dict(mesh.shape) == {"data": data, "space": space}
+    state = make_init(model, optimiser, SHAPE, mesh)(jax.random.key(0))
+    params = random_parameters(model, batch["fixed"], batch["moving"])
+    state = state.replace(params=jax.device_put(params, replicated(mesh)))
+    step = make_train_step(model, optimiser, LossConfig(ncc_window=3), mesh, accumulate=accumulate)
+    batch = place(batch, range(4), 4, mesh=mesh, multiple=model.multiple)
+    return step(state, batch), state
 
 
-def test_one_device_and_four_agree(monkeypatch):
-    monkeypatch.setenv(
-        "XLA_FLAGS", "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=1"
-    )
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(ONE_AND_FOUR_DEVICES)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == "agree\n", done.stderr
+@pytest.fixture(scope="module")
+def on_one_device():
+    (after, metrics), _ = step_on(1, 1, 1)
+    return jax.device_get((after.opt_state, metrics))
+
+
+@pytest.mark.parametrize(
+    ("data", "space", "accumulate"),
+    [(2, 1, 1), (4, 1, 1), (1, 2, 1), (1, 4, 1), (2, 2, 2), (1, 1, 4)],
+)
+def test_step_is_the_same_on_any_devices(on_one_device, data, space, accumulate):
+    (after, metrics), before = step_on(data, space, accumulate)
+    assert int(after.step) == 1
+    assert all(x.is_deleted() for x in jax.tree.leaves(before.params))  # the state was donated
+    leaves = jax.tree.leaves(after.params)
+    assert all(len(x.sharding.device_set) == data * space for x in leaves)
+    gradients, expected = jax.device_get((after.opt_state, metrics)), on_one_device
+    # Sums are in another order: rounding, some units in the last place of the largest gradient, which the
+    # differences of sums in windows of NCC and in norms make some ten times larger.
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected[0]))
+    for a, b in zip(jax.tree.leaves(gradients[0]), jax.tree.leaves(expected[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * largest)
+    assert metrics.keys() == expected[1].keys()
+    for name, value in expected[1].items():
+        np.testing.assert_allclose(gradients[1][name], value, rtol=1e-4, err_msg=name)
 
 
 class OnlyDropout(nn.Module):
@@ -117,7 +115,7 @@ def test_dropout_of_a_step_is_a_function_of_seed_and_step():
     first = losses(0)
     assert losses(0) == first
     assert len(set(first)) > 2 and losses(1) != first
-    validation, _ = make_validation_step(model, config)({"size": np.float32(1)}, batch)
+    validation, _ = make_validation_step(model, config, mesh)({"size": np.float32(1)}, batch)
     whole, _ = registration_loss(model, config, {"size": np.float32(1)}, batch)
     assert float(validation) == pytest.approx(float(whole))  # nothing is left out
 
@@ -150,7 +148,33 @@ def test_average_is_of_the_last_tenth_at_first_and_of_the_last_steps_later():
     np.testing.assert_allclose(average["w"], weights @ values, rtol=1e-4)
 
 
-def test_mesh_that_does_not_fit():
-    assert make_mesh(0, batch_size=3).size == 1
-    with pytest.raises(UserError, match=r"run\.devices is 1000"):
-        make_mesh(1000, batch_size=1000)
+def test_automatic_mesh_takes_the_most_devices_that_divide_the_batch():
+    assert make_mesh(0, batch_size=3).size == 3
+    assert dict(make_mesh(0, batch_size=8, space_devices=2).shape) == {"data": 2, "space": 2}
+    assert dict(make_mesh(0, batch_size=6, accumulate=2).shape) == {"data": 3, "space": 1}
+    mesh = make_mesh(2, batch_size=4, space_devices=2)
+    assert rows_of_process(mesh, 4) == [0, 1, 2, 3]  # all devices are of this process
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((1000, 1000, 1, 1), r"run\.devices is 1000, there are 4 devices: lower it"),
+        ((2, 2, 4, 1), r"run\.devices is 2 and run\.space_devices is 4, there are 4 devices"),
+        ((2, 3, 1, 1), r"batch_size is 3, which 2 devices .* make it a multiple of 2"),
+        ((0, 3, 1, 2), r"batch_size is 3, which optimiser\.accumulate=2 does not divide"),
+        ((2, 6, 1, 2), r"batch_size is 6 in .*accumulate=2 parts, .* make it a multiple of 4"),
+    ],
+)
+def test_mesh_that_does_not_fit(arguments, told):
+    devices, batch_size, space_devices, accumulate = arguments
+    with pytest.raises(UserError, match=told) as raised:
+        make_mesh(devices, batch_size, space_devices=space_devices, accumulate=accumulate)
+    assert "\n" not in str(raised.value)
+
+
+def test_volumes_that_do_not_split_into_slabs():
+    mesh = make_mesh(1, batch_size=1, space_devices=4)
+    batch = {"fixed": np.zeros((1, 20, 4, 4, 1), np.float32)}
+    with pytest.raises(UserError, match=r"20 wide along x .* multiple of 4 voxels .* pad the scans to 32"):
+        place(batch, [0], 1, mesh=mesh, multiple=4)

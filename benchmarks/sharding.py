@@ -1,0 +1,85 @@
+"""How does the memory of a training step on each device fall with devices along `data` and along `space`?
+
+    python benchmarks/sharding.py [--shape 64 32 32] [--channels 4 8] [--devices 1 2 4 8] [--json FILE]
+
+Prints a row for each axis and number of devices: the bytes of the compiled step's arguments (state and
+batch) and of its temporaries, on each device, as XLA's `memory_analysis` gives them. Nothing is run. Along
+`data` the batch has as many pairs as the most devices; along `space` it is one pair. The devices are fake
+ones of the CPU, whose programs hold more temporaries than a GPU's: what counts is how they fall.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import timing
+from jax.sharding import NamedSharding
+
+from adregnet_jax.config import Config, ModelConfig
+from adregnet_jax.nn.models import make_model
+from adregnet_jax.training.loop import abstract_state
+from adregnet_jax.training.sharding import batch_specs, make_mesh
+from adregnet_jax.training.state import make_init
+from adregnet_jax.training.step import make_optimiser, make_train_step
+
+
+def abstract_batch(pairs, shape, mesh):
+    """A batch without values, divided among the devices of the mesh."""
+    shapes = dict.fromkeys(("fixed", "moving", "mask"), (pairs, *shape, 1))
+    shapes |= dict.fromkeys(("fixed_landmarks", "moving_landmarks"), (pairs, 100, 3))
+    shapes |= {"landmark_valid": (pairs, 100), "spacing_mm": (pairs, 3)}
+    arrays = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
+    specs = batch_specs(arrays)
+    return {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, specs[name]))
+        for name, array in arrays.items()
+    }
+
+
+def measure(shape, channels, pairs, data, space):
+    """Bytes of arguments and of temporaries of the training step on each device."""
+    config = Config(model=ModelConfig(channels=channels))
+    mesh = make_mesh(data, pairs, space_devices=space)
+    model, optimiser = make_model(config.model), make_optimiser(config.optimiser, steps_per_epoch=1)
+    state = abstract_state(make_init(model, optimiser, shape, mesh), jax.random.key(0), mesh)
+    step = make_train_step(model, optimiser, config.loss, mesh)
+    memory = step.lower(state, abstract_batch(pairs, shape, mesh)).compile().memory_analysis()
+    return memory.argument_size_in_bytes, memory.temp_size_in_bytes
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", type=int, nargs=3, default=(64, 32, 32), metavar=("X", "Y", "Z"))
+    parser.add_argument("--channels", type=int, nargs="+", default=(4, 8))
+    parser.add_argument("--devices", type=int, nargs="+", default=(1, 2, 4, 8), metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    options = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", max(options.devices))
+    rows = []
+    for axis in ("data", "space"):
+        pairs = max(options.devices) if axis == "data" else 1
+        alone = None
+        for n in options.devices:
+            data, space = (n, 1) if axis == "data" else (1, n)
+            arguments, temporaries = measure(
+                tuple(options.shape), tuple(options.channels), pairs, data, space
+            )
+            alone = alone or temporaries
+            rows.append(
+                {
+                    "axis": axis,
+                    "devices": n,
+                    "pairs": pairs,
+                    "arguments MB": round(arguments / 1e6, 2),
+                    "temporaries MB": round(temporaries / 1e6, 2),
+                    "of one device": round(temporaries / alone, 3),
+                }
+            )
+    timing.report(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

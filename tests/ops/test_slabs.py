@@ -1,0 +1,111 @@
+"""Each function of a volume in slabs against itself on the whole volume, its gradients included."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adregnet_jax.ops.convolution import conv3d
+from adregnet_jax.ops.filters import box_mean, box_sum, gaussian_filter
+from adregnet_jax.ops.grid import identity_grid
+from adregnet_jax.ops.jacobian import jacobian_determinant, spatial_gradient
+from adregnet_jax.ops.mind import mind_ssc
+from adregnet_jax.ops.neighbourhood import neighbourhood_attention
+from adregnet_jax.ops.resampling import resize, resize_displacement
+from adregnet_jax.ops.sampling import sample_at_points, warp
+from adregnet_jax.ops.slabs import halo
+from tests.slabs import check_slabs, in_slabs
+
+RNG = np.random.default_rng(0)
+
+
+def volume(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("repeat_border", [False, True])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (0, 5), (3, 0)])
+def test_halo_is_what_a_pad_of_the_whole_volume_has_there(before, after, repeat_border):
+    """Slabs of two voxels: a halo of five comes from three devices."""
+    whole = volume(1, 8, 2)
+    padded = np.pad(whole, ((0, 0), (before, after), (0, 0)), mode="edge" if repeat_border else "constant")
+
+    def extend(volume, axis_name=None):
+        if axis_name is None:
+            return jnp.zeros((1, 4 * (2 + before + after), 2, 1))
+        return halo(volume, before, after, axis_name, repeat_border=repeat_border)
+
+    extended = np.asarray(in_slabs(extend, 4, whole[..., None]))[..., 0].reshape(4, -1, 2)
+    for n in range(4):
+        np.testing.assert_array_equal(extended[n], padded[0, 2 * n : 2 * n + 2 + before + after])
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_convolution(devices):
+    def convolve(volume, kernel, axis_name=None):
+        return conv3d(volume, kernel.reshape(3, 3, 3, 2, 3), axis_name=axis_name)
+
+    kernel = volume(3 * 3 * 3 * 2 * 3)  # flat: no volume in slabs
+    check_slabs(convolve, devices, volume(2, 4, 3, 4, 2), kernel, differentiable=(0, 1))
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize("scale", [0.0, 0.7, 6.0])
+def test_warp_by_displacements_of_any_length(scale, padding):
+    """Nothing at all, where the gradients are one-sided; less than a voxel; across all slabs and beyond."""
+    moved = functools.partial(warp, padding=padding)
+    displacement = scale * volume(2, 8, 3, 4, 3)
+    check_slabs(moved, 4, volume(2, 8, 3, 4, 2), displacement, differentiable=(0, 1))
+
+
+def test_warp_of_labels():
+    labels = RNG.integers(0, 9, (1, 8, 3, 4, 1))
+    check_slabs(functools.partial(warp, mode="nearest"), 4, labels, 3 * volume(1, 8, 3, 4, 3))
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+def test_samples_at_points_of_any_slab(padding):
+    points = np.concatenate([RNG.uniform(-2, 9, (1, 20, 3)), [[[1, 1, 1], [2, 0, 0], [7, 2, 3]]]], axis=1)
+    function = functools.partial(sample_at_points, padding=padding)
+    check_slabs(function, 4, volume(1, 8, 3, 4, 3), points.astype(np.float32), differentiable=(0, 1))
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_neighbourhood_attention(devices):
+    arrays = [volume(1, 4, 3, 4, 2) for _ in range(3)]
+    check_slabs(neighbourhood_attention, devices, *arrays, differentiable=(0, 1, 2))
+
+
+@pytest.mark.parametrize("factor", [2, 0.5, 4])
+def test_resize(factor):
+    # A function of the slab it is given, or of the whole.
+    def resized(volume, axis_name=None):
+        shape = (int(volume.shape[1] * factor), 6, 3)
+        return resize_displacement(resize(volume, shape, axis_name=axis_name), shape, axis_name=axis_name)
+
+    check_slabs(resized, 4, volume(1, 8, 3, 4, 3), differentiable=(0,))
+
+
+@pytest.mark.parametrize("width", [3, 5])
+def test_filters(width):
+    for function in (box_sum, box_mean, functools.partial(gaussian_filter, sigma=1.5)):
+        check_slabs(functools.partial(function, width=width), 4, volume(1, 8, 5, 6, 2), differentiable=(0,))
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_differences(width):
+    displacement = volume(1, 4 * width, 3, 4, 3)
+    check_slabs(functools.partial(spatial_gradient, spacing=(1, 2, 3)), 4, displacement, differentiable=(0,))
+    check_slabs(jacobian_determinant, 4, displacement, differentiable=(0,))
+
+
+def test_mind():
+    check_slabs(mind_ssc, 4, volume(1, 8, 5, 6, 1), differentiable=(0,))
+
+
+def test_coordinates_are_those_of_the_whole_volume():
+    def grid(volume, axis_name=None):
+        return identity_grid(volume.shape[1:4], axis_name=axis_name)[None] + 0 * volume
+
+    check_slabs(grid, 4, np.zeros((1, 8, 3, 4, 3), np.float32), rtol=0)
