@@ -94,6 +94,7 @@ class Part(NamedTuple):
     constants: Any = ()  # likewise; without gradients
     flops: int | None = None  # of the forward pass
     in_forward: bool = True  # whether a registration takes it, or only training
+    paths: tuple[tuple[str, ...], ...] = ()  # of its modules in the network
 
 
 class Measurement(NamedTuple):
@@ -142,7 +143,7 @@ def measure(
         step = make_train_step(model, optimiser, config.loss, mesh, seed=config.seed)
         totals.append(  # last of all: it takes the memory of the state
             measured(
-                "total", "training step", step, (state, batch), (1 + GRADIENTS) * flops, measurement, _steps
+                "total", "training step", step, (state, batch), (1 + GRADIENTS) * flops, measurement, steps
             )
         )
     for total in totals:
@@ -176,6 +177,7 @@ def network_parts(config: Config, params: Any, batch: dict[str, Any]) -> Iterato
             [_at(call.path, params) for call in members],
             [call.arguments for call in members],
             flops=sum(call.flops for call in calls if any(_is_inside(call, member) for member in members)),
+            paths=tuple(call.path for call in members),
         )
     for call in calls:
         if len(call.path) == 1 and call.path[0].startswith("level_") and call.arguments[2] is not None:
@@ -346,6 +348,17 @@ def fill(arguments: Any, rng: np.random.Generator) -> Any:
     return jax.tree.map(draw, arguments)
 
 
+def steps(train_step, state, batch) -> Route:
+    """A training step a call, each from the state that the one before it left."""
+
+    def step():
+        nonlocal state
+        state, metrics = train_step(state, batch)  # the state is donated
+        return metrics
+
+    return step
+
+
 def peak_rss_bytes() -> int:
     """The most memory that this process has had."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -384,15 +397,6 @@ def _register(model, params, _inputs, images):
 def _update(optimiser, gradients, opt_state, params):
     updates, opt_state = optimiser.update(gradients, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
-
-
-def _steps(train_step, state, batch) -> Route:
-    def step():
-        nonlocal state
-        state, metrics = train_step(state, batch)  # the state is donated
-        return metrics
-
-    return step
 
 
 def _images(batch):

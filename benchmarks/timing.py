@@ -10,7 +10,7 @@ import argparse
 import functools
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -79,14 +79,19 @@ def check_equal(expected: object, *others: object, tolerance: float = 1e-3) -> N
             np.testing.assert_allclose(np.asarray(leaf), wanted, rtol=0, atol=atol)
 
 
-def compare(case: Row, routes: Mapping[str, tuple[Route, Route]], rounds: int) -> list[Row]:
-    """Rows of the forward pass and of it with gradients, by route.
+def compare(
+    case: Row,
+    routes: Mapping[str, tuple[Route, ...]],
+    rounds: int,
+    passes: Sequence[str] = ("forward", "forward + gradients"),
+) -> list[Row]:
+    """Rows of each pass by route; a route is a function a pass.
 
     "times ours" is how many times as long as the first route this one takes, by medians.
     """
     rows = []
-    for n, name in enumerate(("forward", "forward + gradients")):
-        seconds = time_in_turn({route: passes[n] for route, passes in routes.items()}, rounds)
+    for n, name in enumerate(passes):
+        seconds = time_in_turn({route: functions[n] for route, functions in routes.items()}, rounds)
         ours = statistics.median(next(iter(seconds.values())))
         for route, values in seconds.items():
             ratio = round(statistics.median(values) / ours, 2)
