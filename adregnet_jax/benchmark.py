@@ -1,7 +1,8 @@
 """How long does a network take at a size, part by part, how much does it compute, how much memory?
 
     python -m adregnet_jax.benchmark --config configs/phantom.py [--shape 64 48 48] [--batch 2]
-        [--dtype bfloat16] [--devices 1] [--rounds 5] [--forward-only] [--memory-only] [--json FILE]
+        [--dtype bfloat16] [--devices 1] [--rounds 5] [--forward-only] [--total-only] [--memory-only]
+        [--json FILE]
 
 What isn't given is taken from the config, any field of which can be set as for `train.py`, for instance
 --config.model.remat=True. A table is printed and, with --json, written as {"benchmark", "command", "machine",
@@ -64,7 +65,7 @@ from adregnet_jax.ops.sampling import warp
 from adregnet_jax.timing import Route, Row, report, spread, time_in_turn
 from adregnet_jax.training.loop import check_settings
 from adregnet_jax.training.sharding import along_data, make_mesh, replicated
-from adregnet_jax.training.state import make_init
+from adregnet_jax.training.state import TrainState, make_init
 from adregnet_jax.training.step import make_optimiser, make_train_step
 
 LANDMARKS = 300  # a pair, where their loss is in use
@@ -107,7 +108,13 @@ class Measurement(NamedTuple):
 
 
 def measure(
-    config: Config, shape: tuple[int, int, int], *, rounds: int, forward_only: bool, memory_only: bool
+    config: Config,
+    shape: tuple[int, int, int],
+    *,
+    rounds: int,
+    forward_only: bool,
+    total_only: bool,
+    memory_only: bool,
 ) -> tuple[list[Row], Row]:
     """The rows of the table, and what was found of the machine.
 
@@ -117,47 +124,59 @@ def measure(
     check_settings(config)
     mesh = make_mesh(config.run.devices, config.optimiser.batch_size)
     model, optimiser = make_model(config.model), make_optimiser(config.optimiser, steps_per_epoch=1)
-    init = make_init(model, optimiser, shape, mesh)
-    state = (jax.eval_shape if memory_only else lambda f, key: f(key))(init, jax.random.key(config.seed))
+    init, key = make_init(model, optimiser, shape, mesh), jax.random.key(config.seed)
+    state = jax.eval_shape(init, key) if memory_only else init(key)
     batch = batch_shapes(config, shape)
     peak = None if memory_only else matmul_gflops(mesh, rounds)
     measurement = Measurement(mesh, config.optimiser.batch_size, rounds, peak)
 
-    parts = [*network_parts(config, state.params, batch), *loss_parts(config.loss, batch)]
-    rows: list[Row] = []
-    sums: dict[str, list[Row]] = {"forward": [], "training step": []}
-    for part in parts:
-        if part.in_forward or not forward_only:
-            of_part = part_rows(part, measurement, forward_only=forward_only)
-            rows += of_part
-            sums["forward"] += of_part[:1] if part.in_forward else []
-            sums["training step"] += of_part[1:]
+    parts = list(network_parts(config, state.params, batch))
+    parts += [] if forward_only else loss_parts(config.loss, batch)
     flops = sum(part.flops or 0 for part in parts)
-    whole = Part("total", functools.partial(_register, model), state.params, (), _images(batch), flops)
-    totals = part_rows(whole, measurement, forward_only=True)
-    if not forward_only:
-        update = jax.jit(functools.partial(_update, optimiser), in_shardings=replicated(mesh))
-        arguments = (_shapes(state.params), state.opt_state, state.params)
-        rows.append(measured("optimiser", "update", update, arguments, None, measurement))
-        sums["training step"].append(rows[-1])
+    rows: list[Row] = []
+    sums: list[Row] = []
+    if not total_only:
+        rows, sums = rows_of_parts(parts, optimiser, state, measurement, forward_only=forward_only)
+    register = functools.partial(_register, model)
+    whole = Part("total", register, state.params, (), _images(batch), flops)
+    rows += part_rows(whole, measurement, forward_only=True)
+    if not forward_only:  # last of all: it takes the memory of the state
         step = make_train_step(model, optimiser, config.loss, mesh, seed=config.seed)
-        totals.append(  # last of all: it takes the memory of the state
-            measured(
-                "total", "training step", step, (state, batch), (1 + GRADIENTS) * flops, measurement, steps
-            )
-        )
-    for total in totals:
-        rows.append(total)
-        if not memory_only:
-            rows.append(sum_row(sums[str(total["pass"])], str(total["pass"]), measurement))
+        of_step = (1 + GRADIENTS) * flops
+        rows.append(measured("total", "training step", step, (state, batch), of_step, measurement, steps))
     device_memory = mesh.devices.flat[0].memory_stats() or {}  # None on CPU
     device_peak = device_memory.get("peak_bytes_in_use")
-    return rows, {
+    return rows + sums, {
         "devices": mesh.size,
         "matmul GFLOP/s": peak and round(peak, 1),
         "peak of the device MiB": device_peak and round(device_peak / MIB),
         "peak of the process MiB": round(peak_rss_bytes() / MIB),
     }
+
+
+def rows_of_parts(
+    parts: Sequence[Part],
+    optimiser: optax.GradientTransformation,
+    state: TrainState,
+    measurement: Measurement,
+    *,
+    forward_only: bool,
+) -> tuple[list[Row], list[Row]]:
+    """The rows of the parts and of the optimiser, and their sums where they were timed."""
+    rows = [row for part in parts for row in part_rows(part, measurement, forward_only=forward_only)]
+    if not forward_only:
+        update = jax.jit(functools.partial(_update, optimiser), in_shardings=replicated(measurement.mesh))
+        arguments = (_shapes(state.params), state.opt_state, state.params)
+        rows.append(measured("optimiser", "update", update, arguments, None, measurement))
+    if measurement.peak_gflops is None:
+        return rows, []
+    names = {part.name for part in parts if part.in_forward}
+    of_forward = [row for row in rows if row["pass"] == "forward" and row["part"] in names]
+    sums = [sum_row(of_forward, "forward", measurement)]
+    if not forward_only:
+        of_training = [row for row in rows if row["pass"] != "forward"]
+        sums.append(sum_row(of_training, "training step", measurement))
+    return rows, sums
 
 
 def network_parts(config: Config, params: Any, batch: dict[str, Any]) -> Iterator[Part]:
@@ -449,6 +468,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, tuple[int, int, int], argparse.N
     parser.add_argument("--devices", type=int, metavar="N", help="config.run.devices")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of three calls each (default 5)")
     parser.add_argument("--forward-only", action="store_true", help="without gradients and training step")
+    parser.add_argument("--total-only", action="store_true", help="without the parts")
     parser.add_argument("--memory-only", action="store_true", help="compile, and run nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
     options, rest = parser.parse_known_args(argv)
@@ -494,6 +514,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             shape,
             rounds=options.rounds,
             forward_only=options.forward_only,
+            total_only=options.total_only,
             memory_only=options.memory_only,
         )
         size = " x ".join(map(str, shape))

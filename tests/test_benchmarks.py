@@ -58,6 +58,31 @@ def test_routes_are_compared(script, options, tmp_path):
         assert row["times ours"] == 1 or row["route"] != "adregnet_jax"
 
 
+def test_against_torch(tmp_path):
+    """With PyTorch, the script itself refuses results or gradients that differ: both attentions are in it."""
+    options = ["--shape", "32", "16", "16", "--channels", "2", "4"]
+    rows = rows_of("against_torch", tmp_path / "table.json", *options)
+    assert [row["pass"] for row in rows] == sorted(row["pass"] for row in rows)
+    assert {row["pass"] for row in rows} == {"forward", "training step"}
+    routes = [row["route"] for row in rows if row["pass"] == "forward"]
+    assert routes in (["adregnet_jax"], ["adregnet_jax", "PyTorch", "PyTorch, channels last"])
+    for row in rows:
+        assert row["part"] == "whole" and 0 < row["min ms"] <= row["median ms"] <= row["max ms"]
+        assert row["times ours"] == 1 or row["route"] != "adregnet_jax"
+
+
+def test_affine(tmp_path):
+    """A body in the middle of the scan is found where the benchmark moved it."""
+    place = np.moveaxis(np.indices((20, 18, 16)), 0, -1) - [9, 8, 7]
+    body = np.exp(-np.sum((place / [5, 4, 3]) ** 2, axis=-1)) + np.exp(-np.sum((place - 2) ** 2, axis=-1) / 4)
+    nifti.write_volume(tmp_path / "body.nii.gz", body.astype(np.float32), np.diag([8.0, 8.0, 8.0, 1.0]))
+    options = ["--images", str(tmp_path / "body.nii.gz"), "--trials", "1"]
+    (row,) = rows_of("affine", tmp_path / "table.json", *options)
+    assert (row["image"], row["trial"]) == ("body.nii.gz", 0)
+    assert row["mean mm"] < row["before mm"] / 4 and row["mean mm"] <= row["max mm"]
+    assert row["first s"] >= row["again s"] > 0
+
+
 def test_training_step(tmp_path):
     rows = rows_of("training_step", tmp_path / "table.json", "--shape", "8", "8", "8", "--channels", "2")
     measures = ["trace", "compile", "step"]
