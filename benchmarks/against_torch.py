@@ -55,7 +55,7 @@ def everywhere_not_zero(params):
 
 
 def ours(config, state, batch, mesh):
-    """The forward pass and the training step; and displacement, warped image, loss and gradients."""
+    """The forward pass and the training step."""
     model = AdRegNet(config.model)
 
     @jax.jit
@@ -63,29 +63,29 @@ def ours(config, state, batch, mesh):
         displacement = model.apply({"params": params}, fixed, moving).displacement
         return displacement, warp(moving, displacement)
 
-    @jax.jit
-    def loss_and_gradients(params, batch):
-        def loss_of(params):
-            loss, (_, displacement) = registration_loss(model, config.loss, params, batch)
-            return loss, (displacement, warp(batch["moving"], displacement))
-
-        (loss, outputs), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
-        return outputs, loss, gradients
-
-    results = jax.device_get(loss_and_gradients(state.params, batch))
-    # The state is donated to the training step.
-    params = jax.tree.map(jnp.copy, state.params)
+    params = jax.tree.map(jnp.copy, state.params)  # those of the state are donated to the training step
     optimiser = make_optimiser(config.optimiser, steps_per_epoch=1)
     train_step = make_train_step(model, optimiser, config.loss, mesh)
-    routes = (
+    return (
         lambda: forward(params, batch["fixed"], batch["moving"]),
         benchmark.steps(train_step, state, batch),
     )
-    return routes, results
+
+
+def our_results(config, params, batch):
+    """Displacement and warped image, loss, and gradients."""
+
+    def loss_of(params, batch):
+        loss, (_, displacement) = registration_loss(AdRegNet(config.model), config.loss, params, batch)
+        return loss, (displacement, warp(batch["moving"], displacement))
+
+    with_gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+    (loss, outputs), gradients = jax.device_get(with_gradients(params, batch))
+    return outputs, loss, gradients
 
 
 def theirs(torch, config, params, batch, memory_format, *, compiled):
-    """As `ours`; the gradients are by the name of the parameter in PyTorch."""
+    """As `ours` and `our_results`; the gradients are by the name of the parameter in PyTorch."""
     import torch_adregnet
 
     model = torch_adregnet.AdRegNet(config.model)
@@ -257,8 +257,8 @@ def main():
     state = jax.device_put(state.replace(params=params), replicated(mesh))
     batch = jax.device_put(collate([phantom_pair(PhantomConfig(shape=shape), 0)]), along_data(mesh))
 
-    of_ours, expected = ours(config, state, batch, mesh)
-    routes = {"adregnet_jax": of_ours}
+    routes = {"adregnet_jax": ours(config, state, batch, mesh)}
+    expected = our_results(config, params, batch) if torch else None
     for name, memory_format in memory_formats(torch).items():
         for compiled in (False, True) if options.torch_compile else (False,):
             route, found = theirs(torch, config, params, batch, memory_format, compiled=compiled)

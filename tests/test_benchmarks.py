@@ -62,7 +62,6 @@ def test_against_torch(tmp_path):
     """With PyTorch, the script itself refuses results or gradients that differ: both attentions are in it."""
     options = ["--shape", "32", "16", "16", "--channels", "2", "4"]
     rows = rows_of("against_torch", tmp_path / "table.json", *options)
-    assert [row["pass"] for row in rows] == sorted(row["pass"] for row in rows)
     assert {row["pass"] for row in rows} == {"forward", "training step"}
     routes = [row["route"] for row in rows if row["pass"] == "forward"]
     assert routes in (["adregnet_jax"], ["adregnet_jax", "PyTorch", "PyTorch, channels last"])
