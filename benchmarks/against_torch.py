@@ -16,8 +16,8 @@ intensity or loss, or by more than 1e-3 of the largest gradient of the same para
 
 Prints a row for each pass and route. "times ours" is PyTorch's median over ours: above 1, ours is faster.
 --parts adds the modules of the network, the warp and the terms of the loss one by one, with the gradients in
-their parameters and inputs, on random features. Without PyTorch ours is timed alone. The package doesn't
-depend on it: pip install torch --index-url https://download.pytorch.org/whl/cpu
+their parameters and inputs, on random features; their results are checked. Without PyTorch ours is timed
+alone. The package doesn't depend on it: pip install torch --index-url https://download.pytorch.org/whl/cpu
 """
 
 import dataclasses
