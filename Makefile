@@ -26,6 +26,8 @@ lint: setup
 	$(BIN)/mypy
 
 bench: setup
+	$(BIN)/python -m adregnet_jax.benchmark --config configs/phantom.py
+	$(BIN)/python benchmarks/against_torch.py
 	$(BIN)/python benchmarks/convolution.py
 	$(BIN)/python benchmarks/neighbourhood_attention.py
 	$(BIN)/python benchmarks/warp.py

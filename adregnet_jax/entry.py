@@ -120,7 +120,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
             _check_path(config, argument)
         elif argument.startswith("-"):
             raise UserError(
-                f"{argument.split('=')[0]} is not an option: --config, --workdir and --config.<field> are"
+                f"{argument.split('=')[0]} is not an option: --help lists them, --config.<field> sets a field"
             )
     values = flags.FlagValues()
     arguments = ["", *overrides]

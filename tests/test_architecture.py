@@ -32,6 +32,9 @@ BELOW = {
     "export": COMPUTATION,
     "cli": COMPUTATION | {"data", "training", "evaluation", "entry", "scans", "export"},
     "ablation": {"entry", "evaluation", "training"},
+    "flops": {"nn"},
+    "timing": set(),
+    "benchmark": {"ops", "losses", "nn", "training", "entry", "flops", "timing"},
     "__init__": COMPUTATION | {"data", "scans"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

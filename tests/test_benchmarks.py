@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from adregnet_jax import benchmark
 from adregnet_jax.data import nifti
 from adregnet_jax.data.splits import load_splits
 from adregnet_jax.entry import load_config
@@ -21,17 +22,23 @@ ROUTES = {"adregnet_jax", "lax", "PyTorch", "padded slices", "grid_sample", "gri
 
 
 def rows_of(script: str, json_path: Path, *options: str) -> list[dict]:
-    command = [sys.executable, f"benchmarks/{script}.py", *options, "--rounds", "1", "--json", str(json_path)]
+    return run([f"benchmarks/{script}.py", *options], script, json_path)["rows"]
+
+
+def run(program: list[str], name: str, json_path: Path, about: frozenset[str] = frozenset()) -> dict:
+    """What a benchmark writes, once it is what it prints."""
+    command = [sys.executable, *program, "--rounds", "1", "--json", str(json_path)]
     environment = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     written = json.loads(json_path.read_text())
     assert set(written) == {"benchmark", "command", "machine", "rows"}
-    assert written["benchmark"] == script
-    assert {"cpu", "cores", "device", "python", "jax", "torch"} == set(written["machine"])
+    assert written["benchmark"] == name
+    assert written["command"].startswith(f"python {' '.join(program[:2])}")
+    assert {"cpu", "cores", "device", "python", "jax", "torch"} | about == set(written["machine"])
     printed = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert len(printed) == 2 + len(written["rows"])
-    return written["rows"]
+    return written
 
 
 @pytest.mark.parametrize(
@@ -49,6 +56,30 @@ def test_routes_are_compared(script, options, tmp_path):
     for row in rows:
         assert 0 < row["min ms"] <= row["median ms"] <= row["max ms"]
         assert row["times ours"] == 1 or row["route"] != "adregnet_jax"
+
+
+def test_against_torch(tmp_path):
+    """With PyTorch, the script itself refuses results or gradients that differ: both attentions are in it."""
+    options = ["--shape", "32", "16", "16", "--channels", "2", "4"]
+    rows = rows_of("against_torch", tmp_path / "table.json", *options)
+    assert {row["pass"] for row in rows} == {"forward", "training step"}
+    routes = [row["route"] for row in rows if row["pass"] == "forward"]
+    assert routes in (["adregnet_jax"], ["adregnet_jax", "PyTorch", "PyTorch, channels last"])
+    for row in rows:
+        assert row["part"] == "whole" and 0 < row["min ms"] <= row["median ms"] <= row["max ms"]
+        assert row["times ours"] == 1 or row["route"] != "adregnet_jax"
+
+
+def test_affine(tmp_path):
+    """A body in the middle of the scan is found where the benchmark moved it."""
+    place = np.moveaxis(np.indices((20, 18, 16)), 0, -1) - [9, 8, 7]
+    body = np.exp(-np.sum((place / [5, 4, 3]) ** 2, axis=-1)) + np.exp(-np.sum((place - 2) ** 2, axis=-1) / 4)
+    nifti.write_volume(tmp_path / "body.nii.gz", body.astype(np.float32), np.diag([8.0, 8.0, 8.0, 1.0]))
+    options = ["--images", str(tmp_path / "body.nii.gz"), "--trials", "1"]
+    (row,) = rows_of("affine", tmp_path / "table.json", *options)
+    assert (row["image"], row["trial"]) == ("body.nii.gz", 0)
+    assert row["mean mm"] < row["before mm"] / 4 and row["mean mm"] <= row["max mm"]
+    assert row["first s"] >= row["again s"] > 0
 
 
 def test_training_step(tmp_path):
@@ -141,3 +172,90 @@ def test_hippocampus_peers(hippocampi):
         assert len(files[1].read_text().splitlines()) == 3
     else:
         assert "picsl_greedy is not installed: left out" in done.stdout
+
+
+OF_THE_NETWORK = frozenset(
+    {
+        "shape",
+        "batch",
+        "dtype",
+        "devices",
+        "matmul GFLOP/s",
+        "peak of the device MiB",
+        "peak of the process MiB",
+    }
+)
+NETWORK = ["-m", "adregnet_jax.benchmark", "--config", "configs/phantom.py", "--shape", "8", "6", "4"]
+
+
+def test_network_by_part(tmp_path):
+    """Every part is there, the parts take what the whole takes, and XLA sees it where there is no loop."""
+    options = [
+        "--batch",
+        "2",
+        "--devices",
+        "1",
+        "--config.model.channels=(2,)",
+        "--config.model.finest_level=0",
+    ]
+    options += ["--config.loss.landmark=0", "--config.model.cross_attention=False"]
+    written = run([*NETWORK, *options], "benchmark", tmp_path / "table.json", OF_THE_NETWORK)
+    assert written["machine"]["shape"] == "8 x 6 x 4" and written["machine"]["matmul GFLOP/s"] > 0
+    rows = {(row["part"], row["pass"]): row for row in written["rows"]}
+    network = ["backbone", "field synthesis, level 0", "regional attention, level 0"]
+    losses = ["loss: ncc", "loss: smoothness", "loss: jacobian"]
+    totals = {(part, of) for part in ("total", "sum of parts") for of in ("forward", "training step")}
+    parts = {(part, of) for part in (*network, "warp", *losses) for of in ("forward", "forward + gradients")}
+    assert set(rows) == parts | totals | {("optimiser", "update")}
+    for (part, _), row in rows.items():
+        assert part == "sum of parts" or 0 < row["min ms"] <= row["median ms"] <= row["max ms"]
+    forward = rows["total", "forward"]
+    assert forward["pairs/s"] == pytest.approx(2e3 / forward["median ms"], rel=1e-3)
+    model = forward["model GFLOP"]
+    assert model == pytest.approx(sum(rows[part, "forward"]["model GFLOP"] for part in network), rel=1e-3)
+    assert rows["total", "training step"]["model GFLOP"] == pytest.approx(3 * model, rel=1e-3)
+    medians = sum(rows[part, "forward"]["median ms"] for part in (*network, "warp"))
+    assert rows["sum of parts", "forward"]["median ms"] == pytest.approx(medians, abs=1e-2)
+    # A third of the border's products are padding, and XLA's norms and activations come in addition.
+    backbone = rows["backbone", "forward"]
+    assert 0.5 < backbone["XLA GFLOP"] / backbone["model GFLOP"] < 2
+
+
+def test_memory_is_told_without_arrays(tmp_path):
+    """Pairs of eight GiB are compiled for, one a device, in a process that takes less than half as much."""
+    options = ["--shape", "1024", "1024", "1024", "--batch", "2", "--devices", "2", "--memory-only"]
+    options += ["--forward-only", "--config.model.channels=(2,)", "--config.model.finest_level=0"]
+    options += ["--config.model.cross_attention=False", "--config.model.regional_attention=False"]
+    written = run([*NETWORK, *options], "benchmark", tmp_path / "table.json", OF_THE_NETWORK)
+    assert [row["part"] for row in written["rows"]] == [
+        "backbone",
+        "field synthesis, level 0",
+        "warp",
+        "total",
+    ]
+    *_, total = written["rows"]
+    assert total["median ms"] is None and total["of peak %"] is None and total["compile s"] > 0
+    # One pair a device, two images, float32; the parameters are small.
+    assert total["arguments MiB"] == pytest.approx(2 * 1024**3 * 4 / 2**20, rel=1e-3)
+    assert total["temporary MiB"] > total["arguments MiB"]
+    assert written["machine"]["peak of the process MiB"] < 4096
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--shape", "8", "6"], "argument --shape: expected 3 arguments"),
+        (["--shape", "8", "6", "1"], "two voxels or more"),
+        (["--batch", "0"], "optimiser.batch_size must be at least 1, it is 0"),
+        (["--rounds", "0"], "--rounds is 0: it must be at least 1"),
+        (["--json", "nowhere/table.json"], "there is no folder nowhere"),
+        (["--config.model.chanels=(2,)"], "did you mean channels?"),
+        (["--forward"], "--forward is not an option"),
+        (["--dtype", "float16"], "choose from"),
+        (["--config.data.kind=files"], "--shape is missing"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(options, expected, capsys):
+    assert benchmark.main(["--config", str(ROOT / "configs" / "phantom.py"), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and expected in said and said.count("\n") == 1

@@ -69,6 +69,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def along_data(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
 def batch_specs(
     batch: Mapping[str, jax.Array | np.ndarray], along: str | None = "data"
 ) -> dict[str, PartitionSpec]:

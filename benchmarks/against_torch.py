@@ -1,0 +1,277 @@
+"""How fast is the network beside the same one in PyTorch, forward and in training?
+
+    python benchmarks/against_torch.py [--shape 64 64 64] [--channels 16 32 64 128 256] [--rounds 5] [--parts]
+        [--torch-compile] [--json FILE]
+
+The default network and its default loss but for the landmarks (local NCC, smoothness, folds), float32, on
+one pair of the phantom; a training step is loss, gradients, clipping and Adam. PyTorch has the same
+parameters and as many threads as cores. How it is written, `benchmarks/torch_adregnet.py` says: where there
+was a choice, the faster way. It is spared the entropy of the match, which no loss reads, and the mask, which
+our loss heeds. Its volumes are contiguous or channels last, a route each; with --torch-compile both are
+compiled by TorchInductor as well, which needs a C++ compiler. Its Adam is the fused one.
+
+Before anything is timed, the displacement, the warped image, the loss and the gradients are checked against
+each other, with parameters that are nowhere 0. What differs by more than 1e-4 of the largest displacement,
+intensity or loss, or by more than 1e-3 of the largest gradient of the same parameter, is refused.
+
+Prints a row for each pass and route. "times ours" is PyTorch's median over ours: above 1, ours is faster.
+--parts adds the modules of the network, the warp and the terms of the loss one by one, with the gradients in
+their parameters and inputs, on random features; their results are checked. Without PyTorch ours is timed
+alone. The package doesn't depend on it: pip install torch --index-url https://download.pytorch.org/whl/cpu
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import timing
+
+from adregnet_jax import benchmark, entry
+from adregnet_jax.config import Config, LossConfig, ModelConfig, OptimiserConfig, PhantomConfig
+from adregnet_jax.data.phantom import phantom_pair
+from adregnet_jax.data.pipeline import collate
+from adregnet_jax.nn.adregnet import AdRegNet
+from adregnet_jax.nn.cross_attention import Match
+from adregnet_jax.ops.sampling import warp
+from adregnet_jax.training.sharding import along_data, make_mesh, replicated
+from adregnet_jax.training.state import make_init
+from adregnet_jax.training.step import make_optimiser, make_train_step, registration_loss
+
+PASSES = ("forward", "training step")
+TERMS = ("ncc", "smoothness", "jacobian")  # of the loss
+SPREAD = 0.1  # of what is added to the initial parameters, in SDs of a kernel that keeps the variance
+
+
+def everywhere_not_zero(params):
+    """Random numbers added to the initial parameters: no bias or gradient is lost in a comparison."""
+    rng = np.random.default_rng(0)
+
+    def moved(leaf):
+        fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 1
+        return np.float32(leaf + SPREAD * rng.normal(size=leaf.shape) / fan_in**0.5)
+
+    return jax.tree.map(moved, params)
+
+
+def ours(config, state, batch, mesh):
+    """The forward pass and the training step."""
+    model = AdRegNet(config.model)
+
+    @jax.jit
+    def forward(params, fixed, moving):
+        displacement = model.apply({"params": params}, fixed, moving).displacement
+        return displacement, warp(moving, displacement)
+
+    params = jax.tree.map(jnp.copy, state.params)  # those of the state are donated to the training step
+    optimiser = make_optimiser(config.optimiser, steps_per_epoch=1)
+    train_step = make_train_step(model, optimiser, config.loss, mesh)
+    return (
+        lambda: forward(params, batch["fixed"], batch["moving"]),
+        benchmark.steps(train_step, state, batch),
+    )
+
+
+def our_results(config, params, batch):
+    """Displacement and warped image, loss, and gradients."""
+
+    def loss_of(params, batch):
+        loss, (_, displacement) = registration_loss(AdRegNet(config.model), config.loss, params, batch)
+        return loss, (displacement, warp(batch["moving"], displacement))
+
+    with_gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))
+    (loss, outputs), gradients = jax.device_get(with_gradients(params, batch))
+    return outputs, loss, gradients
+
+
+def theirs(torch, config, params, batch, memory_format, *, compiled):
+    """As `ours` and `our_results`; the gradients are by the name of the parameter in PyTorch."""
+    import torch_adregnet
+
+    model = torch_adregnet.AdRegNet(config.model)
+    torch_adregnet.load(model, params)
+    model.to(memory_format=memory_format)
+    fixed, moving = (to_torch(torch, batch[name], memory_format) for name in ("fixed", "moving"))
+    spacing_mm = torch.tensor(np.asarray(batch["spacing_mm"]))
+    settings = config.optimiser
+    optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
+
+    def register(fixed, moving):
+        displacement = model(fixed, moving)
+        return displacement, torch_adregnet.warp(moving, displacement)
+
+    def loss_of(fixed, moving):
+        displacement, warped = register(fixed, moving)
+        loss = torch_adregnet.total_loss(fixed, warped, displacement, spacing_mm, config.loss)
+        return loss, displacement, warped
+
+    if compiled:
+        register, loss_of = torch.compile(register), torch.compile(loss_of)
+
+    def forward():
+        with torch.no_grad():
+            return register(fixed, moving)
+
+    def train_step():
+        optimiser.zero_grad(set_to_none=True)
+        loss, _, _ = loss_of(fixed, moving)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+        optimiser.step()
+        return loss.detach()
+
+    loss, *outputs = loss_of(fixed, moving)
+    loss.backward()
+    # What no output depends on has a gradient of zeros in JAX, and none here.
+    gradients = {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+    }
+    return (forward, train_step), ([from_torch(output) for output in outputs], loss.item(), gradients)
+
+
+def check(config, expected, found):
+    """Displacement, warped image and loss to 1e-4, each parameter's gradient to 1e-3 of the largest."""
+    import torch_adregnet
+
+    timing.check_equal(expected[:2], found[:2], tolerance=1e-4)
+    holder = torch_adregnet.AdRegNet(config.model)  # our gradients in the place of parameters
+    for parameter in holder.parameters():
+        parameter.data.zero_()
+    torch_adregnet.load(holder, expected[2])
+    # A gradient that is 0 but for rounding, as of a number added to all logits of a softmax, has no digits.
+    rounding = 1e-6 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected[2]))
+    for name, gradient in found[2].items():
+        wanted = holder.get_parameter(name).detach().numpy()
+        atol = 1e-3 * np.abs(wanted).max() + rounding
+        np.testing.assert_allclose(gradient.numpy(), wanted, rtol=0, atol=atol, err_msg=name)
+
+
+def to_torch(torch, array, memory_format):
+    """[b, x, y, z, c] -> [b, c, x, y, z]; other arrays as they are."""
+    tensor = torch.tensor(np.asarray(array))
+    if tensor.ndim != 5:
+        return tensor
+    return tensor.permute(0, 4, 1, 2, 3).contiguous(memory_format=memory_format)
+
+
+def from_torch(tensor):
+    tensor = tensor.detach()
+    return (tensor.permute(0, 2, 3, 4, 1) if tensor.ndim == 5 else tensor).numpy()
+
+
+def part_routes(torch, config, part, params, batch):
+    """Routes of one part, as `timing.compare` takes them, checked against each other."""
+    rng = np.random.default_rng(0)
+    inputs, constants = benchmark.fill((part.inputs, part.constants), rng)
+
+    def function(constants, params, inputs):
+        results = part.function(params, inputs, constants)
+        # What is left out of the results isn't computed: PyTorch has no entropy either.
+        is_match = lambda result: isinstance(result, Match)  # noqa: E731
+        return jax.tree.map(lambda r: r[:2] if is_match(r) else r, results, is_leaf=is_match)
+
+    result = jax.eval_shape(function, constants, part.params, inputs)
+    cotangent = benchmark.fill(result, rng)
+    routes = {"adregnet_jax": timing.jax_routes(function, (part.params, inputs), cotangent, (constants,))}
+    for name, memory_format in memory_formats(torch).items():
+        arguments = (inputs, constants, cotangent)
+        routes[name] = torch_part_routes(torch, config, part, params, batch, arguments, memory_format)
+    timing.check_equal(*(forward() for forward, _ in routes.values()))
+    return routes
+
+
+def torch_part_routes(torch, config, part, params, batch, arguments, memory_format):
+    """As `timing.jax_routes`; the results of the forward pass are in the axis order of ours."""
+    import torch_adregnet
+
+    model = torch_adregnet.AdRegNet(config.model)
+    torch_adregnet.load(model, params)
+    model.to(memory_format=memory_format)
+    inputs, constants, cotangent = jax.tree.map(
+        lambda array: to_torch(torch, array, memory_format), arguments
+    )
+    modules = [model.get_submodule(".".join(path)) for path in part.paths]
+    spacing_mm = torch.tensor(np.asarray(batch["spacing_mm"]))
+
+    def results():
+        if modules:
+            return [module(*own) for module, own in zip(modules, inputs, strict=True)]
+        if part.name.startswith("alignment"):
+            return torch_adregnet.align(*inputs)
+        if part.name == "warp":
+            displacement = torch_adregnet.resize_displacement(inputs, constants.shape[2:])
+            return torch_adregnet.warp(constants, displacement)
+        displacement, warped = inputs
+        alone = only(config.loss, part.name.removeprefix("loss: "))
+        return torch_adregnet.total_loss(constants["fixed"], warped, displacement, spacing_mm, alone)
+
+    leaves = [tensor.requires_grad_() for tensor in jax.tree.leaves(inputs)]
+    leaves += [parameter for module in modules for parameter in module.parameters()]
+
+    def forward():
+        with torch.no_grad():
+            return jax.tree.map(from_torch, results())
+
+    def with_gradients():
+        outputs = jax.tree.leaves(results())
+        weights = [w.reshape(o.shape) for w, o in zip(jax.tree.leaves(cotangent), outputs, strict=True)]
+        return torch.autograd.grad(outputs, leaves, weights, allow_unused=True)
+
+    return forward, with_gradients
+
+
+def only(config, term):
+    """`config` with one of the terms that are on."""
+    return dataclasses.replace(config, **{name: 0.0 for name in TERMS if name != term})
+
+
+def memory_formats(torch):
+    if torch is None:
+        return {}
+    return {"PyTorch": torch.contiguous_format, "PyTorch, channels last": torch.channels_last_3d}
+
+
+def main():
+    parser = timing.argument_parser(__doc__)
+    parser.add_argument("--shape", type=int, nargs=3, default=(64, 64, 64), metavar=("X", "Y", "Z"))
+    parser.add_argument("--channels", type=int, nargs="+", default=(16, 32, 64, 128, 256))
+    parser.add_argument("--parts", action="store_true", help="each part of the network, too")
+    parser.add_argument("--torch-compile", action="store_true", help="PyTorch compiled, too")
+    options = parser.parse_args()
+    multiple = 2 ** (len(options.channels) - 1)
+    if any(n % multiple for n in options.shape):
+        parser.error(f"--shape must be multiples of {multiple}, with {len(options.channels)} levels")
+    entry.keep_freed_memory()  # as train.py does, for both sides
+    torch = timing.torch_on_cpu()
+    config = Config(
+        model=ModelConfig(channels=tuple(options.channels)),
+        loss=LossConfig(landmark=0.0),
+        optimiser=OptimiserConfig(),
+    )
+    mesh = make_mesh(devices=1, batch_size=1)
+    optimiser = make_optimiser(config.optimiser, steps_per_epoch=1)
+    shape = tuple(options.shape)
+    state = make_init(AdRegNet(config.model), optimiser, shape, mesh)(jax.random.key(0))
+    params = everywhere_not_zero(state.params)
+    state = jax.device_put(state.replace(params=params), replicated(mesh))
+    batch = jax.device_put(collate([phantom_pair(PhantomConfig(shape=shape), 0)]), along_data(mesh))
+
+    routes = {"adregnet_jax": ours(config, state, batch, mesh)}
+    expected = our_results(config, params, batch) if torch else None
+    for name, memory_format in memory_formats(torch).items():
+        for compiled in (False, True) if options.torch_compile else (False,):
+            route, found = theirs(torch, config, params, batch, memory_format, compiled=compiled)
+            check(config, expected, found)
+            routes[name + ", compiled" * compiled] = route
+    rows = timing.compare({"part": "whole"}, routes, options.rounds, PASSES)
+    if options.parts:
+        losses = benchmark.loss_parts(config.loss, batch)
+        for part in (*benchmark.network_parts(config, params, batch), *losses):
+            of_part = part_routes(torch, config, part, params, batch)
+            rows += timing.compare({"part": part.name}, of_part, options.rounds)
+    timing.report(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
