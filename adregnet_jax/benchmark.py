@@ -124,8 +124,8 @@ def measure(
     check_settings(config)
     if config.run.space_devices > 1:
         raise UserError(
-            f"run.space_devices is {config.run.space_devices}, and parts are measured on whole volumes: set it"
-            " to 1 (benchmarks/sharding.py has the memory of volumes that devices share)"
+            f"run.space_devices is {config.run.space_devices}, and parts are measured on whole volumes:"
+            " set it to 1 (benchmarks/sharding.py has the memory of volumes that devices share)"
         )
     accumulate, decay = config.optimiser.accumulate, config.optimiser.average_decay
     mesh = make_mesh(config.run.devices, config.optimiser.batch_size, accumulate=accumulate)
