@@ -225,6 +225,9 @@ class RunConfig:
     validate_every_epochs: int = 1
     checkpoint_every_steps: int = 200
     log_every_steps: int = 10
+    # "check": refuse a training step that does not fit into memory before it runs. "auto": choose
+    # model.remat, model.attention_block and model.dtype so that it fits. "off": try.
+    memory: str = "check"
     devices: int = 0  # along the `data` mesh axis; 0: the most that divide the batch
     space_devices: int = 1  # that share one volume, a slab along x each
 

@@ -14,8 +14,9 @@ import math
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from adregnet_jax.config import Config
+from adregnet_jax.config import Config, ModelConfig
 from adregnet_jax.data import pipeline
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.splits import load_splits
@@ -31,6 +32,7 @@ from adregnet_jax.errors import UserError
 from adregnet_jax.metrics import tre_mm
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.training.checkpoint import Checkpoints, check_architecture, restore_parameters
+from adregnet_jax.training.memory import available_bytes, fitting_step, recorded_choices
 from adregnet_jax.training.progress import RunLog
 from adregnet_jax.training.record import write_record, write_splits
 from adregnet_jax.training.sharding import (
@@ -70,10 +72,13 @@ def train(config: Config, workdir: Path) -> None:
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT; a checkpoint is saved first.
     """
     check_settings(config)
+    if config.run.memory == "auto":
+        config = dataclasses.replace(config, model=recorded_choices(config.model, workdir))
     splits = load_splits(config.data)
     check_architecture(workdir, config.model)
     write_splits(workdir, config.data.kind, splits)
-    prepare_workdir(config, workdir, spacing_mm=splits.train[0].spacing_mm.tolist() if splits.train else None)
+    spacing_mm = splits.train[0].spacing_mm.tolist() if splits.train else None
+    prepare_workdir(config, workdir, spacing_mm=spacing_mm)
     batch_size = config.optimiser.batch_size
     with_labels = config.loss.dice > 0
     mesh = make_mesh(
@@ -98,16 +103,15 @@ def train(config: Config, workdir: Path) -> None:
     optimiser = make_optimiser(config.optimiser, steps_per_epoch)
     rate_of = learning_rate(config.optimiser, steps_per_epoch)
     decay = config.optimiser.average_decay
-    train_step = make_train_step(
-        model,
-        optimiser,
-        config.loss,
-        mesh,
+    make_step = functools.partial(
+        make_train_step,
+        optimiser=optimiser,
+        loss_config=config.loss,
+        mesh=mesh,
         seed=config.seed,
         accumulate=config.optimiser.accumulate,
         average_decay=decay,
     )
-    validation_step = make_validation_step(model, config.loss, mesh)
     init = make_init(model, optimiser, splits.train[0].fixed.shape, mesh, averaged=decay > 0)
     key = jax.random.key(config.seed)
 
@@ -129,11 +133,14 @@ def train(config: Config, workdir: Path) -> None:
                 break
             local, stop_now = agreed(next(prefetched), stop=bool(signals))
             batch = put(local, rows, batch_size)
-            called = time.monotonic()
-            state, metrics = train_step(state, batch)
             if step == start + 1:
-                log.say(f"compiled the training step in {time.monotonic() - called:.1f} s")
+                chosen, train_step = planned_step(config, make_step, state, batch, mesh, log.say)
+                if chosen != config.model:
+                    config = dataclasses.replace(config, model=chosen)
+                    prepare_workdir(config, workdir, spacing_mm=spacing_mm)
+                validation_step = make_validation_step(make_model(chosen), config.loss, mesh)
                 log.restart_clock(start)
+            state, metrics = train_step(state, batch)
             unread.append((step, metrics))
             if len(unread) > 1:
                 jax.block_until_ready(unread[-2])  # one step runs and one waits: no more, no less
@@ -201,6 +208,8 @@ def check_settings(config: Config) -> None:
         raise UserError(
             f"optimiser.average_decay is {config.optimiser.average_decay}: from 0 (no average) to below 1"
         )
+    if config.run.memory not in ("check", "auto", "off"):
+        raise UserError(f"run.memory is {config.run.memory!r}: it must be check, auto or off")
     if model.dtype not in ("float32", "bfloat16"):
         raise UserError(f"model.dtype is {model.dtype!r}: it must be float32 or bfloat16")
 
@@ -224,6 +233,36 @@ def prepare_workdir(config: Config, workdir: Path, *, spacing_mm: Sequence[float
     }
     check_architecture(workdir, config.model)
     write_record(workdir / "config.json", record)
+
+
+def planned_step(
+    config: Config,
+    make_step: Callable[..., Any],
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    mesh: Mesh,
+    say: Callable[[str], None],
+) -> tuple[ModelConfig, Callable[..., tuple[TrainState, Metrics]]]:
+    """The model as `run.memory` has it fit, and its compiled training step."""
+
+    def compile_step(model):
+        began = time.monotonic()
+        program = make_step(make_model(model)).lower(state, batch).compile()
+        say(f"compiled the training step in {time.monotonic() - began:.1f} s")
+        return program
+
+    available = None if config.run.memory == "off" else available_bytes(mesh.local_devices)
+    if available is not None and jax.process_count() > 1:  # they must choose alike
+        available = int(multihost_utils.process_allgather(np.array(available)).min())
+    choose = config.run.memory == "auto"
+    model, program = fitting_step(config.model, compile_step, available, choose=choose, say=say)
+    planned = jax.tree.map(jnp.shape, batch)
+    of_other_shapes = make_step(make_model(model))  # another number of landmarks is another program
+
+    def step(state, batch):
+        return (program if jax.tree.map(jnp.shape, batch) == planned else of_other_shapes)(state, batch)
+
+    return model, step
 
 
 def abstract_state(init: Callable[[jax.Array], TrainState], key: jax.Array, mesh: Mesh) -> TrainState:
