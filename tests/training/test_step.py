@@ -13,7 +13,7 @@ from adregnet_jax.nn.layers import ChannelDropout
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.nn.prediction import Prediction
 from adregnet_jax.training.sharding import make_mesh, place, replicated, rows_of_process
-from adregnet_jax.training.state import make_init
+from adregnet_jax.training.state import TrainState, make_init
 from adregnet_jax.training.step import (
     average_parameters,
     learning_rate,
@@ -43,14 +43,14 @@ def step_on(data: int, space: int, accumulate: int):
     batch |= {"spacing_mm": rng.uniform(1, 3, (4, 3)).astype(np.float32)}
     batch |= {name: 7 * rng.random((4, 5, 3), np.float32) for name in ("fixed_landmarks", "moving_landmarks")}
     batch |= {"landmark_valid": (rng.random((4, 5)) < 0.8).astype(np.float32)}
-    # Exact attention and regions over the cuts, neighbours at the finer level, dropout.
-    config = ModelConfig(channels=(2, 4), global_attention_tokens=60, region_size=3, dropout=0.5)
+    # Exact attention, regions over the cuts, dropout; the neighbours would take most of the compilation.
+    config = ModelConfig(channels=(2, 4), region_size=3, dropout=0.5)
     model, optimiser = make_model(config), keep_gradients()
     mesh = make_mesh(data, 4, space_devices=space, accumulate=accumulate)
     assert dict(mesh.shape) == {"data": data, "space": space}
-    state = make_init(model, optimiser, SHAPE, mesh)(jax.random.key(0))
     params = random_parameters(model, batch["fixed"], batch["moving"])
-    state = state.replace(params=jax.device_put(params, replicated(mesh)))
+    state = TrainState(jnp.int32(0), params, optimiser.init(params), jnp.float32(np.inf), jnp.int32(0))
+    state = jax.device_put(state, replicated(mesh))
     step = make_train_step(model, optimiser, LossConfig(ncc_window=3), mesh, accumulate=accumulate)
     batch = place(batch, range(4), 4, mesh=mesh, multiple=model.multiple)
     return step(state, batch), state
@@ -64,7 +64,7 @@ def on_one_device():
 
 @pytest.mark.parametrize(
     ("data", "space", "accumulate"),
-    [(2, 1, 1), (4, 1, 1), (1, 2, 1), (1, 4, 1), (2, 2, 2), (1, 1, 4)],
+    [(4, 1, 1), (1, 2, 1), (1, 4, 1), (2, 2, 2)],
 )
 def test_step_is_the_same_on_any_devices(on_one_device, data, space, accumulate):
     (after, metrics), before = step_on(data, space, accumulate)
