@@ -14,7 +14,6 @@ choices below were made by timing on CPU, always for the faster one:
 - box sums by products with banded matrices: `F.avg_pool3d` and a convolution with ones are slower.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -26,6 +25,21 @@ from torch import nn
 
 OFFSETS = list(itertools.product((-1, 0, 1), repeat=3))
 OUTSIDE = -1e30  # the logit of a neighbour beyond the border
+
+
+def constant(function):
+    """Computes once for the same arguments.
+
+    Not `functools.cache`: `torch.compile` looks behind it and computes again in each call.
+    """
+    found = {}
+
+    def look_up(*arguments):
+        if arguments not in found:
+            found[arguments] = function(*arguments)
+        return found[arguments]
+
+    return look_up
 
 
 def load(module, params):
@@ -197,7 +211,7 @@ def attend_globally(query, key, value, locality):
     return (tokens.transpose(1, 2).reshape(b, -1, *shape) for tokens in (attended, offset))
 
 
-@functools.cache
+@constant
 def centred_places(shape):
     place = identity_grid(shape) - (torch.tensor(shape) - 1) / 2
     place = place.reshape(1, -1, 3)
@@ -220,7 +234,7 @@ def shifted(padded, shape):
         yield padded[:, :, x, y, z]
 
 
-@functools.cache
+@constant
 def border_bias(shape):
     inside = F.pad(torch.ones(1, 1, *shape), (1, 1, 1, 1, 1, 1))
     return torch.stack([torch.where(view[:, 0] > 0, 0.0, OUTSIDE) for view in shifted(inside, shape)])
@@ -379,20 +393,20 @@ def align(moving, coarser):
     return coarser, warp(moving, coarser.detach())
 
 
-@functools.cache
+@constant
 def identity_grid(shape):
     """[x, y, z, 3]"""
     axes = [torch.arange(n, dtype=torch.float32) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
-@functools.cache
+@constant
 def identity_positions(shape):
     """From -1 to 1, in the order z, y, x."""
     return (identity_grid(shape) * position_scale(shape) - 1).flip(-1)
 
 
-@functools.cache
+@constant
 def position_scale(shape):
     return torch.tensor([2 / max(n - 1, 1) for n in shape])
 
@@ -433,13 +447,13 @@ def box_sum(volume, window):
     return torch.einsum("ij,bcjyz->bciyz", along_x, volume)
 
 
-@functools.cache
+@constant
 def band(n, window):
     place = torch.arange(n)
     return ((place[:, None] - place).abs() <= window // 2).to(torch.float32)
 
 
-@functools.cache
+@constant
 def window_counts(shape, window):
     return box_sum(torch.ones(1, 1, *shape), window)[:, 0]
 
