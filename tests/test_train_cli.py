@@ -158,14 +158,11 @@ def scripted(monkeypatch):
     """The loop around a network of one layer, with the loss of each step and a validation given."""
 
     def script(losses, validation: float):
-        def make_train_step(*_, **__):
-            def train_step(state, batch):
-                return state.replace(step=state.step + 1), {"loss": jnp.float32(losses[int(state.step)])}
-
-            return train_step
+        def train_step(state, batch):
+            return state.replace(step=state.step + 1), {"loss": jnp.float32(losses[int(state.step)])}
 
         monkeypatch.setattr(loop, "make_model", lambda config: Network())
-        monkeypatch.setattr(loop, "make_train_step", make_train_step)
+        monkeypatch.setattr(loop, "planned_step", lambda config, *_: (config.model, train_step))
         monkeypatch.setattr(loop, "validate", lambda *_, **__: {"validation/loss": validation})
 
     return script
