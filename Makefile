@@ -18,7 +18,7 @@ demo: setup
 	@echo "The pictures are in runs/demo/eval/figures, the tables in runs/demo/eval."
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: setup
 	$(BIN)/ruff check .

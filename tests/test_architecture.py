@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adregnet_jax"
 SETTINGS = {"config", "errors", "version"}  # they import nothing of the package
-COMPUTATION = {"ops", "losses", "metrics", "nn", "instance", "registration", "fields", "affine"}
+COMPUTATION = {"ops", "losses", "metrics", "nn", "instance", "tiles", "registration", "fields", "affine"}
 # What the modules of each part may import of the package, beside their own part and SETTINGS.
 BELOW = {
     "config": set(),
@@ -23,7 +23,8 @@ BELOW = {
     "instance": {"ops", "losses"},
     "fields": {"ops"},
     "affine": {"ops", "losses"},
-    "registration": {"ops", "nn", "instance"},
+    "tiles": {"nn"},
+    "registration": {"ops", "nn", "instance", "tiles"},
     "data": set(),
     "training": COMPUTATION | {"data"},
     "evaluation": COMPUTATION | {"data", "training"},

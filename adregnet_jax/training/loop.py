@@ -253,7 +253,8 @@ def planned_step(
 
     available = None if config.run.memory == "off" else available_bytes(mesh.local_devices)
     if available is not None and jax.process_count() > 1:  # they must choose alike
-        available = int(multihost_utils.process_allgather(np.array(available)).min())
+        mebibytes = np.array(available // 2**20, np.int32)  # a number of bytes would not fit into 32 bits
+        available = 2**20 * int(multihost_utils.process_allgather(mebibytes).min())
     choose = config.run.memory == "auto"
     model, program = fitting_step(config.model, compile_step, available, choose=choose, say=say)
     planned = jax.tree.map(jnp.shape, batch)
