@@ -406,7 +406,7 @@ def total_loss(
       mutual_information, smoothness, jacobian, bending, landmark, dice. A term of weight 0 is not computed
       and not returned.
     """
-    mask = batch["mask"]
+    mask = batch["mask"] if config.masked else None
     common: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
     candidates = {
         # eq. 17

@@ -796,7 +796,7 @@ def test_an_interruption_leaves_nothing(files, tmp_path, number, status):
     assert process.stdout.readline() == "computing\n", process.communicate()
     assert any(path.name.startswith(".") for path in tmp_path.iterdir())  # where it would be written
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)  # on a loaded machine
+    _, told = process.communicate(timeout=20)
     assert process.returncode == status, told
     assert "Traceback" not in told
     assert names(tmp_path) - {"cache"} == {"in"}

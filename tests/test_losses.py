@@ -290,6 +290,15 @@ def test_a_term_of_weight_zero_is_not_computed(weight, absent, images, displacem
     assert set(terms) == names - absent
 
 
+def test_padding_counts_where_it_is_asked_for(images, displacement):
+    warped, batch = images[1], batch_of(images)
+    everywhere = batch | {"mask": np.ones_like(batch["mask"])}
+    settings = LossConfig(ncc_window=5, landmark=0.0)
+    found, _ = total_loss(batch, displacement, warped, dataclasses.replace(settings, masked=False))
+    np.testing.assert_allclose(found, total_loss(everywhere, displacement, warped, settings)[0], rtol=1e-5)
+    assert abs(float(found - total_loss(batch, displacement, warped, settings)[0])) > 1e-3
+
+
 def test_shapes_are_checked(images, displacement):
     fixed, warped, mask = images
     with pytest.raises(ValueError, match="on one grid"):
