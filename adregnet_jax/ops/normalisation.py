@@ -25,7 +25,7 @@ def instance_norm(
 ) -> jax.Array:
     """Each channel of each volume to mean 0 and SD 1, then `scale`, `offset` and a leaky ReLU.
 
-    Whatever the dtype of the volume, the arithmetic is float32, and no float32 copy of the volume is made.
+    Whatever the dtype of the volume, the arithmetic is float32. Sums of large volumes go chunk by chunk.
 
     Args:
       volume: [b, x, y, z, c].
