@@ -132,7 +132,7 @@ class LossConfig:
     smoothness: float = 1.0  # lambda_smooth, eq. 18; the penalty is in (mm/mm)^2, mean over voxels
     jacobian: float = 10.0  # lambda_jac, eq. 18
     bending: float = 0.0  # weight of the bending energy, 1/mm^2, not in the paper
-    masked: bool = True  # padding around a scan has no part in similarity, smoothness and folds; False: it has
+    masked: bool = True  # padding has no part in similarity, smoothness and folds; False: it counts
     dice: float = 0.0  # soft Dice of warped labels, not in the paper: weak supervision, in training only
     dice_labels: tuple[int, ...] = ()  # the labels it is the mean over
 
