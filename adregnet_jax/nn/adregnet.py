@@ -10,6 +10,7 @@ from adregnet_jax.config import ModelConfig
 from adregnet_jax.nn.backbone import Backbone
 from adregnet_jax.nn.cross_attention import CrossAttention
 from adregnet_jax.nn.deformation import FieldHead, Fusion
+from adregnet_jax.nn.layers import space_to_depth
 from adregnet_jax.nn.prediction import Prediction, check_images, pad_to_multiple
 from adregnet_jax.nn.regional_attention import RegionalAttention
 from adregnet_jax.ops.resampling import resize_displacement
@@ -19,14 +20,14 @@ from adregnet_jax.ops.sampling import warp
 class AdRegNet(nn.Module):
     """The network of the paper; which reading of it, `config` says (`config.paper_model` for the letter).
 
-    Any input size: volumes are padded at the high end to a multiple of 2^(levels - 1) by repeating the
-    border, and the displacement is cropped back.
+    Any input size: volumes are padded at the high end to a multiple of 2^(levels - 1), times
+    `config.stem_stride`, by repeating the border, and the displacement is cropped back.
 
     With `config.dropout`, a call with `rngs={"dropout": key}` leaves out channels at random; without a key
     the network is what it is without dropout.
 
-    With `axis_name` (`ops.slabs`), volumes and results are slabs along x, each of a multiple of
-    2^(levels - 1) voxels. The parameters are the same.
+    With `axis_name` (`ops.slabs`), volumes and results are slabs along x, each of such a multiple of voxels.
+    The parameters are the same.
     """
 
     config: ModelConfig
@@ -34,8 +35,8 @@ class AdRegNet(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """The sizes of what the levels can halve are multiples of it."""
-        return 2 ** (len(self.config.channels) - 1)
+        """The sizes of what the stem and the levels can halve are multiples of it."""
+        return self.config.stem_stride * 2 ** (len(self.config.channels) - 1)
 
     @nn.compact
     def __call__(self, fixed: jax.Array, moving: jax.Array) -> Prediction:
@@ -57,6 +58,8 @@ class AdRegNet(nn.Module):
         # One pass for both images: the backbone is shared.
         images = jnp.concatenate([fixed, moving])
         images = pad_to_multiple(images, self.multiple, axis_name=self.axis_name)
+        whole = images.shape[1:4]
+        images = space_to_depth(images, config.stem_stride)
         backbone = Backbone(
             config.channels,
             config.finest_level,
@@ -79,7 +82,7 @@ class AdRegNet(nn.Module):
             )
             pyramid.append(displacement)
             entropies.append(entropy)
-        full = resize_displacement(pyramid[-1], images.shape[1:4], axis_name=self.axis_name)
+        full = resize_displacement(pyramid[-1], whole, axis_name=self.axis_name)
         return Prediction(full[:, :nx, :ny, :nz], tuple(pyramid), tuple(entropies))
 
 
@@ -117,7 +120,7 @@ class Level(nn.Module):
             attended = nn.Dense(c, dtype=config.dtype, name="projection")(both)
         mask = jnp.ones((*fixed.shape[:-1], 1))
         if config.regional_attention:
-            region = max(1, config.region_size // 2**self.level)
+            region = max(1, config.region_size // (config.stem_stride * 2**self.level))
             regional = RegionalAttention(config, region, axis_name, name="regional_attention")
             attended, mask = regional(attended)
 

@@ -34,7 +34,7 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(self, image: jax.Array) -> list[jax.Array]:
-        """[b, x, y, z, 1] -> the levels [b, x / 2^l, y / 2^l, z / 2^l, channels[l]], coarse to fine.
+        """[b, x, y, z, c] -> the levels [b, x / 2^l, y / 2^l, z / 2^l, channels[l]], coarse to fine.
 
         The sizes must be multiples of 2^(levels - 1).
         """

@@ -93,10 +93,18 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, volume: jax.Array) -> jax.Array:
-        b, nx, ny, nz, c = volume.shape
-        blocks = volume.reshape(b, nx // 2, 2, ny // 2, 2, nz // 2, 2, c)
-        blocks = blocks.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(b, nx // 2, ny // 2, nz // 2, 8 * c)
-        return nn.Dense(self.features, dtype=self.dtype, name="dense")(blocks)
+        return nn.Dense(self.features, dtype=self.dtype, name="dense")(space_to_depth(volume, 2))
+
+
+def space_to_depth(volume: jax.Array, side: int) -> jax.Array:
+    """Blocks of side^3 voxels become one voxel: [b, x, y, z, c] -> [b, x / side, ..., side^3 c].
+
+    The sizes must be multiples of `side`.
+    """
+    b, nx, ny, nz, c = volume.shape
+    blocks = volume.reshape(b, nx // side, side, ny // side, side, nz // side, side, c)
+    blocks = blocks.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return blocks.reshape(b, nx // side, ny // side, nz // side, side**3 * c)
 
 
 class Upsample(nn.Module):
