@@ -22,6 +22,21 @@ class PhantomConfig:
 
 
 @dataclasses.dataclass
+class SyntheticConfig:
+    """Random anatomy in random contrast (`adregnet_jax.data.synthetic`)."""
+
+    shape: tuple[int, int, int] = (64, 64, 64)  # voxels
+    spacing_mm: tuple[float, float, float] = (3.0, 3.0, 3.0)
+    largest_motion_mm: float = 30.0
+    same_contrast: float = 0.5  # share of the pairs whose scans have one contrast
+    curriculum_cases: int = 2000  # until the motion of training cases has grown to the largest; 0: at once
+    train_cases: int = 100_000
+    validation_cases: int = 20
+    test_cases: int = 50
+    seed: int = 0
+
+
+@dataclasses.dataclass
 class DirLabConfig:
     """DIR-Lab 4DCT case folders (`adregnet_jax.data.dirlab`)."""
 
@@ -67,13 +82,15 @@ class IxiConfig:
 
 @dataclasses.dataclass
 class DataConfig:
-    kind: str = "phantom"  # phantom, dirlab, files or ixi
+    kind: str = "phantom"  # phantom, synthetic, dirlab, files or ixi
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     dirlab: DirLabConfig = field(default_factory=DirLabConfig)
     files: FilesConfig = field(default_factory=FilesConfig)
     ixi: IxiConfig = field(default_factory=IxiConfig)
     flip_axes: tuple[int, ...] = ()  # training augmentation: axes that are mirrored half of the time
     exchange: bool = False  # training augmentation: fixed and moving change places half of the time
+    workers: int = 1  # threads that read or make the next training batches
     intensity_jitter: float = 0.0  # training augmentation: SD of a random gain and offset of each image
 
 
@@ -136,6 +153,7 @@ class LossConfig:
     jacobian: float = 10.0  # lambda_jac, eq. 18
     bending: float = 0.0  # weight of the bending energy, 1/mm^2, not in the paper
     masked: bool = True  # padding has no part in similarity, smoothness and folds; False: it counts
+    field: float = 0.0  # weight of the distance from the true displacement, mm, not in the paper
     dice: float = 0.0  # soft Dice of warped labels, not in the paper: weak supervision, in training only
     dice_labels: tuple[int, ...] = ()  # the labels it is the mean over
 

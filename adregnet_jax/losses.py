@@ -347,6 +347,38 @@ def landmark_loss(
     return jnp.mean(jnp.sum(distance_mm, axis=1) / jnp.maximum(jnp.sum(valid > 0, axis=1), 1))
 
 
+def field_loss(
+    displacement: jax.Array,
+    truth: jax.Array,
+    spacing_mm: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Mean distance in mm between a displacement and the true one, where it is known. Not in the paper.
+
+    Args:
+      displacement: [b, x, y, z, 3] in voxels.
+      truth: [b, x, y, z, 3] in voxels.
+      spacing_mm: [b, 3].
+      mask: [b, x, y, z, 1] or None.
+
+    Returns:
+      Scalar: a mean over voxels and pairs.
+
+    Raises:
+      ValueError: wrong shapes.
+    """
+    _check_displacement(displacement, mask)
+    if truth.shape != displacement.shape:
+        raise ValueError(f"both displacements must be of one shape, got {displacement.shape}, {truth.shape}")
+    error_mm = (displacement - truth) * spacing_mm[:, None, None, None]
+    # A micrometre, so that the root has a gradient at 0.
+    distance_mm = jnp.sqrt(jnp.sum(error_mm**2, axis=-1) + 1e-6)
+    valid = None if mask is None else (mask[..., 0] > 0).astype(distance_mm.dtype)
+    return jnp.mean(_mean(distance_mm, valid, axis_name))
+
+
 def dice_loss(
     fixed_labels: jax.Array,
     moving_labels: jax.Array,
@@ -396,38 +428,44 @@ def total_loss(
 
     Args:
       batch: fixed and mask [b, x, y, z, 1], spacing_mm [b, 3], fixed_landmarks and moving_landmarks
-        [b, n, 3], landmark_valid [b, n]; for the Dice term fixed_labels and moving_labels [b, x, y, z, 1].
+        [b, n, 3], landmark_valid [b, n]; for the Dice term fixed_labels and moving_labels [b, x, y, z, 1];
+        for the field term displacement [b, x, y, z, 3] in voxels. Where there is same_contrast [b], image
+        terms are of the pairs with 1 alone.
       displacement: [b, x, y, z, 3] in voxels.
       warped: [b, x, y, z, 1], the moving images warped by it.
       config: the weights.
 
     Returns:
       The weighted sum, and each term before it is weighted, by name: ncc, ssim, mind,
-      mutual_information, smoothness, jacobian, bending, landmark, dice. A term of weight 0 is not computed
-      and not returned.
+      mutual_information, smoothness, jacobian, bending, landmark, field, dice. A term of weight 0 is not
+      computed and not returned.
     """
     mask = batch["mask"] if config.masked else None
     common: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
+    of_images = common
+    if "same_contrast" in batch:  # nothing of the other pairs counts: an empty mask has no gradient
+        counts = jnp.ones_like(batch["mask"]) if mask is None else mask
+        of_images = common | {"mask": counts * batch["same_contrast"][:, None, None, None, None]}
     candidates = {
         # eq. 17
         "ncc": (
             config.similarity * config.ncc,
-            lambda: ncc_loss(batch["fixed"], warped, window=config.ncc_window, **common),
+            lambda: ncc_loss(batch["fixed"], warped, window=config.ncc_window, **of_images),
         ),
         "ssim": (
             config.similarity * config.ssim,
-            lambda: ssim_loss(batch["fixed"], warped, window=config.ssim_window, **common),
+            lambda: ssim_loss(batch["fixed"], warped, window=config.ssim_window, **of_images),
         ),
         # For scans of different contrast, not in the paper.
         "mind": (
             config.similarity * config.mind,
             lambda: ssd_loss(
-                *(mind_ssc(image, axis_name=axis_name) for image in (batch["fixed"], warped)), **common
+                *(mind_ssc(image, axis_name=axis_name) for image in (batch["fixed"], warped)), **of_images
             ),
         ),
         "mutual_information": (
             config.similarity * config.mutual_information,
-            lambda: mutual_information_loss(batch["fixed"], warped, **common),
+            lambda: mutual_information_loss(batch["fixed"], warped, **of_images),
         ),
         # eq. 18
         "smoothness": (
@@ -453,6 +491,10 @@ def total_loss(
                 batch["spacing_mm"],
                 axis_name=axis_name,
             ),
+        ),
+        "field": (
+            config.field,
+            lambda: field_loss(displacement, batch["displacement"], batch["spacing_mm"], **common),
         ),
         "dice": (
             config.dice,

@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 from adregnet_jax.config import LossConfig
 from adregnet_jax.losses import (
     dice_loss,
+    field_loss,
     jacobian_loss,
     landmark_loss,
     mutual_information_loss,
@@ -346,6 +347,35 @@ def test_dice_loss_has_gradients_and_checks_its_input():
         dice_loss(fixed, moving, displacement, ())
 
 
+def test_field_loss_is_the_mean_distance_in_mm(images):
+    rng = np.random.default_rng(3)
+    shape = (2, 5, 6, 7)
+    ours, truth = (rng.normal(size=(*shape, 3)).astype(np.float32) for _ in range(2))
+    mask = rng.random((*shape, 1)) < 0.7
+    spacing_mm = np.array([[1, 2, 3], [2, 1, 0.5]], np.float32)
+    distance = np.linalg.norm((ours - truth) * spacing_mm[:, None, None, None], axis=-1)
+    expected = np.mean([distance[n][mask[n, ..., 0]].mean() for n in range(2)])
+    found = field_loss(ours, truth, spacing_mm, mask=mask.astype(np.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)  # the addend under the root
+    value_and_gradient = jax.value_and_grad(lambda u: field_loss(u, truth, spacing_mm))
+    assert_gradient_is_the_slope(value_and_gradient, ours)
+    at_the_truth = jax.grad(lambda u: field_loss(u, truth, spacing_mm))(truth)
+    np.testing.assert_array_equal(at_the_truth, 0)
+    with pytest.raises(ValueError, match="one shape"):
+        field_loss(ours, truth[:1], spacing_mm)
+
+
+def test_image_terms_are_of_pairs_of_one_contrast_alone(images, displacement):
+    warped = jnp.asarray(images[1])
+    batch = batch_of(images) | {"same_contrast": np.array([1, 0], np.float32)}
+    config = LossConfig(ncc_window=5, ssim=0.5, regularisation=0, landmark=0)
+    gradient = jax.grad(lambda w: total_loss(batch, displacement, w, config)[0])(warped)
+    whole = jax.grad(lambda w: total_loss(batch_of(images), displacement, w, config)[0])(warped)
+    np.testing.assert_allclose(gradient[0], whole[0], rtol=1e-5, atol=1e-9)
+    np.testing.assert_array_equal(gradient[1], 0)
+    assert np.abs(whole[1]).max() > 0
+
+
 SLAB_TERMS = {
     "global ncc": LossConfig(ncc_window=0, regularisation=0, landmark=0),
     "local ncc": LossConfig(ncc_window=5, regularisation=0, landmark=0),
@@ -355,6 +385,7 @@ SLAB_TERMS = {
     "mutual information": LossConfig(ncc=0, mutual_information=1, regularisation=0, landmark=0),
     "regularisation": LossConfig(similarity=0, bending=1, landmark=0),
     "landmarks and dice": LossConfig(similarity=0, regularisation=0, dice=1, dice_labels=(1, 2)),
+    "field": LossConfig(similarity=0, regularisation=0, landmark=0, field=1),
 }
 
 
@@ -366,10 +397,11 @@ def test_terms_of_slabs_are_those_of_the_whole_volume(config):
     labels = [rng.integers(0, 3, (*shape, 1)) for _ in range(2)]
     points = [rng.uniform(0, 6, (2, 9, 3)).astype(np.float32) for _ in range(2)]
 
-    def terms(fixed, warped, displacement, mask, fixed_labels, moving_labels, axis_name=None):
+    def terms(fixed, warped, displacement, truth, mask, fixed_labels, moving_labels, axis_name=None):
         batch = {
             "fixed": fixed,
             "mask": mask,
+            "displacement": truth,
             "spacing_mm": jnp.array([[1.0, 2.0, 3.0], [2.0, 1.0, 1.0]]),
             "fixed_landmarks": points[0],
             "moving_landmarks": points[1],
@@ -381,10 +413,10 @@ def test_terms_of_slabs_are_those_of_the_whole_volume(config):
         return jnp.stack([total, *each.values()])
 
     images = [rng.random((*shape, 1), np.float32) for _ in range(2)]
-    displacement = rng.normal(size=(*shape, 3)).astype(np.float32)
+    displacement, truth = (rng.normal(size=(*shape, 3)).astype(np.float32) for _ in range(2))
     mask = (rng.random((*shape, 1)) < 0.8).astype(np.float32)
     # Variances of windows are differences of sums: they lose a digit or two.
-    check_slabs(terms, 4, *images, displacement, mask, *labels, differentiable=(1, 2), rtol=1e-4)
+    check_slabs(terms, 4, *images, displacement, truth, mask, *labels, differentiable=(1, 2), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

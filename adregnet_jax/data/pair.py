@@ -30,6 +30,7 @@ class Pair:
     fixed_labels: np.ndarray | None = None  # [x, y, z] int
     moving_labels: np.ndarray | None = None  # [x, y, z] int
     displacement: np.ndarray | None = None  # [x, y, z, 3] voxels, the truth where it is known
+    same_contrast: bool = True  # whether intensities of the two scans mean the same
     native_scale: np.ndarray = dataclasses.field(default_factory=lambda: np.ones(3))
     native_offset: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3))
     native_spacing_mm: np.ndarray | None = None  # [3]; None: the same as spacing_mm

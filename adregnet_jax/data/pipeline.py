@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -22,21 +22,23 @@ Batch = dict[str, np.ndarray]
 LANDMARK_ROOM = 100  # landmark counts are rounded up to it: pairs of different counts share a compilation
 
 
-def collate(pairs: Sequence[Pair], *, with_labels: bool = False) -> Batch:
+def collate(pairs: Sequence[Pair], *, with_labels: bool = False, with_truth: bool = False) -> Batch:
     """Stacks pairs of one shape into the arrays that the model and the losses take.
 
     Args:
         pairs: b of them.
         with_labels: the label maps, too.
+        with_truth: the true displacement, too, and which pairs are of one contrast.
 
     Returns:
         fixed, moving and mask [b, x, y, z, 1]; spacing_mm [b, 3]; fixed_landmarks and moving_landmarks
         [b, n, 3], padded with zeros to a multiple of `LANDMARK_ROOM` (to 1 if there are none);
         landmark_valid [b, n], 1 where there is a landmark. All float32. With labels, fixed_labels and
-        moving_labels [b, x, y, z, 1], int32.
+        moving_labels [b, x, y, z, 1], int32. With the truth, displacement [b, x, y, z, 3] in voxels and
+        same_contrast [b], 1 or 0.
 
     Raises:
-        UserError: shapes that differ, or labels asked for and missing.
+        UserError: shapes that differ, or labels or a truth asked for and missing.
     """
     shapes = {pair.name: pair.fixed.shape for pair in pairs}
     if len(set(shapes.values())) > 1:
@@ -54,6 +56,9 @@ def collate(pairs: Sequence[Pair], *, with_labels: bool = False) -> Batch:
         "landmark_valid": np.stack(landmark_valid),
     }
     batch = {name: np.asarray(array, np.float32) for name, array in batch.items()}
+    if with_truth:
+        batch["displacement"] = np.stack([_truth(pair) for pair in pairs])
+        batch["same_contrast"] = np.array([pair.same_contrast for pair in pairs], np.float32)
     if with_labels:
         for name in ("fixed_labels", "moving_labels"):
             batch[name] = np.stack([_labels(pair, name) for pair in pairs])[..., None]
@@ -63,11 +68,12 @@ def collate(pairs: Sequence[Pair], *, with_labels: bool = False) -> Batch:
 def augment(pair: Pair, rng: np.random.Generator, config: DataConfig) -> Pair:
     """A random variant of a training pair: mirrored, exchanged, of other brightness, as `config` says.
 
-    The true displacement, which no training loss looks at, is left out of the result.
+    Of scans that change places the true displacement is not known, and left out.
     """
     fixed, moving, mask = pair.fixed, pair.moving, pair.mask
     fixed_labels, moving_labels = pair.fixed_labels, pair.moving_labels
     fixed_landmarks, moving_landmarks = pair.fixed_landmarks, pair.moving_landmarks
+    displacement = pair.displacement
     for axis in config.flip_axes:
         if rng.random() < 0.5:
             last = fixed.shape[axis] - 1
@@ -76,10 +82,14 @@ def augment(pair: Pair, rng: np.random.Generator, config: DataConfig) -> Pair:
                 None if volume is None else np.flip(volume, axis)
                 for volume in (mask, fixed_labels, moving_labels)
             )
+            if displacement is not None:
+                displacement = np.flip(displacement, axis) * np.where(np.arange(3) == axis, -1, 1).astype(
+                    np.float32
+                )
             fixed_landmarks = _mirrored(fixed_landmarks, axis, last)
             moving_landmarks = _mirrored(moving_landmarks, axis, last)
     if config.exchange and rng.random() < 0.5:
-        fixed, moving = moving, fixed
+        fixed, moving, displacement = moving, fixed, None
         fixed_labels, moving_labels = moving_labels, fixed_labels
         fixed_landmarks, moving_landmarks = moving_landmarks, fixed_landmarks
     if config.intensity_jitter:
@@ -97,7 +107,7 @@ def augment(pair: Pair, rng: np.random.Generator, config: DataConfig) -> Pair:
         moving_landmarks=moving_landmarks,
         fixed_labels=fixed_labels,
         moving_labels=moving_labels,
-        displacement=None,
+        displacement=displacement,
     )
 
 
@@ -107,28 +117,23 @@ def training_batches(
     *,
     batch_size: int,
     seed: int,
-    with_labels: bool = False,
+    make_batch: Callable[[Sequence[Pair]], Batch] = collate,
     rows: Sequence[int] | None = None,
 ) -> grain.MapDataset[Batch]:
     """The endless training set: `[step]` is the batch of that step, or of that batch `rows` alone.
 
-    Each pass over the pairs has its own order. Batches are always full: the last one of a pass takes its
-    missing elements from the next pass.
+    Each pass over the pairs has its own order, but for synthetic ones, whose motion grows with their number.
+    Batches are always full: the last one of a pass takes its missing elements from the next pass.
     """
     if not pairs:
         raise UserError("the training split is empty, at least 1 pair is needed: check the data settings")
-    augmented = (
-        grain.MapDataset.source(pairs)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(functools.partial(augment, config=config))
-    )
+    elements = grain.MapDataset.source(pairs).seed(seed)
+    if config.kind != "synthetic":
+        elements = elements.shuffle()
+    augmented = elements.repeat().random_map(functools.partial(augment, config=config))
     if rows is not None and len(rows) < batch_size:
         augmented, batch_size = grain.MapDataset.source(_Rows(augmented, rows, batch_size)), len(rows)
-    return augmented.batch(
-        batch_size, drop_remainder=True, batch_fn=functools.partial(collate, with_labels=with_labels)
-    )
+    return augmented.batch(batch_size, drop_remainder=True, batch_fn=make_batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,9 +152,10 @@ class _Rows:
         return self.elements[batch * self.batch_size + self.rows[row]]
 
 
-def iterate_from(batches: grain.MapDataset[Batch], step: int) -> Iterator[Batch]:
-    """The batches of `step`, `step + 1`, ...; the next two are made in the background."""
-    return iter(batches[step:].to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+def iterate_from(batches: grain.MapDataset[Batch], step: int, *, workers: int = 1) -> Iterator[Batch]:
+    """The batches of `step`, `step + 1`, ...; `workers` threads make the next ones in the background."""
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
+    return iter(batches[step:].to_iter_dataset(options))
 
 
 def _landmark_count(pair: Pair) -> int:
@@ -163,6 +169,15 @@ def _labels(pair: Pair, name: str) -> np.ndarray:
             f"the pair {pair.name} has no labels: loss.dice needs them, set it to 0 or add labels"
         )
     return np.asarray(labels, np.int32)
+
+
+def _truth(pair: Pair) -> np.ndarray:
+    if pair.displacement is None:
+        raise UserError(
+            f"the true displacement of the pair {pair.name} is not known: loss.field needs it, set it to 0,"
+            " or train on synthetic or phantom pairs without data.exchange"
+        )
+    return np.asarray(pair.displacement, np.float32)
 
 
 def _padded(points: np.ndarray | None, room: int) -> np.ndarray:

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adregnet_jax.config import DataConfig
-from adregnet_jax.data import dirlab, files, ixi, phantom
+from adregnet_jax.config import DataConfig, SyntheticConfig
+from adregnet_jax.data import dirlab, files, ixi, phantom, synthetic
 from adregnet_jax.data.pair import Pair, PairMaker
 from adregnet_jax.errors import UserError
 
-# Phantom cases are numbered from here: a split stays what it is when the size of another one changes.
-PHANTOM_FIRST_CASE = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
+# Cases that are made are numbered from here: a split stays what it is when the size of another one changes.
+FIRST_CASE = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
 CACHE_BYTES = 4 * 2**30  # a split
 # Folders of scans are dealt out and paired the same way in training and in evaluation.
 FILES_SEED = 0
@@ -70,6 +70,8 @@ def load_splits(config: DataConfig) -> Splits:
     match config.kind:
         case "phantom":
             train, validation, test = _phantom(config)
+        case "synthetic":
+            train, validation, test = _synthetic(config.synthetic)
         case "dirlab":
             train, validation, test = _dirlab(config)
         case "files":
@@ -78,7 +80,8 @@ def load_splits(config: DataConfig) -> Splits:
             train, validation, test = ixi.ixi_splits(config.ixi, FILES_SEED)
         case _:
             raise UserError(
-                f"data.kind is phantom, dirlab, files or ixi, not {config.kind!r}: set it to one of these"
+                f"data.kind is phantom, synthetic, dirlab, files or ixi, not {config.kind!r}: set it to one"
+                " of these"
             )
     return Splits(LazyPairs(train), LazyPairs(validation), LazyPairs(test))
 
@@ -94,8 +97,29 @@ def _phantom(config: DataConfig) -> list[Makers]:
             _maker(f"phantom_{case:04d}", functools.partial(phantom.phantom_pair, config.phantom, case))
             for case in range(first, first + counts[split])
         ]
-        for split, first in PHANTOM_FIRST_CASE.items()
+        for split, first in FIRST_CASE.items()
     ]
+
+
+def _synthetic(config: SyntheticConfig) -> list[Makers]:
+    counts = (config.train_cases, config.validation_cases, config.test_cases)
+    makers: list[Makers] = []
+    for (split, first), count in zip(FIRST_CASE.items(), counts, strict=True):
+        makers.append(
+            [
+                _maker(
+                    f"synthetic_{case:07d}",
+                    functools.partial(
+                        synthetic.synthetic_pair,
+                        config,
+                        case,
+                        share=synthetic.curriculum_share(config, case) if split == "train" else 1.0,
+                    ),
+                )
+                for case in range(first, first + count)
+            ]
+        )
+    return makers
 
 
 def _dirlab(config: DataConfig) -> list[Makers]:

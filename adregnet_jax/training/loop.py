@@ -61,6 +61,7 @@ AT_LEAST_ONE = (
     "run.validate_every_epochs",
     "run.checkpoint_every_steps",
     "run.log_every_steps",
+    "data.workers",
 )
 
 
@@ -80,7 +81,9 @@ def train(config: Config, workdir: Path) -> None:
     spacing_mm = splits.train[0].spacing_mm.tolist() if splits.train else None
     prepare_workdir(config, workdir, spacing_mm=spacing_mm)
     batch_size = config.optimiser.batch_size
-    with_labels = config.loss.dice > 0
+    make_batch = functools.partial(
+        pipeline.collate, with_labels=config.loss.dice > 0, with_truth=config.loss.field > 0
+    )
     mesh = make_mesh(
         config.run.devices,
         batch_size,
@@ -89,7 +92,7 @@ def train(config: Config, workdir: Path) -> None:
     )
     rows = rows_of_process(mesh, batch_size)
     batches = pipeline.training_batches(
-        splits.train, config.data, batch_size=batch_size, seed=config.seed, with_labels=with_labels, rows=rows
+        splits.train, config.data, batch_size=batch_size, seed=config.seed, make_batch=make_batch, rows=rows
     )
     steps_per_epoch = math.ceil(len(splits.train) / batch_size)
     total_steps = config.optimiser.epochs * steps_per_epoch
@@ -125,13 +128,15 @@ def train(config: Config, workdir: Path) -> None:
         )
         log.say(opening_line(state, mesh, total_steps))
         signals = stack.enter_context(remembered_signals())
-        prefetched = pipeline.iterate_from(batches, start)
+        prefetched = pipeline.iterate_from(batches, start, workers=config.data.workers)
         unread: list[tuple[int, Metrics]] = []  # metrics that are still on the device
 
         for step in range(start + 1, total_steps + 1):
             if step - 1 - best_step >= patience:
                 break
-            local, stop_now = agreed(next(prefetched), stop=bool(signals))
+            with log.waiting():
+                made = next(prefetched)
+            local, stop_now = agreed(made, stop=bool(signals))
             batch = put(local, rows, batch_size)
             if step == start + 1:
                 chosen, train_step = planned_step(config, make_step, state, batch, mesh, log.say)
@@ -154,11 +159,11 @@ def train(config: Config, workdir: Path) -> None:
             # The newest metrics are left on the device while their step runs, except before a save.
             ready, unread = (unread, []) if save_now else (unread[:-1], unread[-1:])
             records = fetch(ready)
-            rate = log.steps_per_second(step if save_now else step - 1)
+            rate, waiting = log.steps_per_second(step if save_now else step - 1), log.waiting_share()
             metric = None
             if validate_now and splits.validation:
                 validation = validate(
-                    validation_step, state.network, splits.validation, step, put=put, with_labels=with_labels
+                    validation_step, state.network, splits.validation, step, put=put, make_batch=make_batch
                 )
                 records[step] |= validation
                 name = decisive(validation)
@@ -171,7 +176,11 @@ def train(config: Config, workdir: Path) -> None:
                 log.say(f"epoch {epoch}: {name} {metric:.4f}, best {best_metric:.4f} of epoch {best_epoch}")
             for logged, record in records.items():
                 if logged % config.run.log_every_steps == 0 or (logged == step and validate_now):
-                    learning = {"learning_rate": float(rate_of(logged - 1)), "steps_per_second": rate}
+                    learning = {
+                        "learning_rate": float(rate_of(logged - 1)),
+                        "steps_per_second": rate,
+                        "waiting_share": waiting,
+                    }
                     log.write(logged, record | learning)
             if save_now:
                 checkpoints.save(step, state, metric=metric)
@@ -351,12 +360,12 @@ def validate(
     step: int,
     *,
     put: Callable[..., dict[str, jax.Array]],
-    with_labels: bool = False,
+    make_batch: Callable[[Sequence[Pair]], pipeline.Batch] = pipeline.collate,
 ) -> dict[str, float]:
     """Mean loss over the validation pairs, and where there are landmarks, the mean TRE over those pairs."""
     loss, tre = [], []
     for pair in pairs:
-        batch = put(pipeline.collate([pair], with_labels=with_labels), [0], 1)
+        batch = put(make_batch([pair]), [0], 1)
         pair_loss, displacement = validation_step(params, batch)
         loss.append(float(pair_loss))
         fixed, moving = pair.fixed_landmarks, pair.moving_landmarks

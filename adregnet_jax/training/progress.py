@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import rich.console
@@ -48,10 +50,21 @@ class RunLog:
 
     def restart_clock(self, step: int) -> None:
         """Counts steps a second from here: what was done since `step` (compiling, validating) is no step."""
-        self._clock_step, self._clock = step, time.monotonic()
+        self._clock_step, self._clock, self._waited = step, time.monotonic(), 0.0
 
     def steps_per_second(self, step: int) -> float:
         return (step - self._clock_step) / (time.monotonic() - self._clock)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what the training waits for: its next batch."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    def waiting_share(self) -> float:
+        """Of the time since the clock was restarted, the share that was spent in `waiting`."""
+        return self._waited / (time.monotonic() - self._clock)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Records a logged step, and moves the progress bar (or prints a line now and then)."""

@@ -57,7 +57,7 @@ def test_pairs_are_made_once_and_only_when_asked_for(monkeypatch):
 
 
 def test_unknown_kind():
-    with pytest.raises(UserError, match="phantom, dirlab, files or ixi, not 'fantom'"):
+    with pytest.raises(UserError, match="phantom, synthetic, dirlab, files or ixi, not 'fantom'"):
         load_splits(DataConfig(kind="fantom"))
 
 
@@ -84,7 +84,41 @@ def test_augmentation_keeps_landmarks_on_their_voxels(seed):
     assert np.array_equal(values, before) or np.array_equal(values, before[::-1])
     np.testing.assert_array_equal(at(after.mask, after.fixed_landmarks).shape, (3,))
     assert after.mask.sum() == pair.mask.sum()
-    assert after.displacement is None
+    assert (after.displacement is None) == np.array_equal(values, before[::-1])
+
+
+def test_a_mirrored_displacement_still_leads_from_fixed_to_moving():
+    """Each fixed voxel holds the number of the moving voxel that the displacement sends it to."""
+    shape = (5, 6, 7)
+    rng = np.random.default_rng(0)
+    target = np.stack([rng.integers(0, n, shape) for n in shape], axis=-1)
+    displacement = (target - np.moveaxis(np.indices(shape), 0, -1)).astype(np.float32)
+    moving = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    fixed = moving[tuple(np.moveaxis(target, -1, 0))]
+    pair = dataclasses.replace(make_pair(), fixed=fixed, moving=moving, displacement=displacement)
+    variants = set()
+    for seed in range(20):
+        after = augment(pair, np.random.default_rng(seed), DataConfig(flip_axes=(0, 1, 2)))
+        there = np.moveaxis(after.displacement, -1, 0) + np.indices(shape)
+        np.testing.assert_array_equal(after.moving[tuple(there.astype(int))], after.fixed)
+        variants.add(after.moving.tobytes())
+    assert len(variants) > 4
+
+
+def test_the_truth_goes_along_where_it_is_asked_for():
+    pair = dataclasses.replace(make_pair(), same_contrast=False)
+    batch = collate([pair, make_pair()], with_truth=True)
+    assert batch["displacement"].shape == (2, 5, 6, 7, 3)
+    assert batch["same_contrast"].tolist() == [0, 1]
+    with pytest.raises(UserError, match="true displacement of the pair a is not known"):
+        collate([dataclasses.replace(pair, displacement=None)], with_truth=True)
+
+
+def test_synthetic_pairs_come_in_the_order_of_their_numbers():
+    pairs = [make_pair(str(n), seed=n) for n in range(6)]
+    batches = training_batches(pairs, DataConfig(kind="synthetic"), batch_size=2, seed=0)
+    for step, first in enumerate((0, 2, 4, 0)):
+        np.testing.assert_array_equal(batches[step]["fixed"][0, ..., 0], pairs[first].fixed)
 
 
 def test_augmentation_draws_every_variant():
@@ -96,7 +130,7 @@ def test_augmentation_draws_every_variant():
 def test_batch_is_a_function_of_seed_and_step():
     pairs = [make_pair(str(n), seed=n) for n in range(5)]
     batches = training_batches(pairs, AUGMENTED, batch_size=2, seed=3)
-    resumed = iterate_from(training_batches(pairs, AUGMENTED, batch_size=2, seed=3), 7)
+    resumed = iterate_from(training_batches(pairs, AUGMENTED, batch_size=2, seed=3), 7, workers=3)
     for step in (7, 8, 9):
         for name, array in next(resumed).items():
             np.testing.assert_array_equal(array, batches[step][name])
