@@ -233,6 +233,7 @@ class OptimiserConfig:
     warmup_steps: int = 0  # linear, before the first step at full rate
     halve_every_epochs: int = 20  # 0: constant
     epochs: int = 200
+    steps_per_epoch: int = 0  # 0: as many as go through the training pairs once
     batch_size: int = 1  # pairs of an optimiser step
     accumulate: int = 1  # parts in which each device goes through its pairs: less memory, the same step
     gradient_clip: float = 1.0  # global norm; 0: off

@@ -35,8 +35,9 @@ def get_config() -> Config:
         optimiser=OptimiserConfig(
             learning_rate=1e-3,
             warmup_steps=100,
-            halve_every_epochs=0,
-            epochs=1,
+            halve_every_epochs=5,
+            epochs=20,
+            steps_per_epoch=1000,
             batch_size=2,
             average_decay=0.999,
         ),

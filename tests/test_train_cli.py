@@ -93,7 +93,8 @@ def parameters(tiny: Path, workdir: Path):
 
 
 def without_times(records: list[dict]) -> list[dict]:
-    return [{name: value for name, value in record.items() if "second" not in name} for record in records]
+    times = ("steps_per_second", "waiting_share")
+    return [{name: value for name, value in record.items() if name not in times} for record in records]
 
 
 def test_killed_and_started_again_ends_with_the_same_parameters(tiny, start, uninterrupted, tmp_path):
@@ -135,6 +136,23 @@ def test_run_leaves_its_record(uninterrupted):
     assert {"adregnet_jax", "jax"} <= set(written["versions"])
     assert any((uninterrupted / "tensorboard").iterdir())
     assert json.loads((uninterrupted / "splits.json").read_text())["test"]["subjects"] == ["phantom_2000000"]
+
+
+def test_of_two_runs_in_a_workdir_the_second_is_refused(tiny, start, uninterrupted, tmp_path):
+    """A process that was killed holds nothing any more: the test above goes on after one."""
+    first = start(tmp_path)
+    wait_until_logged(tmp_path, 2, first)
+    second = start(tmp_path)
+    told = second.communicate()[1]
+    assert second.returncode == 2
+    assert (
+        told.strip()
+        .splitlines()[-1]
+        .startswith(f"error: another run trains in {tmp_path} (process {first.pid} on")
+    )
+    first.communicate()
+    assert first.returncode == 0
+    jax.tree.map(np.testing.assert_array_equal, parameters(tiny, tmp_path), parameters(tiny, uninterrupted))
 
 
 def test_finished_run_stays_finished(tiny, uninterrupted, capsys):

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the newest and the best are kept, written in the background, complete or not there.
+"""Checkpoints of a run: two newest and the best, written in the background, complete or not there.
 
 `workdir/checkpoints/<step>` holds two parts, `params` and `progress` (the rest of the `TrainState`), so that
 evaluation reads the network's parameters alone. With a moving average, `params` is the average.
@@ -12,6 +12,8 @@ import errno
 import json
 import os
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from adregnet_jax.errors import UserError
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.training.state import TrainState
 
+NEWEST_KEPT = 2  # the second one is for the case that the newest is damaged
 METRIC = "validation"  # the name of the validation metric in a checkpoint
 SAME_NETWORK = ("remat", "attention_block")  # settings that change memory and time alone
 PARAMETER_SHAPE = (32, 32, 32)  # parameters are of no scan's shape: any does to learn theirs
@@ -34,6 +37,10 @@ class Checkpoints:
     """The checkpoints of one workdir, for the run that writes them."""
 
     def __init__(self, workdir: Path):
+        self._workdir = workdir
+        self._checkpointer = self._open()
+
+    def _open(self) -> ocp.training.Checkpointer:
         policies = ocp.training.preservation_policies
         lowest = policies.BestN(
             get_metric_fn=lambda metrics: metrics[METRIC],
@@ -41,27 +48,58 @@ class Checkpoints:
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        self._workdir = workdir
-        self._checkpointer = ocp.training.Checkpointer(
-            _folder(workdir),
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), lowest]),
+        return ocp.training.Checkpointer(
+            _folder(self._workdir),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(NEWEST_KEPT), lowest]),
             cleanup_tmp_directories=True,
         )
 
-    def restore(self, abstract_state: TrainState) -> TrainState | None:
-        """The newest state, or None in a new workdir."""
-        if self._checkpointer.latest is None:
-            return None
-        network = _load(self._checkpointer, self._checkpointer.latest, abstract_state.network, self._workdir)
-        self._check_average(abstract_state)
+    def restore(self, abstract_state: TrainState, *, say: Callable[[str], None] = print) -> TrainState | None:
+        """The newest state that can be read, or None in a new workdir.
+
+        What can't be read is put aside, in the folder `unreadable` of the workdir, and `say` is told.
+
+        Raises:
+            UserError: none can be read, or they are of another run.
+        """
+        unreadable = None
+        while (newest := self._checkpointer.latest) is not None:
+            try:
+                return self._restore(newest, abstract_state)
+            except UserError:
+                raise
+            except Exception as error:  # whatever Orbax and its libraries make of damaged files
+                unreadable = _told(error)
+                self._put_aside(newest.step)
+                say(f"the checkpoint of step {newest.step} can't be read and was put aside ({unreadable})")
+        if unreadable:
+            raise UserError(
+                f"no checkpoint in {self._workdir} can be read ({unreadable}): bring back a copy, or train"
+                " anew in another --workdir"
+            )
+        return None
+
+    def _put_aside(self, step: int) -> None:
+        """Else it would count as the newest, and a good one would be deleted in its place."""
+        self._checkpointer.close()
+        aside = self._workdir / "unreadable"
+        aside.mkdir(exist_ok=True)
+        target = aside / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        (_folder(self._workdir) / str(step)).rename(target)
+        self._checkpointer = self._open()
+
+    def _restore(self, checkpoint, abstract_state: TrainState) -> TrainState:
+        network = _load(self._checkpointer, checkpoint, abstract_state.network, self._workdir)
+        self._check_average(checkpoint, abstract_state)
         abstract_progress = {"progress": _without_network(abstract_state)}
-        progress = self._checkpointer.load_checkpointables(None, abstract_progress)["progress"]
+        progress = self._checkpointer.load_checkpointables(checkpoint, abstract_progress)["progress"]
         if abstract_state.average is None:
             return progress.replace(params=network)
         return progress.replace(average=network)
 
-    def _check_average(self, abstract_state: TrainState) -> None:
-        stored = self._checkpointer.checkpointables_metadata(self._checkpointer.latest).metadata["progress"]
+    def _check_average(self, checkpoint, abstract_state: TrainState) -> None:
+        stored = self._checkpointer.checkpointables_metadata(checkpoint).metadata["progress"]
         theirs, ours = stored["params"] is not None, abstract_state.average is not None
         if theirs != ours:
             have = ["no moving average", "a moving average"]
@@ -129,7 +167,15 @@ def restore_parameters(workdir: Path, abstract_params, which: str = "best") -> t
             ),
             abstract_params,
         )
-        return _load(checkpointer, chosen, abstract, workdir), chosen.step
+        try:
+            return _load(checkpointer, chosen, abstract, workdir), chosen.step
+        except UserError:
+            raise
+        except Exception as error:  # whatever Orbax and its libraries make of damaged files
+            raise UserError(
+                f"the checkpoint of step {chosen.step} in {workdir} can't be read ({_told(error)}): bring"
+                " back a copy; training again goes on from an older one, if there is one"
+            ) from error
 
 
 def restore_network(workdir: Path) -> tuple[nn.Module, Any]:
@@ -183,6 +229,10 @@ def check_architecture(workdir: Path, model: ModelConfig) -> None:
             )
 
 
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def _without_network(state: TrainState) -> TrainState:
     return state.replace(params=None) if state.average is None else state.replace(average=None)
 
@@ -194,6 +244,8 @@ def _folder(workdir: Path) -> Path:
 def _load(checkpointer, checkpoint, abstract_params, workdir: Path):
     """The parameters of `checkpoint`, after a look at their names and shapes."""
     stored = checkpointer.checkpointables_metadata(checkpoint).metadata["params"]
+    if stored is None:
+        raise ValueError("its metadata can't be read")
     theirs, ours = _shapes(stored), _shapes(abstract_params)
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):

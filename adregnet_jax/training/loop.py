@@ -13,6 +13,7 @@ import importlib.metadata
 import math
 import platform
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from adregnet_jax.errors import UserError
 from adregnet_jax.metrics import tre_mm
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.training.checkpoint import Checkpoints, check_architecture, restore_parameters
+from adregnet_jax.training.lock import only_run
 from adregnet_jax.training.memory import available_bytes, fitting_step, recorded_choices
 from adregnet_jax.training.progress import RunLog
 from adregnet_jax.training.record import write_record, write_splits
@@ -69,10 +71,16 @@ def train(config: Config, workdir: Path) -> None:
     """Trains the network of `config.model` in `workdir`, going on from its newest checkpoint if there is one.
 
     Raises:
-        UserError: for what the user can mend, among it a metric that is not finite and a full disk.
+        UserError: for what the user can mend, among it a metric that is not finite, a full disk and another
+            run in `workdir`.
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT; a checkpoint is saved first.
     """
     check_settings(config)
+    with only_run(workdir):
+        _train(config, workdir)
+
+
+def _train(config: Config, workdir: Path) -> None:
     if config.run.memory == "auto":
         config = dataclasses.replace(config, model=recorded_choices(config.model, workdir))
     splits = load_splits(config.data)
@@ -94,7 +102,7 @@ def train(config: Config, workdir: Path) -> None:
     batches = pipeline.training_batches(
         splits.train, config.data, batch_size=batch_size, seed=config.seed, make_batch=make_batch, rows=rows
     )
-    steps_per_epoch = math.ceil(len(splits.train) / batch_size)
+    steps_per_epoch = config.optimiser.steps_per_epoch or math.ceil(len(splits.train) / batch_size)
     total_steps = config.optimiser.epochs * steps_per_epoch
     validate_every = config.run.validate_every_epochs * steps_per_epoch
     patience = math.inf
@@ -120,7 +128,9 @@ def train(config: Config, workdir: Path) -> None:
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
-        state = checkpoints.restore(abstract_state(init, key, mesh))
+        state = checkpoints.restore(
+            abstract_state(init, key, mesh), say=functools.partial(print, file=sys.stderr)
+        )
         state = state or initial_state(init, key, mesh, config.init_from)
         start, best_metric, best_step = int(state.step), float(state.best_metric), int(state.best_step)
         log = stack.enter_context(
@@ -198,6 +208,8 @@ def check_settings(config: Config) -> None:
         value = getattr(getattr(config, section), name)
         if value < 1:
             raise UserError(f"{path} must be at least 1, it is {value}: change it in the config")
+    if config.optimiser.steps_per_epoch < 0:
+        raise UserError(f"optimiser.steps_per_epoch is {config.optimiser.steps_per_epoch}: from 0")
     if config.loss.dice > 0 and not config.loss.dice_labels:
         raise UserError("loss.dice is set and loss.dice_labels is empty: name the labels, as in (1, 2)")
     model = config.model

@@ -1,10 +1,14 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from adregnet_jax.config import ModelConfig, paper_model
-from adregnet_jax.nn.adregnet import AdRegNet
+from adregnet_jax.nn.adregnet import AdRegNet, Level
+from adregnet_jax.nn.backbone import Backbone
 from adregnet_jax.nn.models import make_model
 from tests.oracles import network as oracle
 from tests.random_parameters import random_parameters
@@ -73,6 +77,35 @@ def test_any_size_gives_a_displacement_of_that_size(model, finest_level):
     levels = [(3, 2, 3), (6, 4, 6), (12, 8, 12)][: 3 - finest_level]
     assert [u.shape for u in prediction.pyramid] == [(1, *shape, 3) for shape in levels]
     assert [e.shape for e in prediction.match_entropy] == [(1, *shape) for shape in levels]
+
+
+def test_a_strided_stem_makes_every_level_coarser():
+    prediction, _ = abstract_prediction(ModelConfig(**SMALL, stem_stride=2), (9, 7, 10))
+    assert prediction.displacement.shape == (1, 9, 7, 10, 3)
+    assert [u.shape[1:4] for u in prediction.pyramid] == [(2, 1, 2), (4, 2, 4), (8, 4, 8)]
+
+
+def test_a_strided_stem_is_the_network_of_its_blocks():
+    """What the levels see is a volume of half the size, whose eight channels are the voxels of a block."""
+    config = ModelConfig(**TINY, stem_stride=2)
+    fixed, moving = random_pair(8, 4, 12, batch=1)
+    params = random_parameters(AdRegNet(config), fixed, moving)
+    prediction = predict(config, params, fixed, moving)
+    blocks = [
+        np.stack([v[i::2, j::2, k::2, 0] for i in (0, 1) for j in (0, 1) for k in (0, 1)], axis=-1)
+        for v in (fixed[0].astype(np.float64), moving[0].astype(np.float64))
+    ]
+    of_blocks = dataclasses.replace(config, region_size=config.region_size // 2, stem_stride=1)
+    features = Backbone(config.channels).apply({"params": params["backbone"]}, jnp.float32(np.stack(blocks)))
+    displacement = None
+    for level, both in zip((1, 0), features, strict=True):
+        level_of = Level(of_blocks, level)
+        displacement, _ = level_of.apply(
+            {"params": params[f"level_{level}"]}, both[:1], both[1:], displacement
+        )
+    np.testing.assert_allclose(prediction.pyramid[-1], displacement, atol=1e-4)
+    expected = 2 * ndimage.zoom(displacement[0], (2, 2, 2, 1), order=1, mode="nearest", grid_mode=True)
+    np.testing.assert_allclose(prediction.displacement[0], expected, atol=1e-4)
 
 
 def test_each_component_can_be_switched_off():

@@ -52,12 +52,13 @@ def test_regions_that_slabs_cut(region):
         # Exact attention at the coarsest level, where slabs are of one voxel, neighbours at the finest.
         ModelConfig(channels=(2, 4), global_attention_tokens=100, region_size=3, heads=2),
         paper_model(channels=(2, 4), global_attention_tokens=0, finest_level=1, dropout=0.5),
+        ModelConfig(channels=(2, 4), stem_stride=2, region_size=4, global_attention_tokens=0),
         ModelConfig(architecture="voxelmorph-1"),
     ],
-    ids=["ours", "paper", "voxelmorph"],
+    ids=["ours", "paper", "strided", "voxelmorph"],
 )
 def test_network(config):
-    n = 64 if config.architecture == "voxelmorph-1" else 8
+    n = 64 if config.architecture == "voxelmorph-1" else 8 * config.stem_stride
     shape = (1, n, 6, 5, 1)  # along y and z, any size
     rngs = {"dropout": jax.random.key(1)} if config.dropout else None
     # Matching compares features of many layers: rounding grows on the way.

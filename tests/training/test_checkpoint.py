@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import resource
 import warnings
 
@@ -37,14 +38,14 @@ def saved_steps(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
-def test_newest_and_best_are_kept_also_after_a_restart(tmp_path):
+def test_two_newest_and_the_best_are_kept_also_after_a_restart(tmp_path):
     metrics = {1: 5.0, 2: None, 3: 2.0, 4: None, 5: 3.0, 6: None}
     for some in ((1, 2, 3), (4, 5, 6)):
         checkpoints = Checkpoints(tmp_path)
         for step in some:
             checkpoints.save(step, make_state(step), metric=metrics[step])
         checkpoints.close()
-    assert saved_steps(tmp_path) == [3, 6]
+    assert saved_steps(tmp_path) == [3, 5, 6]
 
     expected = make_state(6)
     restored = Checkpoints(tmp_path).restore(abstract(expected))
@@ -52,6 +53,41 @@ def test_newest_and_best_are_kept_also_after_a_restart(tmp_path):
     for which, step in (("best", 3), ("newest", 6)):
         params, _ = restore_parameters(tmp_path, expected.params, which)
         jax.tree.map(np.testing.assert_array_equal, params, make_state(step).params)
+
+
+DAMAGES = {
+    "a file cut short": lambda files: os.truncate(max(files, key=lambda file: file.stat().st_size), 10),
+    "all files empty": lambda files: [os.truncate(file, 0) for file in files],
+    "files gone": lambda files: [file.unlink() for file in files],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_taken(tmp_path, damage):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (4, 6, 8):
+        checkpoints.save(step, make_state(step))
+    checkpoints.close()
+    damage([path for path in (tmp_path / "checkpoints" / "8").rglob("*") if path.is_file()])
+    told = []
+    checkpoints = Checkpoints(tmp_path)
+    restored = checkpoints.restore(abstract(make_state(6)), say=told.append)
+    jax.tree.map(np.testing.assert_array_equal, restored, make_state(6))
+    assert len(told) == 1 and told[0].startswith("the checkpoint of step 8 can't be read and was put aside")
+    checkpoints.save(7, make_state(7))
+    checkpoints.close()
+    assert saved_steps(tmp_path) == [6, 7] and (tmp_path / "unreadable" / "8").is_dir()
+
+
+def test_when_no_checkpoint_can_be_read_nothing_is_begun_anew(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(8, make_state(8))
+    checkpoints.close()
+    DAMAGES["all files empty"]([path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()])
+    with pytest.raises(UserError, match=r"checkpoint of step 8 in .* can't be read"):
+        restore_parameters(tmp_path, make_state(8).params)
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
+        Checkpoints(tmp_path).restore(abstract(make_state(8)))
 
 
 def test_with_an_average_it_is_the_network_and_both_are_restored(tmp_path):

@@ -1,0 +1,55 @@
+"""One run at a time in a workdir."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from adregnet_jax.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps two runs apart
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextlib.contextmanager
+def only_run(workdir: Path) -> Iterator[None]:
+    """Keeps other runs out of `workdir` for the time of the block.
+
+    The lock is the kernel's, on the file `lock`: it ends with the process that holds it, however that ends.
+    Of a run of several processes, the first one holds it.
+
+    Raises:
+        UserError: another run holds it, or the folder can't be written.
+    """
+    if jax.process_index() or fcntl is None:
+        yield
+        return
+    path = workdir / "lock"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(
+            f"--workdir {workdir} can't be written: {error.strerror}: give another one"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise UserError(
+                f"another run trains in {workdir} (process {holder}): wait until it ends, or give another"
+                " --workdir"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
