@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from adregnet_jax.cli.description import describe
 from adregnet_jax.entry import load_config, override
 from adregnet_jax.errors import UserError
 from adregnet_jax.nn.adregnet import AdRegNet
@@ -130,12 +131,30 @@ def test_run_leaves_its_record(uninterrupted):
     assert validated == list(range(4, STEPS + 1, 4))
     best = min(records, key=lambda record: record.get("validation/tre_mm", np.inf))["step"]
     kept = {int(path.name) for path in (uninterrupted / "checkpoints").iterdir()}
-    assert kept == {best, STEPS}
+    assert kept == {best, 18, STEPS}  # 18 is the one before the last
     written = json.loads((uninterrupted / "config.json").read_text())
     assert written["config"]["model"]["channels"] == [4]
     assert {"adregnet_jax", "jax"} <= set(written["versions"])
+    starts = [json.loads(line) for line in (uninterrupted / "starts.jsonl").read_text().splitlines()]
+    assert [start["step"] for start in starts] == [0]
+    assert "train.py --config" in starts[0]["command"] and starts[0]["devices"][0].startswith("cpu")
     assert any((uninterrupted / "tensorboard").iterdir())
     assert json.loads((uninterrupted / "splits.json").read_text())["test"]["subjects"] == ["phantom_2000000"]
+
+
+def test_info_tells_of_a_run(uninterrupted, tmp_path):
+    told = describe(uninterrupted)
+    assert (told["kind"], told["data"], told["channels"], told["checkpoints"][-1]) == (
+        "run",
+        "phantom",
+        [4],
+        STEPS,
+    )
+    assert (told["train_pairs"], told["validation_pairs"], told["test_pairs"]) == (4, 1, 1)
+    assert "at step 0, commit" in told["start_1"] and "train.py" in told["start_1"]
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"not a workdir of train\.py that can be read"):
+        describe(tmp_path)
 
 
 def test_of_two_runs_in_a_workdir_the_second_is_refused(tiny, start, uninterrupted, tmp_path):

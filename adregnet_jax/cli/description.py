@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ DIGITS = 6  # significant, of what is printed
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Kind of a file (image, field, matrix or points) and what there is to know of it.
+    """Kind of a file (image, field, matrix or points) or of a folder (a run) and what there is to know of it.
 
     Raises:
       UserError: it is none of these, or damaged.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file")
+    if (path / "config.json").is_file():
+        return _describe_run(path)
     if path.name.endswith(points.SUFFIXES):
         return _describe_points(points.read_points(path))
     if path.name.endswith(transforms.MATRIX_SUFFIXES):
@@ -88,6 +91,44 @@ def _describe_field(displacement: np.ndarray, affine: np.ndarray) -> dict[str, A
         "jacobian_max": float(determinant.max()),
         "folded_percent": 100 * float(np.mean(determinant <= 0)),
     }
+
+
+def _describe_run(workdir: Path) -> dict[str, Any]:
+    """Of a workdir of train.py, from what it wrote there; what an older version did not write is left out."""
+    try:
+        record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+        config = record["config"]
+        description = {
+            "kind": "run",
+            "data": config["data"]["kind"],
+            "architecture": config["model"].get("architecture", "adregnet"),
+            "channels": config["model"]["channels"],
+            "trained_mm": record.get("spacing_mm"),
+            **{
+                name: version
+                for name, version in record["versions"].items()
+                if name in ("adregnet_jax", "jax")
+            },
+        }
+        splits = workdir / "splits.json"
+        if splits.is_file():
+            parts = json.loads(splits.read_text(encoding="utf-8"))
+            description |= {
+                f"{name}_pairs": len(part["pairs"]) for name, part in parts.items() if name != "data"
+            }
+        steps = [int(entry.name) for entry in (workdir / "checkpoints").glob("[0-9]*")]
+        description["checkpoints"] = sorted(steps)
+        starts = workdir / "starts.jsonl"
+        for line in starts.read_text(encoding="utf-8").splitlines() if starts.is_file() else []:
+            start = json.loads(line)
+            number = sum(name.startswith("start_") for name in description) + 1
+            what = f"{start['date']} at step {start['step']}, commit {start['commit']}: {start['command']}"
+            description[f"start_{number}"] = what
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{workdir}: not a workdir of train.py that can be read ({type(error).__name__}: {error})"
+        ) from None
+    return description
 
 
 def _describe_matrix(matrix: np.ndarray) -> dict[str, Any]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import io
 import json
-import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from adregnet_jax import metrics
+from adregnet_jax import metrics, provenance
 from adregnet_jax.cli.options import Modality
 from adregnet_jax.data.images import Image, write_image
 from adregnet_jax.data.preprocessing import rescale_percentiles, rescale_window
@@ -25,7 +23,6 @@ from adregnet_jax.evaluation import report, tables
 from adregnet_jax.evaluation.figures import registration_figure
 from adregnet_jax.fields import DisplacementField, after_field, field_jacobian, warp_image, warp_points
 from adregnet_jax.losses import mutual_information_loss
-from adregnet_jax.version import __version__
 
 if TYPE_CHECKING:
     from adregnet_jax.scans import RegisteredScans
@@ -42,7 +39,6 @@ FILES = (
     "summary.json",
     "preview.png",
 )
-VERSIONS = ("jax", "jaxlib", "numpy", "nibabel")
 COLUMNS = (
     tables.Column("similarity", "{similarity_measure}"),
     tables.Column("before", "{similarity_before:.3f}"),
@@ -161,8 +157,7 @@ def write_results(
         before_affine = np.asarray(after_field(field, jnp.asarray(back)).displacement)
         write_field(folder / "field.h5", before_affine, affine, matrix=np.asarray(registered.matrix))
     (folder / "report.html").write_text(_page(drawn, summary), encoding="utf-8")
-    summary["versions"] = {"adregnet": __version__, "python": platform.python_version()}
-    summary["versions"] |= {name: importlib.metadata.version(name) for name in VERSIONS}
+    summary["origin"] = provenance.origin()
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     (folder / "summary.json").write_text(text, encoding="utf-8")
 

@@ -150,10 +150,11 @@ def convert(
 
 
 def info(
-    file: Annotated[Path, typer.Argument(help="An image, a field, a matrix or points.")],
+    file: Annotated[Path, typer.Argument(help="An image, a field, a matrix, points, or a workdir.")],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Tells what a FILE holds: its grid, orientation and range; a field's motion and folding."""
+    """Tells what a FILE holds: its grid, orientation and range; a field's motion and folding; of a workdir of
+    train.py, what was trained there, by which commands."""
     import json
 
     from adregnet_jax.cli.description import as_text, describe

@@ -35,7 +35,7 @@ from rich.progress import track
 from scipy import stats
 
 from adregnet_jax import affine as affine_alignment
-from adregnet_jax import metrics
+from adregnet_jax import metrics, provenance
 from adregnet_jax.config import Config, DataConfig
 from adregnet_jax.data import ixi
 from adregnet_jax.data.pair import Pair
@@ -199,7 +199,8 @@ def _write_tables(folder: Path, found: Measured, data: DataConfig) -> list[Part]
     write_atomically(folder / "cases.csv", tables.to_csv(found.rows).encode())
     if found.landmarks:
         write_atomically(folder / "landmarks.csv", tables.to_csv(found.landmarks).encode())
-    text = json.dumps(summary(found.rows), indent=2, allow_nan=False) + "\n"
+    record = summary(found.rows) | {"origin": provenance.origin()}
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     write_atomically(folder / "summary.json", text.encode())
     lines = tables.with_mean_and_sd(found.rows)
     parts = [

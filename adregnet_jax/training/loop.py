@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import math
-import platform
 import signal
 import sys
 import time
@@ -25,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from adregnet_jax import provenance
 from adregnet_jax.config import Config, ModelConfig
 from adregnet_jax.data import pipeline
 from adregnet_jax.data.pair import Pair
@@ -36,7 +35,7 @@ from adregnet_jax.training.checkpoint import Checkpoints, check_architecture, re
 from adregnet_jax.training.lock import only_run
 from adregnet_jax.training.memory import available_bytes, fitting_step, recorded_choices
 from adregnet_jax.training.progress import RunLog
-from adregnet_jax.training.record import write_record, write_splits
+from adregnet_jax.training.record import append_start, write_record, write_splits
 from adregnet_jax.training.sharding import (
     make_mesh,
     place,
@@ -53,7 +52,6 @@ from adregnet_jax.training.step import (
     make_train_step,
     make_validation_step,
 )
-from adregnet_jax.version import __version__
 
 AT_LEAST_ONE = (
     "optimiser.epochs",
@@ -133,6 +131,7 @@ def _train(config: Config, workdir: Path) -> None:
         )
         state = state or initial_state(init, key, mesh, config.init_from)
         start, best_metric, best_step = int(state.step), float(state.best_metric), int(state.best_step)
+        append_start(workdir, start)
         log = stack.enter_context(
             contextlib.closing(RunLog(workdir, start, total_steps, tells=not jax.process_index()))
         )
@@ -245,14 +244,7 @@ def prepare_workdir(config: Config, workdir: Path, *, spacing_mm: Sequence[float
     record = {
         "config": dataclasses.asdict(config),
         "spacing_mm": spacing_mm,
-        "versions": {
-            "adregnet_jax": __version__,
-            "python": platform.python_version(),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("jax", "flax", "optax", "orbax-checkpoint")
-            },
-        },
+        "versions": provenance.versions(),
     }
     check_architecture(workdir, config.model)
     write_record(workdir / "config.json", record)

@@ -1,4 +1,8 @@
-"""What a run tells of itself in its workdir: `config.json`, and who is in which split in `splits.json`."""
+"""What a run tells of itself in its workdir.
+
+`config.json`: its settings. `splits.json`: who is in which split. `starts.jsonl`: a line each time that it
+was started, with the command, the code, the versions and the devices.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Any
 
 import jax
 
+from adregnet_jax import provenance
 from adregnet_jax.data.splits import Splits
 from adregnet_jax.errors import UserError
 
@@ -28,6 +33,23 @@ def write_record(path: Path, record: Any) -> None:
     except OSError as error:
         raise UserError(
             f"--workdir {path.parent} can't be written: {error.strerror}: give another one"
+        ) from error
+
+
+def append_start(workdir: Path, step: int) -> None:
+    """Adds to `starts.jsonl` that the run begins or goes on behind `step`; of several processes, one does.
+
+    Raises:
+        UserError: the workdir can't be written.
+    """
+    if jax.process_index():
+        return
+    try:
+        with (workdir / "starts.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **provenance.origin()}) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"--workdir {workdir} can't be written: {error.strerror}: give another one"
         ) from error
 
 

@@ -145,7 +145,9 @@ def test_the_folder_holds_tables_summary_and_figures(run, tmp_path, capsys):
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary) == [
         "cases", "tre_before_mm", "tre_mm", "tre_snapped_mm", "folded_percent", "dice_before", "dice",
+        "origin",
     ]  # fmt: skip
+    assert summary["origin"]["devices"]
     assert summary["cases"] == 3
     assert summary["tre_before_mm"] == pytest.approx({"mean": 3.0, "sd": 0.0}, abs=1e-6)
     assert summary["tre_mm"] == pytest.approx({"mean": 0.0, "sd": 0.0}, abs=1e-5)

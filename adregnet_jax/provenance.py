@@ -1,0 +1,58 @@
+"""Where a result comes from: the command, the code, the versions, the devices."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from adregnet_jax.version import __version__
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
+
+
+def origin() -> dict[str, Any]:
+    """What is at work now, as JSON can hold it: date, command, commit, versions and devices."""
+    import jax  # not needed to read what was written
+
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "commit": commit(),
+        "versions": versions(),
+        "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+        "host": platform.node(),
+        "processes": jax.process_count(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this package, of Python, and of what the numbers depend on."""
+    return {
+        "adregnet_jax": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def commit() -> str | None:
+    """The commit of this package's working tree, with "+" where files differ from it; None outside of git."""
+    package = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != package.parent.resolve():
+            return None  # installed somewhere inside of another project
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
