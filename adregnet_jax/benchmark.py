@@ -78,6 +78,7 @@ LOSS_TERMS = (  # fields of `LossConfig`, and names of `total_loss`
     "jacobian",
     "bending",
     "landmark",
+    "field",
     "dice",
 )
 MATMUL_SIDE = {"cpu": 2048}
@@ -366,6 +367,10 @@ def batch_shapes(config: Config, shape: tuple[int, int, int]) -> dict[str, Any]:
     if config.loss.dice:
         labels = jax.ShapeDtypeStruct((b, *shape, 1), jnp.int32)
         batch |= {"fixed_labels": labels, "moving_labels": labels}
+    if config.loss.field:
+        batch["displacement"] = jax.ShapeDtypeStruct((b, *shape, 3), jnp.float32)
+    if config.data.kind == "synthetic":
+        batch["same_contrast"] = jax.ShapeDtypeStruct((b,), jnp.float32)
     return batch
 
 
@@ -510,6 +515,8 @@ def data_shape(config: DataConfig) -> tuple[int, int, int]:
     match config.kind:
         case "phantom":
             return config.phantom.shape
+        case "synthetic":
+            return config.synthetic.shape
         case "dirlab":
             return config.dirlab.shape
         case "ixi":

@@ -429,8 +429,8 @@ def total_loss(
     Args:
       batch: fixed and mask [b, x, y, z, 1], spacing_mm [b, 3], fixed_landmarks and moving_landmarks
         [b, n, 3], landmark_valid [b, n]; for the Dice term fixed_labels and moving_labels [b, x, y, z, 1];
-        for the field term displacement [b, x, y, z, 3] in voxels. Where there is same_contrast [b], image
-        terms are of the pairs with 1 alone.
+        for the field term displacement [b, x, y, z, 3] in voxels. Where there is same_contrast [b], ncc and
+        ssim have gradients from the pairs with 1 alone.
       displacement: [b, x, y, z, 3] in voxels.
       warped: [b, x, y, z, 1], the moving images warped by it.
       config: the weights.
@@ -442,30 +442,30 @@ def total_loss(
     """
     mask = batch["mask"] if config.masked else None
     common: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
-    of_images = common
-    if "same_contrast" in batch:  # nothing of the other pairs counts: an empty mask has no gradient
+    of_one_contrast = common
+    if "same_contrast" in batch:  # an empty mask has no gradient: the other pairs add a constant
         counts = jnp.ones_like(batch["mask"]) if mask is None else mask
-        of_images = common | {"mask": counts * batch["same_contrast"][:, None, None, None, None]}
+        of_one_contrast = common | {"mask": counts * batch["same_contrast"][:, None, None, None, None]}
     candidates = {
         # eq. 17
         "ncc": (
             config.similarity * config.ncc,
-            lambda: ncc_loss(batch["fixed"], warped, window=config.ncc_window, **of_images),
+            lambda: ncc_loss(batch["fixed"], warped, window=config.ncc_window, **of_one_contrast),
         ),
         "ssim": (
             config.similarity * config.ssim,
-            lambda: ssim_loss(batch["fixed"], warped, window=config.ssim_window, **of_images),
+            lambda: ssim_loss(batch["fixed"], warped, window=config.ssim_window, **of_one_contrast),
         ),
         # For scans of different contrast, not in the paper.
         "mind": (
             config.similarity * config.mind,
             lambda: ssd_loss(
-                *(mind_ssc(image, axis_name=axis_name) for image in (batch["fixed"], warped)), **of_images
+                *(mind_ssc(image, axis_name=axis_name) for image in (batch["fixed"], warped)), **common
             ),
         ),
         "mutual_information": (
             config.similarity * config.mutual_information,
-            lambda: mutual_information_loss(batch["fixed"], warped, **of_images),
+            lambda: mutual_information_loss(batch["fixed"], warped, **common),
         ),
         # eq. 18
         "smoothness": (

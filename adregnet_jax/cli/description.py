@@ -116,7 +116,7 @@ def _describe_run(workdir: Path) -> dict[str, Any]:
             description |= {
                 f"{name}_pairs": len(part["pairs"]) for name, part in parts.items() if name != "data"
             }
-        steps = [int(entry.name) for entry in (workdir / "checkpoints").glob("[0-9]*")]
+        steps = [int(entry.name) for entry in (workdir / "checkpoints").glob("*") if entry.name.isdigit()]
         description["checkpoints"] = sorted(steps)
         starts = workdir / "starts.jsonl"
         for line in starts.read_text(encoding="utf-8").splitlines() if starts.is_file() else []:

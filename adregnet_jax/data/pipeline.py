@@ -22,20 +22,23 @@ Batch = dict[str, np.ndarray]
 LANDMARK_ROOM = 100  # landmark counts are rounded up to it: pairs of different counts share a compilation
 
 
-def collate(pairs: Sequence[Pair], *, with_labels: bool = False, with_truth: bool = False) -> Batch:
+def collate(
+    pairs: Sequence[Pair], *, with_labels: bool = False, with_truth: bool = False, with_contrast: bool = False
+) -> Batch:
     """Stacks pairs of one shape into the arrays that the model and the losses take.
 
     Args:
         pairs: b of them.
         with_labels: the label maps, too.
-        with_truth: the true displacement, too, and which pairs are of one contrast.
+        with_truth: the true displacement, too.
+        with_contrast: which pairs are of one contrast, too.
 
     Returns:
         fixed, moving and mask [b, x, y, z, 1]; spacing_mm [b, 3]; fixed_landmarks and moving_landmarks
         [b, n, 3], padded with zeros to a multiple of `LANDMARK_ROOM` (to 1 if there are none);
         landmark_valid [b, n], 1 where there is a landmark. All float32. With labels, fixed_labels and
-        moving_labels [b, x, y, z, 1], int32. With the truth, displacement [b, x, y, z, 3] in voxels and
-        same_contrast [b], 1 or 0.
+        moving_labels [b, x, y, z, 1], int32. With the truth, displacement [b, x, y, z, 3] in voxels;
+        with contrast, same_contrast [b], 1 or 0.
 
     Raises:
         UserError: shapes that differ, or labels or a truth asked for and missing.
@@ -58,6 +61,7 @@ def collate(pairs: Sequence[Pair], *, with_labels: bool = False, with_truth: boo
     batch = {name: np.asarray(array, np.float32) for name, array in batch.items()}
     if with_truth:
         batch["displacement"] = np.stack([_truth(pair) for pair in pairs])
+    if with_contrast:
         batch["same_contrast"] = np.array([pair.same_contrast for pair in pairs], np.float32)
     if with_labels:
         for name in ("fixed_labels", "moving_labels"):

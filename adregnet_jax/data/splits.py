@@ -29,10 +29,12 @@ class LazyPairs(Sequence[Pair]):
 
     Attributes:
       makers: one a pair.
+      keep: whether pairs are kept; False for those that are hardly asked for again.
     """
 
-    def __init__(self, makers: Makers):
+    def __init__(self, makers: Makers, *, keep: bool = True):
         self.makers = makers
+        self.keep = keep
         self._kept: dict[int, Pair] = {}
         self._kept_bytes = 0
 
@@ -49,7 +51,7 @@ class LazyPairs(Sequence[Pair]):
             return self._kept[index]
         pair = self.makers[index]()
         size = sum(value.nbytes for value in vars(pair).values() if isinstance(value, np.ndarray))
-        if self._kept_bytes + size <= CACHE_BYTES:
+        if self.keep and self._kept_bytes + size <= CACHE_BYTES:
             self._kept[index] = pair
             self._kept_bytes += size
         return pair
@@ -83,7 +85,7 @@ def load_splits(config: DataConfig) -> Splits:
                 f"data.kind is phantom, synthetic, dirlab, files or ixi, not {config.kind!r}: set it to one"
                 " of these"
             )
-    return Splits(LazyPairs(train), LazyPairs(validation), LazyPairs(test))
+    return Splits(LazyPairs(train, keep=config.kind != "synthetic"), LazyPairs(validation), LazyPairs(test))
 
 
 def _phantom(config: DataConfig) -> list[Makers]:

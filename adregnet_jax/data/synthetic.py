@@ -216,6 +216,7 @@ def _draw_motion(rng, spacing_mm, shape, largest_mm) -> np.ndarray:
         along = int(rng.choice(3, p=[0.15, 0.15, 0.7]))
         front = rng.uniform(-0.6, 0.6) + rng.uniform(-0.4, 0.4) * axes[(along + 1) % 3]
         motion[along] = 1 + np.tanh(rng.choice([-1, 1]) * (axes[along] - front) / rng.uniform(0.4, 1.0))
+        motion[along] *= rng.choice([-1, 1])  # forth or back
         motion += rng.uniform(0.1, 0.3) * _noise(rng, shape, int(rng.integers(3, 6)), 3)
     else:
         for cells, size in ((2, 1.0), (3, 0.7), (5, 0.4), (8, 0.2)):

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,36 +57,46 @@ class Checkpoints:
     def restore(self, abstract_state: TrainState, *, say: Callable[[str], None] = print) -> TrainState | None:
         """The newest state that can be read, or None in a new workdir.
 
-        What can't be read is put aside, in the folder `unreadable` of the workdir, and `say` is told.
+        Newer ones, which can't be, are put aside in the folder `unreadable` of the workdir, and `say` is
+        told. That is done once an older one was read: what is no damage, as too little memory, moves nothing.
 
         Raises:
-            UserError: none can be read, or they are of another run.
+            UserError: none can be read, or they are of another run; of a run of several processes, which
+                would have to agree, also where an older one could be read.
         """
-        unreadable = None
-        while (newest := self._checkpointer.latest) is not None:
+        failed: dict[int, str] = {}  # why, by step, newest first
+        for checkpoint in sorted(self._checkpointer.checkpoints, key=lambda found: -found.step):
             try:
-                return self._restore(newest, abstract_state)
+                state = self._restore(checkpoint, abstract_state)
             except UserError:
                 raise
             except Exception as error:  # whatever Orbax and its libraries make of damaged files
-                unreadable = _told(error)
-                self._put_aside(newest.step)
-                say(f"the checkpoint of step {newest.step} can't be read and was put aside ({unreadable})")
-        if unreadable:
+                failed[checkpoint.step] = _told(error)
+                if jax.process_count() > 1:
+                    break
+                continue
+            if failed:
+                self._put_aside(failed)
+                for step, reason in failed.items():
+                    say(f"the checkpoint of step {step} can't be read and was put aside ({reason})")
+            return state
+        if failed:
+            step, reason = next(iter(failed.items()))
             raise UserError(
-                f"no checkpoint in {self._workdir} can be read ({unreadable}): bring back a copy, or train"
-                " anew in another --workdir"
+                f"the checkpoint of step {step} in {self._workdir} can't be read ({reason}), nor is there"
+                " another one to go on from: try again in one process, bring back a copy, or take another"
+                " --workdir"
             )
         return None
 
-    def _put_aside(self, step: int) -> None:
-        """Else it would count as the newest, and a good one would be deleted in its place."""
+    def _put_aside(self, steps: Iterable[int]) -> None:
+        """Else the newest of them would count as such, and a good one would be deleted in its place."""
         self._checkpointer.close()
         aside = self._workdir / "unreadable"
         aside.mkdir(exist_ok=True)
-        target = aside / str(step)
-        shutil.rmtree(target, ignore_errors=True)
-        (_folder(self._workdir) / str(step)).rename(target)
+        for step in steps:
+            shutil.rmtree(aside / str(step), ignore_errors=True)
+            (_folder(self._workdir) / str(step)).rename(aside / str(step))
         self._checkpointer = self._open()
 
     def _restore(self, checkpoint, abstract_state: TrainState) -> TrainState:

@@ -88,7 +88,10 @@ def _train(config: Config, workdir: Path) -> None:
     prepare_workdir(config, workdir, spacing_mm=spacing_mm)
     batch_size = config.optimiser.batch_size
     make_batch = functools.partial(
-        pipeline.collate, with_labels=config.loss.dice > 0, with_truth=config.loss.field > 0
+        pipeline.collate,
+        with_labels=config.loss.dice > 0,
+        with_truth=config.loss.field > 0,
+        with_contrast=config.data.kind == "synthetic",
     )
     mesh = make_mesh(
         config.run.devices,
@@ -207,6 +210,11 @@ def check_settings(config: Config) -> None:
         value = getattr(getattr(config, section), name)
         if value < 1:
             raise UserError(f"{path} must be at least 1, it is {value}: change it in the config")
+    if config.loss.field > 0 and config.data.exchange:
+        raise UserError(
+            "loss.field and data.exchange exclude each other: of scans that changed places the true"
+            " displacement is not known; set one of them to 0"
+        )
     if config.optimiser.steps_per_epoch < 0:
         raise UserError(f"optimiser.steps_per_epoch is {config.optimiser.steps_per_epoch}: from 0")
     if config.loss.dice > 0 and not config.loss.dice_labels:

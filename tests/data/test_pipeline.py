@@ -107,7 +107,7 @@ def test_a_mirrored_displacement_still_leads_from_fixed_to_moving():
 
 def test_the_truth_goes_along_where_it_is_asked_for():
     pair = dataclasses.replace(make_pair(), same_contrast=False)
-    batch = collate([pair, make_pair()], with_truth=True)
+    batch = collate([pair, make_pair()], with_truth=True, with_contrast=True)
     assert batch["displacement"].shape == (2, 5, 6, 7, 3)
     assert batch["same_contrast"].tolist() == [0, 1]
     with pytest.raises(UserError, match="true displacement of the pair a is not known"):

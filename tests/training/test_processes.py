@@ -49,8 +49,9 @@ def losses(workdir: Path) -> dict[int, dict[str, float]]:
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("\n")]
+    times = ("steps_per_second", "waiting_share")
     return {
-        record["step"]: {name: value for name, value in record.items() if "second" not in name}
+        record["step"]: {name: value for name, value in record.items() if name not in times}
         for record in records
     }
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from adregnet_jax.config import Config, DataConfig, ModelConfig, OptimiserConfig
+from adregnet_jax.config import Config, DataConfig, LossConfig, ModelConfig, OptimiserConfig
 from adregnet_jax.errors import UserError
 from adregnet_jax.training.loop import check_settings
 
@@ -20,6 +20,7 @@ from adregnet_jax.training.loop import check_settings
         (Config(model=ModelConfig(dtype="float16")), "must be float32 or bfloat16"),
         (Config(model=ModelConfig(stem_stride=0)), "stem_stride is 0: it must be at least 1"),
         (Config(optimiser=OptimiserConfig(steps_per_epoch=-1)), "steps_per_epoch is -1: from 0"),
+        (Config(loss=LossConfig(field=1.0), data=DataConfig(exchange=True)), "exclude each other"),
         (Config(data=DataConfig(workers=0)), "data.workers must be at least 1, it is 0"),
         (Config(optimiser=OptimiserConfig(epochs=0)), "optimiser.epochs must be at least 1, it is 0"),
     ],
