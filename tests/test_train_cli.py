@@ -213,11 +213,11 @@ class Network(nn.Module):
 
 def test_metric_that_is_not_finite_is_named_with_its_step(tiny, tmp_path, scripted):
     scripted(losses=[0.5, 0.4, np.nan, 0.3], validation=1.0)
-    for every, kept in (("1", ["2"]), ("10", [])):
+    for every, kept in (("1", ["1", "2"]), ("10", [])):
         config = override(load_config(tiny), [f"--config.run.checkpoint_every_steps={every}"])
         with pytest.raises(UserError, match=r"^train/loss is nan at step 3, training stops"):
             loop.train(config, tmp_path / every)
-        assert [path.name for path in (tmp_path / every / "checkpoints").iterdir()] == kept
+        assert sorted(path.name for path in (tmp_path / every / "checkpoints").iterdir()) == kept
 
 
 def test_training_stops_when_validation_no_longer_improves(tiny, tmp_path, scripted):
