@@ -11,6 +11,7 @@ printed and written to table_v.csv and table_v.md. --seeds N takes the seeds 0 t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import json
@@ -68,7 +69,8 @@ def ablate(config: Config, workdir: Path, *, seeds: int = 3, rows: Rows = ROWS) 
                 continue
             print(f"{folder}:")
             # Else, after an interruption, the results of an earlier config would pass for those of this one.
-            (folder / "eval" / "summary.json").unlink(missing_ok=True)
+            with contextlib.suppress(NotADirectoryError):  # the training refuses such a workdir
+                (folder / "eval" / "summary.json").unlink(missing_ok=True)
             train(changed, folder)
             evaluate(changed, folder, figures=0)
 
@@ -97,7 +99,10 @@ def is_finished(config: Config, folder: Path) -> bool:
     if not (record.is_file() and (folder / "eval" / "summary.json").is_file()):
         return False
     ours = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as in the file
-    return json.loads(record.read_text())["config"] == ours
+    try:
+        return json.loads(record.read_text())["config"] == ours
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False  # the training refuses the record
 
 
 def table_row(name: str, folders: Sequence[Path]) -> tables.Row:

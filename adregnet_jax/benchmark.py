@@ -56,7 +56,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from adregnet_jax import entry
 from adregnet_jax.config import Config, DataConfig, LossConfig
-from adregnet_jax.errors import UserError
+from adregnet_jax.errors import OneLineParser, UserError
 from adregnet_jax.flops import GRADIENTS, Call, module_calls
 from adregnet_jax.losses import total_loss
 from adregnet_jax.nn.models import make_model
@@ -470,16 +470,9 @@ def _in_units(value, unit):
     return None if value is None else float(f"{value / unit:.4g}")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as everything here."""
-
-    def error(self, message):
-        raise UserError(f"{message}; --help tells of the options")
-
-
 def parse(argv: Sequence[str]) -> tuple[Config, tuple[int, int, int], argparse.Namespace]:
     """The config, with all that the command line says of it; the shape; and the options."""
-    parser = _Parser(
+    parser = OneLineParser(
         prog="python -m adregnet_jax.benchmark",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -505,6 +498,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, tuple[int, int, int], argparse.N
         raise UserError(f"--shape is {shape}: a scan has two voxels or more along each axis")
     if options.rounds < 1:
         raise UserError(f"--rounds is {options.rounds}: it must be at least 1")
+    if options.json and options.json.is_dir():
+        raise UserError(f"--json {options.json} is a folder; expected the name of a file")
     if options.json and not options.json.resolve().parent.is_dir():
         raise UserError(f"--json {options.json}: there is no folder {options.json.parent}: make it first")
     return config, shape, options

@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from adregnet_jax import config as settings
 from adregnet_jax.config import Config
-from adregnet_jax.errors import UserError
+from adregnet_jax.errors import OneLineParser, UserError
 
 
 def main(
@@ -63,7 +63,7 @@ def parse(
 ) -> tuple[Config, Path, dict[str, Any] | None]:
     """The config, with the overrides of the command line, the working directory, and what `join_processes`
     is told, if the run has several processes."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=description,
         allow_abbrev=False,
         epilog="Any field of the config can be set: --config.optimiser.learning_rate=3e-4",
@@ -103,7 +103,7 @@ def load_config(path: Path) -> Config:
         if error.args != ("get_config",):
             raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
         raise UserError(f"--config {path} has no function get_config(): it must return a Config") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"--config {path}: {type(error).__name__}: {_one_line(error)}{_hint(error)}"
         ) from error
@@ -254,7 +254,7 @@ def _fits(value, kind) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def _hint(error: Exception) -> str:
+def _hint(error: BaseException) -> str:
     """For `ModelConfig(chanels=...)`: the field that was probably meant."""
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     kind = getattr(settings, found[1], None) if found else None
@@ -272,5 +272,5 @@ def _fields(node) -> list[str]:
     return [field.name for field in dataclasses.fields(node)]
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

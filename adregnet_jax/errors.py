@@ -1,5 +1,15 @@
 """The one exception for what a user can mend: entry points print it as a single line and exit with 2."""
 
+import argparse
+from typing import NoReturn
+
 
 class UserError(Exception):
     """Input or setting that can't be used. The message says what was expected, what came, what to do."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A command line whose mistakes are `UserError`s: one line, as of everything here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help tells of the options")

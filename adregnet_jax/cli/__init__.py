@@ -34,6 +34,12 @@ class OneLineErrors(TyperGroup):
             status = _refuse(str(error))
         except USAGE_ERROR as error:
             status = _refuse(error.format_message())
+        except MemoryError:
+            status = _refuse("out of memory: scans on a coarser grid take less")
+        except OSError as error:
+            if not error.filename:
+                raise
+            status = _refuse(f"{error.filename}: can't be read or written ({error.strerror}): check the name")
         except (typer.Abort, KeyboardInterrupt):
             status = INTERRUPTED
         if status == INTERRUPTED:

@@ -52,19 +52,20 @@ def read_pairs(path: Path) -> list[NamedPair]:
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
+        columns = [name.strip() for name in next(csv.reader(lines), [])]
+        reader = csv.DictReader(lines[1:], columns, skipinitialspace=True)
+        table = [(reader.line_num + 1, cells) for cells in reader]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file that can be read ({error})") from None
-    columns = [name.strip() for name in next(csv.reader(lines), [])]
     unknown = [name for name in columns if name not in ("name", *REQUIRED, *OPTIONAL)]
     if unknown or not set(REQUIRED) <= set(columns):
         raise UserError(
             f"{path}: columns are {', '.join(columns) or 'none'}; expected fixed, moving and, as an option, "
             f"name, {', '.join(OPTIONAL)}"
         )
-    reader = csv.DictReader(lines[1:], columns, skipinitialspace=True)
-    rows = [_pair(path, reader.line_num + 1, cells) for cells in reader]
+    rows = [_pair(path, line, cells) for line, cells in table]
     if not rows:
         raise UserError(f"{path}: has no rows; expected one a pair")
     names = [row.name for row in rows]

@@ -110,8 +110,12 @@ def new_folder(path: Path, *, own: Collection[str], overwrite: bool = False) -> 
     Raises:
       UserError: the folder isn't empty and is not to be overwritten, or it can't be written.
     """
-    path = path.resolve()  # what a link leads to is replaced, not the link
-    _check_folder(path, own, overwrite)
+    try:
+        path = path.resolve()  # what a link leads to is replaced, not the link
+        _check_folder(path, own, overwrite)
+    except (OSError, RuntimeError) as error:  # a name that is too long; links that lead in a circle
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--output {path}: can't be used ({reason}): choose another name") from None
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     replaced = path.with_name(f".{os.getpid()}.{path.name}.replaced")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,7 @@ def export(
     Its function takes fixed and moving [b, x, y, z, 1] in [0, 1], on one grid, and gives the displacement
     [b, x, y, z, 3] in voxels and the warped moving scans. See docs/cli.md for how it is loaded.
     """
-    if min(shape) < 2 or not min(spacing) > 0:
+    if min(shape) < 2 or not all(0 < size < math.inf for size in spacing):
         raise UserError(f"--shape {shape} --spacing {spacing}: expected 2 voxels or more and sizes above 0")
     names = tuple(name.strip().lower() for name in platforms.split(","))
     if unknown := [name for name in names if name not in PLATFORMS]:

@@ -14,7 +14,6 @@ diagonal.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import re
@@ -27,7 +26,7 @@ from adregnet_jax.config import DirLabConfig
 from adregnet_jax.data import preprocessing
 from adregnet_jax.data.files import read_voxel_points
 from adregnet_jax.data.pair import Pair
-from adregnet_jax.errors import UserError
+from adregnet_jax.errors import OneLineParser, UserError
 
 GEOMETRY = {  # case: voxels, mm
     1: ((256, 256, 94), (0.97, 0.97, 2.5)),
@@ -300,9 +299,7 @@ def _numbers(values: np.ndarray) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Says which DIR-Lab cases are complete, and what is missing."
-    )
+    parser = OneLineParser(description="Says which DIR-Lab cases are complete, and what is missing.")
     parser.add_argument("root", help="folder with the unpacked cases")
     try:
         print(report(parser.parse_args().root))

@@ -108,17 +108,18 @@ def read_voxel_points(path: Path) -> np.ndarray:
 def _rows_of_csv(path: Path) -> list[PairFiles]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        columns = [name.strip() for name in next(csv.reader(lines), [])]
+        reader = csv.DictReader(lines[1:], columns, skipinitialspace=True)
+        table = [(reader.line_num + 1, cells) for cells in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file that can be read ({error})") from None
-    columns = [name.strip() for name in next(csv.reader(lines), [])]
     unknown = [name for name in columns if name not in ("split", "fixed", "moving", *OPTIONAL)]
     if unknown or not {"split", "fixed", "moving"} <= set(columns):
         raise UserError(
             f"{path}: columns are {', '.join(columns) or 'none'}; expected split, fixed, moving, "
             f"and optional {', '.join(OPTIONAL)}, with commas between"
         )
-    reader = csv.DictReader(lines[1:], columns, skipinitialspace=True)
-    rows = [_row_of_csv(path, reader.line_num + 1, cells) for cells in reader]
+    rows = [_row_of_csv(path, line, cells) for line, cells in table]
     if not rows:
         raise UserError(f"{path}: has no rows; expected one a pair")
     return rows

@@ -131,6 +131,7 @@ def simpleitk(path: Path) -> Any:
         import SimpleITK
     except ImportError:
         raise UserError(f"{path}: this needs SimpleITK: pip install 'adregnet-jax[itk]'") from None
+    SimpleITK.ProcessObject.GlobalWarningDisplayOff()  # what is wrong is raised, and told in one line
     return SimpleITK
 
 

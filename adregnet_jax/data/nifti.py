@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from nibabel.openers import ImageOpener
 from adregnet_jax.errors import UserError
 
 FORMS_TOLERANCE_MM = 0.1  # how far apart sform and qform may lay a corner
+PACKED_SUFFIXES = (".gz", ".bz2", ".zst")
+LARGEST_EXPANSION = 100  # of a compressed file, from which on more than LARGEST_EXPANDED is refused
+LARGEST_EXPANDED = 2**30  # bytes
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -75,7 +79,12 @@ def image_values(path: str | Path, values: np.ndarray) -> np.ndarray:
     bad = values.size - np.count_nonzero(np.isfinite(values))
     if bad:
         raise UserError(f"{path}: {bad} of {values.size} voxels are NaN or infinite: replace them, e.g. by 0")
-    return values.astype(np.float32)
+    with np.errstate(over="ignore"):
+        result = values.astype(np.float32)
+    if not np.isfinite(result).all():
+        largest = float(np.abs(values).max())
+        raise UserError(f"{path}: values go up to {largest:.3g}, beyond float32: rescale them")
+    return result
 
 
 def label_values(path: str | Path, values: np.ndarray) -> np.ndarray:
@@ -84,6 +93,9 @@ def label_values(path: str | Path, values: np.ndarray) -> np.ndarray:
     if not whole.all():
         example = values[~whole][0]
         raise UserError(f"{path}: labels have to be whole numbers, found {example:g}: is this an image?")
+    low, high = float(values.min()), float(values.max())
+    if low < -(2**31) or high >= 2**31:
+        raise UserError(f"{path}: labels go from {low:g} to {high:g}, beyond 2^31: is this an image?")
     return values.astype(np.int32)
 
 
@@ -126,8 +138,11 @@ def open_image(path: str | Path) -> Any:
         nib.spatialimages.HeaderDataError,
         OSError,
         ValueError,  # a quaternion that is no rotation
+        OverflowError,  # an infinite offset of the voxels
     ) as error:
-        raise UserError(f"{path}: not a NIfTI image that can be read ({one_line(error)})") from None
+        raise UserError(
+            f"{path}: not a NIfTI image that can be read ({one_line(error)}): copy it again, or convert it"
+        ) from None
     if image.get_data_dtype().kind not in "biuf":
         raise UserError(f"{path}: voxels are {image.get_data_dtype()}; expected one real number each")
     check_affine(path, image.affine)
@@ -144,7 +159,13 @@ def open_image(path: str | Path) -> Any:
 
 
 def check_affine(path: str | Path, affine: np.ndarray) -> None:
-    """Refuses an affine [4, 4] that maps the volume onto a plane, a line or nowhere."""
+    """Refuses an affine [4, 4] that maps the volume onto a plane, a line or nowhere, or isn't affine."""
+    if not np.isfinite(affine).all():
+        raise UserError(f"{path}: the affine has numbers that are NaN or infinite: mend the file's header")
+    if not np.allclose(affine[3], [0, 0, 0, 1]):
+        raise UserError(
+            f"{path}: the last row of the affine is {affine[3]}; expected 0 0 0 1: write it again"
+        )
     spacing_mm = nib.affines.voxel_sizes(affine)
     if not np.all(spacing_mm > 0):
         raise UserError(f"{path}: the affine has a spacing of {spacing_mm} mm: mend the file's header")
@@ -153,13 +174,31 @@ def check_affine(path: str | Path, affine: np.ndarray) -> None:
 
 
 def voxels(path: str | Path, image: Any) -> np.ndarray:
-    """The values of an opened image, scaled, of its own shape; refused if the file is damaged."""
+    """The values of an opened image, scaled, of its own shape; refused if the file is damaged or a bomb."""
+    size = math.prod(image.shape) * image.get_data_dtype().itemsize
     try:
+        file = Path(image.file_map["image"].filename)
+        stored_bytes = file.stat().st_size
+        if file.name.lower().endswith(PACKED_SUFFIXES):
+            check_expansion(path, stored_bytes, size)
+        elif size > stored_bytes:  # else memory would be taken before that is found
+            raise EOFError(f"its header tells of {size} bytes, it has {stored_bytes}")
         return np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except MemoryError:
+        raise UserError(f"{path}: needs more memory than there is: resample it to larger voxels") from None
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise UserError(
             f"{path}: damaged or cut off ({one_line(error)}): copy or download it again"
         ) from None
+
+
+def check_expansion(path: str | Path, stored_bytes: int, expanded_bytes: int) -> None:
+    """Refuses a small compressed file that would fill the memory: it is damaged, or made to do so."""
+    if expanded_bytes > max(LARGEST_EXPANDED, LARGEST_EXPANSION * stored_bytes):
+        raise UserError(
+            f"{path}: expands from {stored_bytes / 2**20:.3g} MiB to {expanded_bytes / 2**30:.3g} GiB, by its"
+            " header; expected a scan: copy it again, or store it uncompressed if it is one"
+        )
 
 
 def one_line(error: Exception) -> str:
@@ -185,7 +224,7 @@ def _raw_header(path: str | Path) -> nib.Nifti1Header:
             block = file.read(540)  # bytes of a NIfTI-2 header, the longer one
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a null byte in the name
         raise UserError(f"{path}: can't be read ({one_line(error)}): copy or download it again") from None
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
         if kind.may_contain_header(block):

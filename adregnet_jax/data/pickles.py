@@ -56,6 +56,8 @@ def read_pickle(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         )
     if (labels != np.round(labels)).any():
         raise UserError(f"{path}: labels have to be whole numbers: does the file hold (labels, image)?")
+    if (np.abs(labels.astype(np.float64)) >= 2**31).any():
+        raise UserError(f"{path}: has labels beyond 2^31: does the file hold (labels, image)?")
     return image.astype(np.float32), labels.astype(np.int32)
 
 

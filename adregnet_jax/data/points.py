@@ -35,12 +35,15 @@ def read_points(path: str | Path) -> np.ndarray:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a text file that can be read ({error})") from None
-    if path.name.endswith(".mrk.json"):
-        points = _parse_markups(path, text)
-    elif path.suffix == ".fcsv":
-        points = _parse_fcsv(path, text)
-    else:
-        points = _parse_csv(path, text)
+    try:
+        if path.name.endswith(".mrk.json"):
+            points = _parse_markups(path, text)
+        elif path.suffix == ".fcsv":
+            points = _parse_fcsv(path, text)
+        else:
+            points = _parse_csv(path, text)
+    except csv.Error as error:
+        raise UserError(f"{path}: not a table of points that can be read ({error})") from None
     if not points or not np.isfinite(points).all():
         raise UserError(f"{path}: has {len(points)} points; expected at least one, of finite numbers x, y, z")
     return np.array(points)
@@ -102,7 +105,7 @@ def _parse_markups(path: Path, text: str) -> list[list[float]]:
         units = markup.get("coordinateUnits", "mm")
         system = str(markup["coordinateSystem"])
         positions = [[float(value) for value in point["position"]] for point in markup["controlPoints"]]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{path}: not one list of markups of 3D Slicer: export the points again") from None
     if units not in ("mm", ["mm", "mm", "mm"]) or any(len(position) != 3 for position in positions):
         raise UserError(f"{path}: expected points of three coordinates in mm, got units {units}")

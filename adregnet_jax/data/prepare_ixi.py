@@ -26,7 +26,7 @@ import numpy as np
 from adregnet_jax.data import images
 from adregnet_jax.data.images import Image, read_image, write_image
 from adregnet_jax.data.preprocessing import resample
-from adregnet_jax.errors import UserError
+from adregnet_jax.errors import OneLineParser, UserError
 
 # Left-right, front-back, feet-head. The paper's 160 x 192 x 224 are left, inferior, anterior, in TransMorph's
 # files, which it takes the size from.
@@ -172,15 +172,13 @@ def _around(brain: np.ndarray, values: np.ndarray, background: float, scan: Imag
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", type=Path, metavar="INPUT")
     parser.add_argument("output", type=Path, metavar="OUTPUT")
     parser.add_argument("--masks", type=Path, metavar="MASKS")
     parser.add_argument("--no-bias-correction", action="store_true")
-    options = parser.parse_args(argv)
     try:
+        options = parser.parse_args(argv)
         shapes, refused = prepare_folder(
             options.input, options.output, options.masks, bias_correction=not options.no_bias_correction
         )

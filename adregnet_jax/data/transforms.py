@@ -197,11 +197,23 @@ def _read_nifti(path: Path, format: Format | None) -> tuple[np.ndarray, np.ndarr
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            expanded_bytes = sum(member.file_size for member in archive.infolist())
+        nifti.check_expansion(path, path.stat().st_size, expanded_bytes)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             displacement, affine = np.array(arrays["displacement"]), np.array(arrays["affine"])
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise UserError(
             f"{path}: not a field ({nifti.one_line(error)}); expected arrays named displacement and affine"
         ) from None

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from adregnet_jax.errors import UserError
+from adregnet_jax.errors import OneLineParser, UserError
 from adregnet_jax.evaluation import published, tables
 from adregnet_jax.evaluation import report as html
 from adregnet_jax.evaluation.evaluate import landmark_figure, write_atomically, write_figure
@@ -58,7 +58,8 @@ def collect(
         UserError: a run that was not evaluated, a case in two runs, or a comparison on other cases.
     """
     folders = [run / ("eval_instance" if instance else "eval") for run in runs]
-    rows = sorted((row for folder in folders for row in read_cases(folder / "cases.csv")), key=_order)
+    rows = _joined([folder / "cases.csv" for folder in folders])
+    distances = [row for folder in folders for row in _read_distances(folder / "landmarks.csv")]
     names = [row["name"] for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{', '.join(twice)}: in more than one run, each case counts once: leave one out")
@@ -81,7 +82,6 @@ def collect(
         write_atomically(output / f"{table.name}.csv", tables.to_csv(table.rows).encode())
         heading = html.Section(table.caption, tables.to_html(table.rows, table.columns))
         sections.append(heading)
-    distances = [row for folder in folders for row in _read_csv(folder / "landmarks.csv", missing_ok=True)]
     if distances:
         distances.sort(key=_order)
         png = write_figure(output / "landmark_distances.png", landmark_figure(distances))
@@ -109,17 +109,44 @@ def read_cases(path: Path) -> list[tables.Row]:
         raise UserError(f"{path}: is not a table of eval.py ({error}): evaluate the run again") from None
     if not rows or "name" not in rows[0]:
         raise UserError(f"{path}: no cases in it: expected the cases.csv of eval.py")
+    if not all(row["name"] for row in rows):
+        raise UserError(f"{path}: a case without a name, the table is cut off: evaluate the run again")
     return rows
 
 
-def _read_csv(path: Path, *, missing_ok: bool = False) -> list[dict[str, str]]:
+def _joined(paths: Sequence[Path]) -> list[tables.Row]:
+    """The cases of all tables, which have the same columns."""
+    parts = [read_cases(path) for path in paths]
+    for path, part in zip(paths, parts, strict=True):
+        if different := sorted(set(part[0]) ^ set(parts[0][0])):
+            raise UserError(
+                f"{path} and {paths[0]}: columns differ by {', '.join(different)}: evaluate all runs with the"
+                " same options"
+            )
+    return sorted((row for part in parts for row in part), key=_order)
+
+
+def _read_distances(path: Path) -> list[dict[str, str]]:
+    """The lines of a `landmarks.csv`, of which not every run has one."""
+    if not path.exists():
+        return []
+    rows = _read_csv(path)
+    try:
+        for row in rows:
+            _order(row), float(row["before_mm"]), float(row["after_mm"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: is not a table of eval.py ({type(error).__name__}: {error}): evaluate the run again"
+        ) from None
+    return rows
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
     try:
         return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     except FileNotFoundError:
-        if missing_ok:
-            return []
         raise UserError(f"{path}: there is no such file: run eval.py with this workdir first") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV file that can be read ({error})") from None
 
 
@@ -174,6 +201,8 @@ def _comparisons(rows: Sequence[tables.Row], against: Sequence[Path]) -> list[ta
                 "a paired test needs the same ones"
             )
         measure = "tre_mm" if rows[0].get("tre_mm") is not None else "dice"
+        if any(measure not in row for row in (rows[0], *theirs.values())):
+            raise UserError(f"{path}: {measure} is not in both tables, so nothing can be compared")
         others[f"{path} ({measure})"] = (
             [row[measure] for row in rows],
             [theirs[row["name"]][measure] for row in rows],
@@ -205,31 +234,31 @@ def _protocol(runs: Sequence[Path], instance: bool) -> str:
     for run in runs:
         try:
             data = json.loads((run / "config.json").read_text())["config"]["data"]
-        except (OSError, ValueError, KeyError):
-            lines.append(f"{run.name}: no config.json, its protocol is not known")
-            continue
-        if data["kind"] == "dirlab":
-            dirlab = data["dirlab"]
-            protocol = f"leave-one-out, trained without case {dirlab['test_case']}"
-            if dirlab.get("protocol") == "paper":
-                protocol = f"WARNING: LEAKAGE, trained with the test case {dirlab['test_case']}"
-            cases, preprocessing = dirlab["cases"], dirlab["preprocessing"]
-            lines.append(f"{run.name}: {protocol}, cases {cases}, {preprocessing} preprocessing")
-        else:
-            lines.append(f"{run.name}: test split of {data['kind']} data")
+            lines.append(f"{run.name}: {_data(data)}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            lines.append(f"{run.name}: no config.json that can be read, its protocol is not known")
     return "\n".join(lines)
 
 
+def _data(data: Mapping) -> str:
+    """What the settings `data` of a run say that it was trained and tested on."""
+    if data["kind"] != "dirlab":
+        return f"test split of {data['kind']} data"
+    dirlab = data["dirlab"]
+    protocol = f"leave-one-out, trained without case {dirlab['test_case']}"
+    if dirlab.get("protocol") == "paper":
+        protocol = f"WARNING: LEAKAGE, trained with the test case {dirlab['test_case']}"
+    return f"{protocol}, cases {dirlab['cases']}, {dirlab['preprocessing']} preprocessing"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--against", type=Path, nargs="*", default=[], metavar="CSV")
     parser.add_argument("--instance", action="store_true")
-    options = parser.parse_args(argv)
     try:
+        options = parser.parse_args(argv)
         for table in collect(options.runs, options.output, options.against, instance=options.instance):
             print(f"{table.caption}\n\n{tables.to_text(table.rows, table.columns)}")
     except UserError as error:

@@ -199,16 +199,16 @@ def restore_network(workdir: Path) -> tuple[nn.Module, Any]:
         settings = json.loads(record.read_text(encoding="utf-8"))["config"]["model"]
         tuples = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
         config = ModelConfig(**(settings | tuples))
+        model = make_model(config)
+        volume = jax.ShapeDtypeStruct((1, *PARAMETER_SHAPE, 1), jnp.float32)
+        abstract = jax.eval_shape(model.init, jax.random.key(0), volume, volume)["params"]
     except OSError:
         raise UserError(f"{workdir} holds no config.json: give the workdir of a run of train.py") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{record} tells of no model that this version knows ({reason}): give the workdir of another run"
         ) from None
-    model = make_model(config)
-    volume = jax.ShapeDtypeStruct((1, *PARAMETER_SHAPE, 1), jnp.float32)
-    abstract = jax.eval_shape(model.init, jax.random.key(0), volume, volume)["params"]
     return model, restore_parameters(workdir, abstract)[0]
 
 
@@ -227,7 +227,13 @@ def check_architecture(workdir: Path, model: ModelConfig) -> None:
     if not (record.is_file() and _folder(workdir).is_dir() and any(_folder(workdir).iterdir())):
         return
     # A setting that came after that run has its default there.
-    theirs = dataclasses.asdict(ModelConfig()) | json.loads(record.read_text())["config"]["model"]
+    try:
+        theirs = dataclasses.asdict(ModelConfig()) | json.loads(record.read_text())["config"]["model"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{record}: not the record of a run ({type(error).__name__}): bring back a copy, or give another"
+            " --workdir"
+        ) from None
     ours = json.loads(json.dumps(dataclasses.asdict(model)))  # tuples become lists, as in the file
     for name, value in ours.items():
         if name in SAME_NETWORK:

@@ -27,7 +27,7 @@ from adregnet_jax import provenance
 from adregnet_jax.config import Config, ModelConfig
 from adregnet_jax.data import pipeline
 from adregnet_jax.data.pair import Pair
-from adregnet_jax.data.splits import load_splits
+from adregnet_jax.data.splits import Splits, load_splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.metrics import tre_mm
 from adregnet_jax.nn.models import make_model
@@ -74,17 +74,17 @@ def train(config: Config, workdir: Path) -> None:
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT; a checkpoint is saved first.
     """
     check_settings(config)
+    splits = load_splits(config.data)  # data that can't be used leave no workdir behind
+    spacing_mm = splits.train[0].spacing_mm.tolist() if splits.train else None
     with only_run(workdir):
-        _train(config, workdir)
+        _train(config, workdir, splits, spacing_mm)
 
 
-def _train(config: Config, workdir: Path) -> None:
+def _train(config: Config, workdir: Path, splits: Splits, spacing_mm: list[float] | None) -> None:
     if config.run.memory == "auto":
         config = dataclasses.replace(config, model=recorded_choices(config.model, workdir))
-    splits = load_splits(config.data)
     check_architecture(workdir, config.model)
     write_splits(workdir, config.data.kind, splits)
-    spacing_mm = splits.train[0].spacing_mm.tolist() if splits.train else None
     prepare_workdir(config, workdir, spacing_mm=spacing_mm)
     batch_size = config.optimiser.batch_size
     make_batch = functools.partial(
@@ -219,8 +219,14 @@ def check_settings(config: Config) -> None:
         raise UserError(f"optimiser.steps_per_epoch is {config.optimiser.steps_per_epoch}: from 0")
     if config.loss.dice > 0 and not config.loss.dice_labels:
         raise UserError("loss.dice is set and loss.dice_labels is empty: name the labels, as in (1, 2)")
+    if not 0 < config.optimiser.learning_rate < math.inf:
+        raise UserError(
+            f"optimiser.learning_rate is {config.optimiser.learning_rate}: it must be a number above 0"
+        )
     model = config.model
     make_model(model)  # refuses an unknown architecture
+    if not model.channels or min(model.channels) < 1:
+        raise UserError(f"model.channels is {model.channels}: expected a number above 0 for each level")
     if not 0 <= model.finest_level < len(model.channels):
         raise UserError(
             f"model.finest_level is {model.finest_level}, model.channels has {len(model.channels)} levels:"

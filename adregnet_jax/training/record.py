@@ -87,7 +87,7 @@ def check_splits(workdir: Path, kind: str, splits: Splits) -> None:
         record = json.loads(path.read_text())
         theirs = {split: set(record[split]["subjects"]) for split in Splits._fields}
         their_kind = record["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a record of splits ({type(error).__name__}): train again") from None
     advice = "use the config of that run, or another --workdir"
     if their_kind != kind:

@@ -1,0 +1,114 @@
+"""Every entry point, given bad input: one clear line, the right status, nothing left, little memory."""
+
+import importlib
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adregnet_jax.errors import UserError
+from tests.bad_inputs.cases import CASES, Case
+
+ROOT = Path(__file__).parents[2]
+MEMORY = 2 * 2**30  # bytes of address space, of the commands that run in a process of their own
+# The stages that `adregnet register` and `batch` tell, and what MetaIO writes to the stream by itself.
+PROGRESS = re.compile(r" *\d+\.\d s  |MetaImage: M_ReadElementsData: data not read|   ideal = ")
+PROGRAM = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_AS, ({memory}, {memory}))
+sys.argv = {argv!r}
+{run}
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_processes(monkeypatch):
+    """The cache on disk and malloc's settings are of whole processes, this one has other tests."""
+    monkeypatch.setattr("adregnet_jax.entry.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("adregnet_jax.entry.keep_freed_memory", lambda: None)
+
+
+def test_there_is_a_case_for_every_entry_point():
+    assert len({case.name for case in CASES}) == len(CASES) >= 80
+    commands = [case.command for case in CASES if isinstance(case.command, str)]
+    adregnet = ("register", "batch", "apply", "invert", "compose", "convert", "info", "export")
+    others = ("train.py", "eval.py", "adregnet_jax.benchmark", "adregnet_jax.ablation")
+    wanted = {*(f"adregnet {name}" for name in adregnet), *others, "adregnet_jax.evaluation.collect"}
+    assert not {name for name in wanted if not any(f"{c} ".startswith(f"{name} ") for c in commands)}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_bad_input(case: Case, tmp_path, monkeypatch, capfd):
+    case.make(tmp_path)
+    before = entries(tmp_path)
+    capfd.readouterr()
+    monkeypatch.chdir(tmp_path)
+    if callable(case.command):
+        status, out, err = read(case, tmp_path)
+    elif case.child:
+        status, out, err = in_child(shlex.split(case.command))
+    else:
+        status = in_this_process(shlex.split(case.command), monkeypatch)
+        out, err = capfd.readouterr()
+
+    lines = [line for line in err.splitlines() if not PROGRESS.match(line)]
+    assert status == case.status, out + err
+    if case.status == 0:
+        assert not lines, err
+        assert re.search(case.expected, out), out
+    else:
+        assert len(lines) == 1, err
+        assert case.status == 1 or lines[0].startswith("error: "), err
+        assert re.search(case.expected, lines[0]), err
+    left = entries(tmp_path) - before
+    assert {path for path in left if not path.startswith(tuple(f"{name}/" for name in case.leaves))} <= set(
+        case.leaves
+    )
+
+
+def entries(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def read(case: Case, folder: Path) -> tuple[int, str, str]:
+    """What a reader returns, or its refusal as the line that entry points make of it."""
+    try:
+        return 0, str(case.command(folder)), ""
+    except UserError as error:
+        return 2, "", f"error: {error}"
+
+
+def in_this_process(argv: list[str], monkeypatch) -> int:
+    """The status with which the command ends."""
+    monkeypatch.setattr(sys, "argv", argv)
+    try:
+        run(argv[0])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def run(program: str) -> None:
+    if program == "adregnet":
+        from adregnet_jax.cli import main
+
+        main()
+    elif program.endswith(".py"):
+        runpy.run_path(str(ROOT / program), run_name="__main__")
+    else:
+        sys.exit(importlib.import_module(program).main())
+
+
+def in_child(argv: list[str]) -> tuple[int, str, str]:
+    """Status, output and errors of `adregnet` in a process that can't have more than `MEMORY`."""
+    assert argv[0] == "adregnet"
+    program = PROGRAM.format(memory=MEMORY, argv=argv, run="from adregnet_jax.cli import main; main()")
+    environment = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment
+    )
+    return done.returncode, done.stdout, done.stderr
