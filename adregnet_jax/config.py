@@ -102,7 +102,8 @@ class ModelConfig:
     architecture: str = "adregnet"
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)  # one entry a level, fine to coarse
     # Voxels a side of the blocks that the first convolution sees as the channels of one voxel: with 2 the
-    # finest level is half the resolution of the scans, and an eighth of the work. Not in the paper.
+    # finest level is half the resolution of the scans, and an eighth of the work. A power of two. Not in the
+    # paper.
     stem_stride: int = 1
     cross_attention: bool = True  # section III-B2; False: features are concatenated and projected
     regional_attention: bool = True  # section III-B3; False: weight 1 everywhere

@@ -1,8 +1,10 @@
 """The terms of the training loss, eq. 16-19: pure functions of batches, each a scalar.
 
 Images and masks are [b, x, y, z, 1], intensities of about [0, 1]; a mask is 1 where the scan is and 0 in
-padding. Masked voxels have no part in any term, whatever their values. Every term is a mean over the batch of
-what each pair gives alone, and is finite with finite gradients on constant images and empty masks.
+padding. Masked voxels have no part in a term that takes a mask, whatever the images hold there; bending
+energy, landmarks and Dice take none, and MIND's features are made before its mask. Every term is a mean over
+the batch of what each pair gives alone, and is finite with finite gradients on constant images and empty
+masks.
 
 With `axis_name` (`ops.slabs`), images and displacements are slabs along x, points and results those of the
 whole volume, on each device.
@@ -370,8 +372,11 @@ def field_loss(
       ValueError: wrong shapes.
     """
     _check_displacement(displacement, mask)
-    if truth.shape != displacement.shape:
-        raise ValueError(f"both displacements must be of one shape, got {displacement.shape}, {truth.shape}")
+    if truth.shape != displacement.shape or spacing_mm.shape != (displacement.shape[0], 3):
+        raise ValueError(
+            "both displacements must be of one shape and spacing_mm [b, 3], got"
+            f" {displacement.shape}, {truth.shape} and {spacing_mm.shape}"
+        )
     error_mm = (displacement - truth) * spacing_mm[:, None, None, None]
     # A micrometre, so that the root has a gradient at 0.
     distance_mm = jnp.sqrt(jnp.sum(error_mm**2, axis=-1) + 1e-6)

@@ -14,6 +14,7 @@ choices below were made by timing on CPU, always for the faster one:
 - box sums by products with banded matrices: `F.avg_pool3d` and a convolution with ones are slower.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
@@ -23,7 +24,17 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from adregnet_jax.config import ModelConfig
+
 OFFSETS = list(itertools.product((-1, 0, 1), repeat=3))
+SERVED = (  # fields of `ModelConfig` that may differ from their defaults; the last two change no number
+    "channels",
+    "finest_level",
+    "global_attention_tokens",
+    "region_size",
+    "attention_block",
+    "remat",
+)
 OUTSIDE = -1e30  # the logit of a neighbour beyond the border
 
 
@@ -353,10 +364,16 @@ class AdRegNet(nn.Module):
     """`config`: channels, finest_level, global_attention_tokens and region_size; the rest has its defaults.
 
     Sizes must be multiples of 2^(levels - 1).
+
+    Raises:
+      ValueError: another field is set, which there is no such network for.
     """
 
     def __init__(self, config):
         super().__init__()
+        for name, value in dataclasses.asdict(ModelConfig()).items():
+            if name not in SERVED and getattr(config, name) != value:
+                raise ValueError(f"the network in PyTorch is for {name}={value}, not {getattr(config, name)}")
         self.backbone = Backbone(config.channels, config.finest_level)
         self.levels = list(reversed(range(config.finest_level, len(config.channels))))
         for level in self.levels:

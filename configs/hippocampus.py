@@ -11,9 +11,9 @@ test is 200 pairs: each test subject with five others.
 Weakly supervised, with the labels of the training scans:
 --config.loss.dice=1 --config.loss.dice_labels="(1, 2)"
 
-Hardware: two CPU cores, three steps a second, about an hour (measured on one core, 62 minutes, other work
-beside it). Measured, network alone, mean Dice of the 200 pairs, 0.574 before (labels warped by nearest
-neighbour): images only 0.741, 0.04 % of the voxels folded; with labels 0.827, 0.13 %.
+Hardware: a CPU core, 2.7 steps a second, 62 minutes with other work beside it. Measured, network alone, mean
+Dice of the 200 pairs, 0.574 before (labels warped by nearest neighbour): images only 0.741, 0.04 % of the
+voxels folded; with labels 0.827, 0.13 %.
 """
 
 from adregnet_jax.config import (

@@ -104,24 +104,23 @@ def _phantom(config: DataConfig) -> list[Makers]:
 
 
 def _synthetic(config: SyntheticConfig) -> list[Makers]:
+    synthetic.check_settings(config)
     counts = (config.train_cases, config.validation_cases, config.test_cases)
-    makers: list[Makers] = []
-    for (split, first), count in zip(FIRST_CASE.items(), counts, strict=True):
-        makers.append(
-            [
-                _maker(
-                    f"synthetic_{case:07d}",
-                    functools.partial(
-                        synthetic.synthetic_pair,
-                        config,
-                        case,
-                        share=synthetic.curriculum_share(config, case) if split == "train" else 1.0,
-                    ),
-                )
-                for case in range(first, first + count)
-            ]
+    if max(counts) > FIRST_CASE["validation"]:
+        raise UserError(
+            f"a split has at most {FIRST_CASE['validation']} synthetic cases, got {counts}: beyond, it would"
+            " have those of the next split; set data.synthetic.train_cases"
         )
-    return makers
+
+    def maker(split, case):
+        share = synthetic.curriculum_share(config, case) if split == "train" else 1.0
+        make = functools.partial(synthetic.synthetic_pair, config, case, share=share)
+        return _maker(f"synthetic_{case:07d}", make)
+
+    return [
+        [maker(split, case) for case in range(first, first + count)]
+        for (split, first), count in zip(FIRST_CASE.items(), counts, strict=True)
+    ]
 
 
 def _dirlab(config: DataConfig) -> list[Makers]:

@@ -1,15 +1,15 @@
 """Pairs of scans that nobody took: random anatomy, random contrast, random motion, from a seed.
 
 A case begins with a map of labels in the moving frame and a displacement u(p) over the fixed frame. The map
-is pulled back, fixed(p) = moving(p + u(p)), label by label to the nearest voxel. Then both maps are painted.
-Either with the same contrast: one image is painted and pulled back like the labels, as two scans of a
-sequence look. Or with contrasts of their own, as SynthMorph does (Hoffmann et al., IEEE TMI 2022). Each
-image is then blurred, cropped and given noise and a bias field of its own.
+is pulled back to the nearest voxel, fixed(p) = moving(p + u(p)). Then both maps are painted. Either with the
+same contrast: one image is painted and pulled back by trilinear interpolation, as two scans of a sequence
+look, the fixed one a little softer. Or with contrasts of their own, as SynthMorph does (Hoffmann et al., IEEE
+TMI 2022). Each image is then blurred, cropped and given noise and a bias field of its own.
 
 Anatomy is one of three kinds: blobs of any shape; shells with folded edges around paired nuclei, as a head
 has; a trunk with lungs or abdominal organs, ribs, spine and trees of vessels. Motion is one of two: smooth
 waves of several lengths upon a small affine map, as between people; or a shift along one axis that fades, as
-in a breath. It never folds: its determinant is at least `LEAST_DETERMINANT`.
+in a breath. It never folds: its determinant, by central differences, is at least `LEAST_DETERMINANT`.
 
 No scan of anyone is read. `python -m adregnet_jax.data.synthetic` prints what the cases look like, and with
 --picture FILE draws some.
@@ -47,15 +47,11 @@ def synthetic_pair(config: SyntheticConfig, case: int, *, share: float = 1.0) ->
       A pair with labels, 0 where there is no structure, and with the displacement that made it, in voxels.
 
     Raises:
-      UserError: a grid that is too small, numbers below 0.
+      UserError: settings that make no sense, or a case below 0.
     """
-    if case < 0 or config.seed < 0:
-        raise UserError(f"synthetic cases and seeds count from 0, got case {case} and seed {config.seed}")
-    if min(config.shape) < LEAST_SHAPE:
-        raise UserError(
-            f"a synthetic scan has at least {LEAST_SHAPE} voxels along each axis, got {config.shape}: set"
-            " data.synthetic.shape"
-        )
+    check_settings(config)
+    if case < 0:
+        raise UserError(f"synthetic cases count from 0, got {case}")
     rng = np.random.default_rng([config.seed, case])
     spacing_mm = np.asarray(config.spacing_mm, np.float64)
     moving_labels = _draw_anatomy(rng, tuple(config.shape))
@@ -87,6 +83,24 @@ def synthetic_pair(config: SyntheticConfig, case: int, *, share: float = 1.0) ->
     )
 
 
+def check_settings(config: SyntheticConfig) -> None:
+    """Raises UserError for a grid that is too small, a spacing or motion that is none, numbers below 0."""
+    if min(config.shape) < LEAST_SHAPE:
+        raise UserError(
+            f"a synthetic scan has at least {LEAST_SHAPE} voxels along each axis, got {config.shape}: set"
+            " data.synthetic.shape"
+        )
+    for name in ("spacing_mm", "largest_motion_mm"):
+        sizes = np.atleast_1d(getattr(config, name))
+        if not (np.isfinite(sizes).all() and (sizes > 0).all()):
+            raise UserError(f"data.synthetic.{name} is {getattr(config, name)}: expected mm above 0")
+    for name in ("seed", "curriculum_cases", "train_cases", "validation_cases", "test_cases"):
+        if getattr(config, name) < 0:
+            raise UserError(f"data.synthetic.{name} is {getattr(config, name)}: it counts from 0")
+    if not 0 <= config.same_contrast <= 1:
+        raise UserError(f"data.synthetic.same_contrast is {config.same_contrast}: a share is from 0 to 1")
+
+
 def curriculum_share(config: SyntheticConfig, case: int) -> float:
     """Share of the largest motion that a training case has: it grows with its number, then stays 1."""
     if not config.curriculum_cases:
@@ -116,7 +130,7 @@ def _blobs(rng, shape) -> np.ndarray:
 
 
 def _shells(rng, labels, x, y, z) -> None:
-    """An ellipsoid in layers, whose edges are the more folded the deeper they lie, and nuclei in pairs."""
+    """An ellipsoid in layers with folded edges, deeper ones more on average, and nuclei in pairs."""
     half_axes = rng.uniform(0.6, 0.95, 3)
     depth = 1 - _radius(x, y, z, (0, 0, 0), half_axes)
     folds = _noise(rng, labels.shape, int(rng.integers(6, 15)))[0]

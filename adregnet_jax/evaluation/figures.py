@@ -62,7 +62,7 @@ PLANES = (
     Plane("sagittal", 0, (1, 2), ("A", "P", "I", "S")),
 )
 PANELS = ("fixed", "moving", "warped", "moving − fixed", "warped − fixed", "deformed grid", "Jacobian")
-VALIDATION = "validation_"  # begins the names of metrics on the validation split
+TRAINING, VALIDATION = "train/", "validation/"  # begin the names of metrics on these splits
 FOLDED_COLOUR = "magenta"  # in neither of the two diverging colour maps
 SIDES = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.03), (0.5, 0.97))  # left, right, bottom, top of a panel
 ALIGNED = (("left", "center"), ("right", "center"), ("center", "bottom"), ("center", "top"))
@@ -260,17 +260,22 @@ def training_figure(records: Sequence[Mapping[str, float]]) -> Figure:
     """The logged metrics of a run over its steps: one panel a metric, with the curves of both splits.
 
     Args:
-        records: one mapping a logged step, with "step" and any metrics; "validation_loss" is a curve of the
+        records: one mapping a logged step, with "step" and any metrics; "validation/loss" is a curve of the
             panel "loss", beside that of the training steps.
     """
     names = dict.fromkeys(name for record in records for name in record if name != "step")
-    panels = list(dict.fromkeys(name.removeprefix(VALIDATION) for name in names))
+    panels = list(dict.fromkeys(name.removeprefix(TRAINING).removeprefix(VALIDATION) for name in names))
     columns = min(3, max(1, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
     figure = Figure(figsize=(3.2 * columns, 2.2 * rows), dpi=150, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
-        for name, split, colour in ((panel, "training", "C0"), (VALIDATION + panel, "validation", "C1")):
+        curves = (
+            (panel, "training", "C0"),  # what is of no split, as the learning rate
+            (TRAINING + panel, "training", "C0"),
+            (VALIDATION + panel, "validation", "C1"),
+        )
+        for name, split, colour in curves:
             points = [(record["step"], record[name]) for record in records if name in record]
             if points:
                 marker = "." if len(points) < 50 else ""
@@ -279,9 +284,9 @@ def training_figure(records: Sequence[Mapping[str, float]]) -> Figure:
         ax.set_xlabel("step", fontsize=7)
         ax.tick_params(labelsize=6)
         ax.grid(linewidth=0.3)
-    curves = {line.get_label(): line for ax in axes for line in ax.lines}
+    shown = {line.get_label(): line for ax in axes for line in ax.lines}
     figure.legend(
-        curves.values(), curves.keys(), loc="outside lower center", ncols=2, fontsize=7, frameon=False
+        shown.values(), shown.keys(), loc="outside lower center", ncols=2, fontsize=7, frameon=False
     )
     for ax in axes[len(panels) :]:
         ax.remove()

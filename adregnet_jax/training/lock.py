@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from adregnet_jax.errors import UserError
+from adregnet_jax.training.record import writing
 
 try:
     import fcntl
@@ -31,14 +32,8 @@ def only_run(workdir: Path) -> Iterator[None]:
     if jax.process_index() or fcntl is None:
         yield
         return
-    path = workdir / "lock"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise UserError(
-            f"--workdir {workdir} can't be written: {error.strerror}: give another one"
-        ) from error
+    with writing(workdir):
+        file = (workdir / "lock").open("a+")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

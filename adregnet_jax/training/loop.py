@@ -232,8 +232,8 @@ def check_settings(config: Config) -> None:
             f"model.finest_level is {model.finest_level}, model.channels has {len(model.channels)} levels:"
             " it must be one of them, from 0"
         )
-    if model.stem_stride < 1:
-        raise UserError(f"model.stem_stride is {model.stem_stride}: it must be at least 1")
+    if model.stem_stride < 1 or model.stem_stride & (model.stem_stride - 1):
+        raise UserError(f"model.stem_stride is {model.stem_stride}: it must be a power of two, from 1")
     if model.heads < 1 or any(c % model.heads for c in model.channels):
         raise UserError(
             f"model.heads is {model.heads}, which does not divide all model.channels {model.channels}"

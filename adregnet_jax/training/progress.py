@@ -57,13 +57,15 @@ class RunLog:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what the training waits for: its next batch."""
+        """Around what the training waits for: its next batch, while the step before may still run."""
         began = time.monotonic()
-        yield
-        self._waited += time.monotonic() - began
+        try:
+            yield
+        finally:
+            self._waited += time.monotonic() - began
 
     def waiting_share(self) -> float:
-        """Of the time since the clock was restarted, the share that was spent in `waiting`."""
+        """Share of the time since the clock was restarted that was spent in `waiting`: what is lost at most."""
         return self._waited / (time.monotonic() - self._clock)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:

@@ -6,7 +6,9 @@ was started, with the command, the code, the versions and the devices.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,22 @@ from adregnet_jax.data.splits import Splits
 from adregnet_jax.errors import UserError
 
 
+@contextlib.contextmanager
+def writing(workdir: Path) -> Iterator[None]:
+    """Makes the workdir; what the block can't write in it is one line.
+
+    Raises:
+        UserError: the workdir can't be made or written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(
+            f"--workdir {workdir} can't be written: {error.strerror}: give another one"
+        ) from error
+
+
 def write_record(path: Path, record: Any) -> None:
     """Writes JSON, complete or not at all, and makes the workdir for it; of several processes, one does.
 
@@ -25,15 +43,10 @@ def write_record(path: Path, record: Any) -> None:
     """
     if jax.process_index():
         return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path.parent):
         written = path.with_name(path.name + ".tmp")
         written.write_text(json.dumps(record, indent=2) + "\n")
         written.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"--workdir {path.parent} can't be written: {error.strerror}: give another one"
-        ) from error
 
 
 def append_start(workdir: Path, step: int) -> None:
@@ -44,13 +57,8 @@ def append_start(workdir: Path, step: int) -> None:
     """
     if jax.process_index():
         return
-    try:
-        with (workdir / "starts.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **provenance.origin()}) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"--workdir {workdir} can't be written: {error.strerror}: give another one"
-        ) from error
+    with writing(workdir), (workdir / "starts.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, **provenance.origin()}) + "\n")
 
 
 def write_splits(workdir: Path, kind: str, splits: Splits) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from adregnet_jax.config import SyntheticConfig
-from adregnet_jax.data.synthetic import curriculum_share, synthetic_pair
+from adregnet_jax.config import DataConfig, SyntheticConfig
+from adregnet_jax.data.splits import load_splits
+from adregnet_jax.data.synthetic import LEAST_DETERMINANT, curriculum_share, main, synthetic_pair
 from adregnet_jax.errors import UserError
 
 SMALL = SyntheticConfig(shape=(40, 32, 36), spacing_mm=(3.0, 4.0, 3.5))
@@ -56,7 +57,7 @@ def test_motion_has_its_size_and_never_folds(pairs):
     lengths = []
     for pair in pairs:
         gradient = [np.stack(np.gradient(pair.displacement[..., n].astype(float)), -1) for n in range(3)]
-        assert np.linalg.det(np.eye(3) + np.stack(gradient, -2)).min() > 0.1
+        assert np.linalg.det(np.eye(3) + np.stack(gradient, -2)).min() > LEAST_DETERMINANT - 1e-3  # float32
         lengths.append(np.linalg.norm(pair.displacement * pair.spacing_mm, axis=-1).max())
     assert max(lengths) <= SMALL.largest_motion_mm * 1.001
     assert max(lengths) > 0.5 * SMALL.largest_motion_mm and min(lengths) > 0.1
@@ -102,11 +103,45 @@ def test_motion_grows_with_the_number_of_the_case():
     np.testing.assert_allclose(easy, 0.2 * hard, atol=1e-4)  # this one is short enough not to fold
 
 
+def test_splits_are_of_other_cases_and_only_training_grows():
+    data = DataConfig(kind="synthetic", synthetic=dataclasses.replace(SMALL, train_cases=3, test_cases=2))
+    splits = load_splits(data)
+    assert [len(split) for split in splits] == [3, 20, 2]
+    assert not splits.train.subjects & (splits.validation.subjects | splits.test.subjects)
+    easy = synthetic_pair(SMALL, 0, share=0.2)
+    np.testing.assert_array_equal(splits.train[0].displacement, easy.displacement)
+    assert splits.train[0] is not splits.train[0]  # of no use again: not kept
+    whole = synthetic_pair(SMALL, 1_000_000)
+    np.testing.assert_array_equal(splits.validation[0].displacement, whole.displacement)
+    data.synthetic.train_cases = 1_000_001
+    with pytest.raises(UserError, match="those of the next split"):
+        load_splits(data)
+
+
+def test_breaths_go_forth_and_back(pairs):
+    """Along its main axis a breath moves everything one way; which way is drawn."""
+    means = np.array([pair.displacement.mean(axis=(0, 1, 2)) for pair in pairs])
+    main_axis = np.abs(means).argmax(axis=1)
+    signs = np.sign(means[np.arange(len(means)), main_axis])
+    assert 4 < (signs > 0).sum() < len(signs) - 4
+
+
+def test_cases_are_told_and_drawn(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["synthetic", "--cases", "2", "--picture", str(tmp_path / "cases.png")])
+    main()
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert (tmp_path / "cases.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("config", "case", "told"),
     [
         (SMALL, -1, "count from 0"),
-        (dataclasses.replace(SMALL, seed=-1), 0, "count from 0"),
+        (dataclasses.replace(SMALL, seed=-1), 0, "seed is -1: it counts from 0"),
+        (dataclasses.replace(SMALL, curriculum_cases=-1), 0, "curriculum_cases is -1"),
+        (dataclasses.replace(SMALL, spacing_mm=(0.0, 1.0, 1.0)), 0, "expected mm above 0"),
+        (dataclasses.replace(SMALL, largest_motion_mm=float("nan")), 0, "expected mm above 0"),
+        (dataclasses.replace(SMALL, same_contrast=2.0), 0, "a share is from 0 to 1"),
         (dataclasses.replace(SMALL, shape=(8, 40, 40)), 0, "at least 16 voxels"),
     ],
 )

@@ -153,11 +153,12 @@ def test_identical_constant_scans_can_be_drawn():
 
 def test_training_curves_hold_the_logged_values():
     records = [
-        {"step": 1, "loss": 3.0},
-        {"step": 2, "loss": 2.0, "validation_loss": 2.5, "validation_tre_mm": 4.0},
+        {"step": 1, "train/loss": 3.0, "learning_rate": 0.1},
+        {"step": 2, "train/loss": 2.0, "validation/loss": 2.5, "validation/tre_mm": 4.0},
     ]
     figure = figures.training_figure(records)
-    loss, tre = figure.axes
+    loss, rate, tre = figure.axes
+    assert rate.get_title() == "learning_rate" and len(rate.lines) == 1
     assert {line.get_label(): line.get_xydata().tolist() for line in loss.lines} == {
         "training": [[1, 3.0], [2, 2.0]],
         "validation": [[2, 2.5]],
