@@ -65,7 +65,7 @@ class RunLog:
             self._waited += time.monotonic() - began
 
     def waiting_share(self) -> float:
-        """Share of the time since the clock was restarted that was spent in `waiting`: what is lost at most."""
+        """Share of the time since the clock was restarted that was spent in `waiting`, an upper bound."""
         return self._waited / (time.monotonic() - self._clock)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
