@@ -27,10 +27,12 @@ if TYPE_CHECKING:
         compose_fields,
         field_jacobian,
         invert_field,
+        resample_field,
         warp_image,
         warp_points,
     )
     from adregnet_jax.instance import Alignment, align
+    from adregnet_jax.network_input import TrainedNetwork, TrainedScans
     from adregnet_jax.nn.adregnet import AdRegNet
     from adregnet_jax.nn.models import make_model
     from adregnet_jax.nn.prediction import Prediction
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from adregnet_jax.ops.neighbourhood import neighbourhood_attention
     from adregnet_jax.ops.resampling import resize, resize_displacement
     from adregnet_jax.ops.sampling import sample, sample_at_points, warp, warp_labels
+    from adregnet_jax.pretrained import load_pretrained
     from adregnet_jax.registration import Registration, dropout_sd_mm, register, register_sharded
     from adregnet_jax.scans import RegisteredScans, register_scans
 
@@ -57,6 +60,8 @@ _MODULE_OF = {
     "Prediction": "nn.prediction",
     "RegisteredScans": "scans",
     "Registration": "registration",
+    "TrainedScans": "network_input",
+    "TrainedNetwork": "network_input",
     "VoxelMorph": "nn.voxelmorph",
     "align": "instance",
     "align_affine": "affine",
@@ -74,6 +79,7 @@ _MODULE_OF = {
     "invert": "ops.composition",
     "invert_field": "fields",
     "jacobian_determinant": "ops.jacobian",
+    "load_pretrained": "pretrained",
     "make_model": "nn.models",
     "mind_ssc": "ops.mind",
     "neighbourhood_attention": "ops.neighbourhood",
@@ -82,6 +88,7 @@ _MODULE_OF = {
     "register": "registration",
     "register_scans": "scans",
     "register_sharded": "registration",
+    "resample_field": "fields",
     "resize": "ops.resampling",
     "resize_displacement": "ops.resampling",
     "sample": "ops.sampling",
@@ -108,6 +115,8 @@ __all__ = [
     "Prediction",
     "RegisteredScans",
     "Registration",
+    "TrainedNetwork",
+    "TrainedScans",
     "VoxelMorph",
     "__version__",
     "align",
@@ -127,6 +136,7 @@ __all__ = [
     "invert",
     "invert_field",
     "jacobian_determinant",
+    "load_pretrained",
     "make_model",
     "mind_ssc",
     "neighbourhood_attention",
@@ -136,6 +146,7 @@ __all__ = [
     "register",
     "register_scans",
     "register_sharded",
+    "resample_field",
     "resize",
     "resize_displacement",
     "sample",

@@ -29,7 +29,7 @@ class SyntheticConfig:
     spacing_mm: tuple[float, float, float] = (3.0, 3.0, 3.0)
     largest_motion_mm: float = 30.0
     same_contrast: float = 0.5  # share of the pairs whose scans have one contrast
-    curriculum_cases: int = 2000  # until the motion of training cases has grown to the largest; 0: at once
+    curriculum_cases: int = 2000  # until training cases are as hard as this says; 0: at once
     train_cases: int = 100_000
     validation_cases: int = 20
     test_cases: int = 50
@@ -115,6 +115,8 @@ class ModelConfig:
     neighbourhood_radius: int = 1  # 1: 3x3x3 neighbours
     region_size: int = 16  # voxels of the input: 16 for lungs, 24 for brains in the paper
     cosine_logits: bool = False  # attention compares directions, with a learned scale; eq. 10: plain products
+    shared_projection: bool = False  # one map makes queries and keys of both images: like features match
+    match_residual: bool = False  # heads correct the expected offset of the match
     align_features: bool = True  # moving features are warped by the coarser field before matching
     position_aware: bool = True  # the expected offset of the match goes along with the matched features
     feature_residual: bool = True  # the field heads see the features as well as the attention
@@ -259,7 +261,9 @@ class RunConfig:
 @dataclasses.dataclass
 class Config:
     seed: int = 0
-    init_from: str = ""  # workdir of a run with the same model, whose best parameters this one starts from
+    # What this run starts from: the best parameters of the run in a workdir, packed weights in a folder, or
+    # "pretrained", the shipped weights; of the same model.
+    init_from: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -135,6 +135,27 @@ def compose_fields(first: DisplacementField, second: DisplacementField) -> Displ
     return DisplacementField(displacement, second.affine)
 
 
+def resample_field(field: DisplacementField, shape: Sequence[int], affine: jax.Array) -> DisplacementField:
+    """The same map on another grid, trilinear; beyond its own grid, the border's displacement holds.
+
+    Args:
+      field: of any grid.
+      shape: (x, y, z) of the other grid.
+      affine: [4, 4] voxel -> RAS mm of the other grid.
+
+    Raises:
+      ValueError: wrong shapes.
+    """
+    _check_field(field)
+    if affine.shape != (4, 4):
+        raise ValueError(f"affine must be [4, 4], got shape {affine.shape}")
+    still = DisplacementField(jnp.zeros((*shape, 3)), jnp.asarray(affine, jnp.float32))
+    displacement = sample(field.displacement, _to_voxels(field.affine, _displaced_mm(still)))
+    return dataclasses.replace(
+        still, displacement=_linear(_inverse(still.affine), _linear(field.affine, displacement))
+    )
+
+
 def invert_field(field: DisplacementField, *, iterations: int = 20) -> DisplacementField:
     """The field back, from the moving to the fixed world, on the same grid: see `ops.composition.invert`."""
     _check_field(field)

@@ -7,17 +7,16 @@ the fixed scan, and the two become one field, so that the moving scan is interpo
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import time
+import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
-from flax import linen as nn
 from scipy import ndimage
 
 from adregnet_jax.affine import align_affine
@@ -33,12 +32,14 @@ from adregnet_jax.fields import (
     reverse_field,
     warp_image,
 )
-from adregnet_jax.registration import register
+from adregnet_jax.instance import Alignment, align
+from adregnet_jax.network_input import TrainedNetwork, predict_displacement
 
 Modality = Literal["mono", "multi"]
 MIN_BACKGROUND = 0.5  # share of the border that has one and the same value, where that is the background
 MASK_TOLERANCE_MM = 0.1  # how far apart the corners of a mask and of its scan may lie
 
+_align = jax.jit(align, static_argnames=("spacing_mm", "config"))
 _reverse_field = jax.jit(reverse_field, static_argnames="shape")
 _after_field = jax.jit(after_field)
 _warp_image = jax.jit(warp_image, static_argnames=("mode", "padding"))
@@ -69,8 +70,7 @@ def register_scans(
     *,
     affine: AffineConfig | None = AffineConfig(),  # noqa: B008 -- not changed here
     instance: InstanceConfig | None = InstanceConfig(),  # noqa: B008
-    model: nn.Module | None = None,
-    params: Any = None,
+    network: TrainedNetwork | None = None,
     tile: int | None = None,
     modality: Modality = "mono",
     fixed_mask: Image | None = None,
@@ -85,8 +85,8 @@ def register_scans(
       moving: the scan that is moved.
       affine: settings of the affine registration that goes first; None: the scans are aligned in the world.
       instance: settings of the instance optimisation; None: no such optimisation.
-      model: a network, see `registration.register`, or None.
-      params: of the network.
+      network: a trained network, as from `load_pretrained`, which goes before the instance optimisation and
+        gets the scans on a grid that it knows; None: no network.
       tile: width in voxels of the tiles that the network gets, or None for the whole volume.
       modality: "mono": intensities of one kind. "multi": of different contrast: the affine step compares by
         mutual information, and the optimisation only where both scans have a foreground. Its squared local
@@ -99,19 +99,29 @@ def register_scans(
       on_stage: called with the name of each stage when it begins.
 
     Returns:
-      A `RegisteredScans`.
+      A `RegisteredScans`. Where a scan has one value everywhere, it is the identity, and there is a warning.
 
     Raises:
-      UserError: scans apart in the world, constant scans, masks that are empty or on another grid.
-      ValueError: settings that make no sense, neither a model nor an affine step nor instance settings.
+      UserError: scans apart in the world, masks that are empty or on another grid, a scan that is too small
+        for the network.
+      ValueError: settings that make no sense, neither a network nor an affine step nor instance settings.
     """
-    if affine is None and instance is None and model is None:
-        raise ValueError("there is nothing to register by: give affine or instance settings, or a model")
+    if affine is None and instance is None and network is None:
+        raise ValueError("there is nothing to register by: give affine or instance settings, or a network")
+    pair = (fixed, moving)
+    if constant := [scan.name for scan in pair if np.ptp(scan.values) == 0]:
+        warnings.warn(
+            f"{' and '.join(constant)}: every voxel has the same value: there is nothing to align, and the"
+            " result is the identity",
+            stacklevel=2,
+        )
+        affine = instance = network = None
     if modality == "multi":
         affine = affine and dataclasses.replace(affine, similarity="mi")
     if not (apart and affine):
         _check_overlap(fixed, moving)
-    scans = [jnp.asarray(rescale_percentiles(scan.values, scan.name)) for scan in (fixed, moving)]
+    rescaled = [scan.values if constant else rescale_percentiles(scan.values, scan.name) for scan in pair]
+    scans = [jnp.asarray(values, jnp.float32) for values in rescaled]
     masks = [_mask(fixed_mask, fixed), _mask(moving_mask, moving)]
     begin, seconds = _stopwatch(on_stage)
 
@@ -132,22 +142,29 @@ def register_scans(
     begin("deformable")
     field = DisplacementField(jnp.zeros((*fixed.shape, 3)), jnp.asarray(fixed.affine, jnp.float32))
     back = field
-    if instance is not None or model is not None:
+    if instance is not None or network is not None:
         if modality == "multi":
-            masks = [_foreground(scan, mask) for scan, mask in zip((fixed, moving), masks, strict=True)]
+            masks = [_foreground(scan, mask) for scan, mask in zip(pair, masks, strict=True)]
         moved, moved_mask = _on_grid_of(fixed, moving, scans[1], masks[1], matrix)
-        spacing_mm = tuple(fixed.spacing_mm.round(4).tolist())
-        deform = jax.jit(
-            functools.partial(register, model=model, tile=tile, instance=instance, spacing_mm=spacing_mm)
-        )
-        fixed_counts = None if masks[0] is None else _batch(masks[0])
-        found = deform(
-            params, _batch(scans[0]), _batch(moved), fixed_mask=fixed_counts, moving_mask=moved_mask
-        )
-        field = dataclasses.replace(field, displacement=found.displacement[0])
+        aligned = Alignment(field.displacement[None], inverse=None)
+        if network is not None:
+            known = Image(rescaled[0], fixed.affine, fixed.name)
+            start = predict_displacement(network, known, np.asarray(moved), tile=tile)
+            aligned = Alignment(start[None], inverse=None)
+        if instance is not None:
+            aligned = _align(
+                _batch(scans[0]),
+                _batch(moved),
+                start=None if network is None else aligned.displacement,
+                fixed_mask=None if masks[0] is None else _batch(masks[0]),
+                moving_mask=moved_mask,
+                spacing_mm=tuple(fixed.spacing_mm.round(4).tolist()),
+                config=instance,
+            )
+        field = dataclasses.replace(field, displacement=aligned.displacement[0])
         back = invert_field(field)
-        if found.inverse is not None:
-            back = dataclasses.replace(field, displacement=found.inverse[0])
+        if aligned.inverse is not None:
+            back = dataclasses.replace(field, displacement=aligned.inverse[0])
     jax.block_until_ready(field)
 
     begin("inverse")

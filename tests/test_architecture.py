@@ -27,17 +27,21 @@ BELOW = {
     "tiles": {"nn"},
     "registration": {"ops", "nn", "instance", "tiles"},
     "data": set(),
-    "training": COMPUTATION | {"data"},
+    "network_input": {"registration", "fields", "data"},
+    "pretrained": {"network_input", "nn"},
+    "training": COMPUTATION | {"data", "network_input", "pretrained"},
     "evaluation": COMPUTATION | {"data", "training"},
     "entry": set(),
-    "scans": COMPUTATION | {"data"},
+    "scans": COMPUTATION | {"data", "network_input"},
     "export": COMPUTATION,
-    "cli": COMPUTATION | {"data", "training", "evaluation", "entry", "scans", "export"},
+    "cli": COMPUTATION
+    | {"data", "training", "evaluation", "entry", "scans", "export"}
+    | {"network_input", "pretrained"},
     "ablation": {"entry", "evaluation", "training"},
     "flops": {"nn"},
     "timing": set(),
     "benchmark": {"ops", "losses", "nn", "training", "entry", "flops", "timing"},
-    "__init__": COMPUTATION | {"data", "scans"},
+    "__init__": COMPUTATION | {"data", "scans", "network_input", "pretrained"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

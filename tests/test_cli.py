@@ -32,6 +32,7 @@ from adregnet_jax.data.transforms import read_field, read_matrix, write_field, w
 from adregnet_jax.errors import UserError
 from adregnet_jax.fields import DisplacementField, after_field, warp_image, warp_points
 from adregnet_jax.instance import what_is_wrong
+from adregnet_jax.network_input import TrainedScans
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.registration import register
 from adregnet_jax.training.checkpoint import Checkpoints
@@ -254,13 +255,11 @@ def test_presets_differ_in_freedom():
 def test_options_that_contradict(files, tmp_path):
     out = ["--output", tmp_path / "out"]
     for arguments, message in [
-        (["--method", "network"], "--method network needs --weights"),
-        (["--method", "both"], "--method both needs --weights"),
         (["--apart", "--no-affine"], "--apart needs the affine step"),
         (["--method", "instance", "--weights", tmp_path], "takes no --weights"),
-        (["--method", "network", "--weights", tmp_path, "--diffeomorphic"], "use --method both"),
+        (["--method", "network", "--diffeomorphic"], "use --method both"),
         (["--rigid", "--no-affine"], "contradict"),
-        (["--tiles", 32], "--tiles is of the network, and there is none"),
+        (["--tiles", 32, "--method", "instance"], "no network to give --tiles to"),
         (["--set", "smothness=1"], "did you mean smoothness?"),
         (["--set", "smoothness"], "expected NAME=VALUE"),
         (["--set", "factors=(4,2,1)"], "one entry a level"),
@@ -665,19 +664,56 @@ def test_weights_reach_the_worker(files, scans, nothing_measured, weights, tmp_p
         out = tmp_path / str(number)
         succeed(*pair(files), "--output", out, "--preview", "--weights", workdir, *arguments)
         options = scans.calls[-1][2]
-        jax.tree.map(np.testing.assert_array_equal, options["params"], params)
-        assert options["model"] == make_model(TINY)
+        jax.tree.map(np.testing.assert_array_equal, options["network"].params, params)
+        assert options["network"].model == make_model(TINY)
         assert options["instance"] == (None if arguments else InstanceConfig())
 
 
-def test_weights_of_other_voxels_are_refused(files, scans, weights, tmp_path):
+def test_the_shipped_weights_are_the_default(files, scans, nothing_measured, tmp_path):
+    for method, name in (("both", "pretrained ("), ("network", "pretrained ("), ("instance", None)):
+        out = tmp_path / method
+        arguments = [] if method == "both" else ["--method", method]
+        succeed(*pair(files), "--output", out, "--preview", *arguments)
+        network = scans.calls[-1][2]["network"]
+        assert network is None if name is None else network.name.startswith(name)
+
+
+def test_a_run_tells_the_grid_that_it_was_trained_on(files, scans, nothing_measured, weights, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(weights[0], workdir)
     record = json.loads((workdir / "config.json").read_text())
-    (workdir / "config.json").write_text(json.dumps(record | {"spacing_mm": [9.0, 9.0, 9.0]}))
-    line = refusal(*pair(files), "--output", tmp_path / "out", "--weights", workdir)
-    assert "the network was trained on 9 x 9 x 9 mm" in line
-    assert not scans.calls and not (tmp_path / "out").exists()
+    synthetic = {"data": {"kind": "synthetic", "synthetic": {"shape": [8, 8, 8]}}}
+    cases = [
+        ({}, TrainedScans()),
+        ({"spacing_mm": [9.0, 9.0, 9.0], "axes": "LPS"}, TrainedScans("LPS", (9.0, 9.0, 9.0))),
+        (
+            {"config": record["config"] | synthetic, "spacing_mm": [3.0] * 3},
+            TrainedScans("RAS", voxels=512, same_contrast=True),
+        ),
+    ]
+    for number, (told, trained) in enumerate(cases):
+        (workdir / "config.json").write_text(json.dumps(record | told))
+        out = tmp_path / str(number)
+        succeed(*pair(files), "--output", out, "--preview", "--weights", workdir)
+        assert scans.calls[-1][2]["network"].scans == trained
+
+
+def test_a_packed_run_is_the_run(files, scans, nothing_measured, weights, tmp_path):
+    packed = tmp_path / "packed"
+    succeed("pack", weights[0], "--output", packed)
+    assert names(packed) == {"weights.npz", "weights.json"}
+    assert "is not empty" in refusal("pack", weights[0], "--output", packed)
+    (packed / "MODEL_CARD.md").write_text("what it is")
+    succeed("pack", weights[0], "--output", packed, "--overwrite")
+    assert (packed / "MODEL_CARD.md").read_text() == "what it is"
+    succeed(*pair(files), "--output", tmp_path / "out", "--preview", "--weights", packed)
+    network = scans.calls[-1][2]["network"]
+
+    def check(found, expected):
+        np.testing.assert_allclose(found, expected, rtol=2**-11, atol=1e-7)  # of float16
+
+    jax.tree.map(check, network.params, weights[1])
+    assert "holds no config.json" in refusal("pack", tmp_path / "none", "--output", tmp_path / "b")
 
 
 @pytest.fixture
@@ -688,7 +724,7 @@ def related(files):
     return files
 
 
-QUICK = ["--set", "factors=(1,)", "--set", "steps=(30,)", "--set", "strides=(2,)"]
+QUICK = ["--method", "instance", "--set", "factors=(1,)", "--set", "steps=(30,)", "--set", "strides=(2,)"]
 
 
 def test_a_pair_is_registered_from_files_to_files(related, no_figures, tmp_path):
@@ -709,12 +745,13 @@ def test_a_pair_is_registered_by_a_network(related, no_figures, weights, tmp_pat
     out = tmp_path / "out"
     options = ["--method", method, "--weights", weights[0], "--no-affine", "--device", "cpu"]
     options += [] if tile is None else ["--tiles", tile]
-    succeed(*pair(related), "--output", out, *options, *(QUICK if method == "both" else []))
+    succeed(*pair(related), "--output", out, *options, *(QUICK[2:] if method == "both" else []))
     assert names(out) == WRITTEN
     network, params = make_model(TINY), weights[1]
     scans = [read_image(related / f"{which}.nii.gz") for which in ("fixed", "moving")]
     displacement, _ = read_field(out / "field.nii.gz")
     assert displacement.shape == (*scans[0].shape, 3) and np.isfinite(displacement).all()
+    assert json.loads((out / "summary.json").read_text())["network"] == str(weights[0])
     if method == "network":
         still = DisplacementField(jnp.zeros((*SHAPE, 3)), jnp.asarray(AFFINE))
         fixed, moving = (rescale_percentiles(scan.values, scan.name) for scan in scans)

@@ -19,6 +19,7 @@ from adregnet_jax.fields import (
     field_from_affine,
     field_jacobian,
     invert_field,
+    resample_field,
     warp_image,
     warp_points,
 )
@@ -154,6 +155,26 @@ def test_composition_of_points_and_its_inverse():
     there_and_back = warp_points(compose_fields(small, back), points_mm)
     np.testing.assert_allclose(there_and_back, points_mm, atol=1e-3)
     assert np.linalg.norm(warp_points(small, points_mm) - points_mm, axis=1).max() > 1
+
+
+def test_a_field_on_another_grid_is_the_same_map():
+    moved = resample_field(FIELD, MOVING_SHAPE, jnp.asarray(MOVING_AFFINE))
+    assert moved.displacement.shape == (*MOVING_SHAPE, 3)
+    voxels = np.moveaxis(np.indices(MOVING_SHAPE), 0, -1)
+    points_mm = nib.affines.apply_affine(MOVING_AFFINE, voxels)
+    native = nib.affines.apply_affine(np.linalg.inv(AFFINE), points_mm)  # the law, in float64, by SciPy
+    components = [
+        scipy.ndimage.map_coordinates(
+            DISPLACEMENT[..., k], np.moveaxis(native, -1, 0), order=1, mode="nearest"
+        )
+        for k in range(3)
+    ]
+    expected_mm = np.stack(components, axis=-1) @ AFFINE[:3, :3].T
+    np.testing.assert_allclose(moved.displacement @ MOVING_AFFINE[:3, :3].T, expected_mm, atol=2e-3)
+    same = resample_field(FIELD, SHAPE, jnp.asarray(AFFINE))
+    np.testing.assert_allclose(same.displacement, DISPLACEMENT, atol=1e-3)
+    with pytest.raises(ValueError, match="affine must be"):
+        resample_field(FIELD, SHAPE, jnp.eye(3))
 
 
 def test_mixing_grids_is_an_error():

@@ -173,10 +173,14 @@ def test_bad_masks_are_refused(scans, change, message):
         register_scans(*scans, affine=None, instance=INSTANCE, **change(scans[0]))
 
 
-def test_a_constant_scan_is_refused(scans):
-    constant = dataclasses.replace(scans[1], values=0 * scans[1].values)
-    with pytest.raises(UserError, match="moving scan: every voxel is 0"):
-        register_scans(scans[0], constant, affine=None, instance=INSTANCE)
+def test_a_constant_scan_gives_the_identity_and_a_warning(scans):
+    constant = dataclasses.replace(scans[1], values=0 * scans[1].values + 7)
+    with pytest.warns(UserWarning, match="moving scan: every voxel has the same value"):
+        found = register_scans(scans[0], constant, affine=AFFINE, instance=INSTANCE)
+    np.testing.assert_array_equal(found.field.displacement, 0)
+    np.testing.assert_allclose(found.inverse.displacement, 0, atol=1e-4)
+    np.testing.assert_array_equal(found.matrix, np.eye(4))
+    np.testing.assert_array_equal(found.warped.values, 7)
 
 
 def test_nothing_to_register_by_is_refused(scans):

@@ -1,19 +1,20 @@
 """The command `adregnet`: scans registered, fields applied, inverted, composed, converted, programs exported.
 
-The modules with commands (`registering`, `transforming`, `exporting`) import what computes inside their
-functions, so that `adregnet --help` is there at once.
+The modules with commands (`registering`, `transforming`, `exporting`, `packing`) import what computes inside
+their functions, so that `adregnet --help` is there at once.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from adregnet_jax.cli import exporting, registering, transforming
+from adregnet_jax.cli import exporting, packing, registering, transforming
 from adregnet_jax.cli.execution import INTERRUPTED, TERMINATED, termination_as_exit
 from adregnet_jax.errors import UserError
 from adregnet_jax.version import __version__
@@ -63,6 +64,7 @@ app.command()(transforming.compose)
 app.command()(transforming.convert)
 app.command()(transforming.info)
 app.command()(exporting.export)
+app.command()(packing.pack)
 
 
 def _say_version(wanted: bool) -> None:
@@ -81,6 +83,7 @@ def _options(
 
 def main() -> None:
     """The entry point."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         app()
     except SystemExit as stop:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from adregnet_jax.cli.execution import memory_errors_as_user_errors, told_stages
 from adregnet_jax.cli.options import Procedure
-from adregnet_jax.cli.pairs import STAGES, Network, Sources, register_pair
+from adregnet_jax.cli.pairs import STAGES, Sources, register_pair
 from adregnet_jax.data.images import new_file
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import tables
+from adregnet_jax.network_input import TrainedNetwork
 
 REQUIRED = ("fixed", "moving")
 OPTIONAL = tuple(name for name in Sources.__dataclass_fields__ if name not in REQUIRED)
@@ -79,7 +80,7 @@ def register_batch(
     output: Path,
     procedure: Procedure,
     *,
-    network: Network | None,
+    network: TrainedNetwork | None,
     device: Any,
     overwrite: bool,
     memory_advice: str,

@@ -12,7 +12,7 @@ from adregnet_jax.cli.options import (
     DiffeomorphicOption,
     Effort,
     EffortOption,
-    MethodOption,
+    Method,
     OverwriteOption,
     SettingsOption,
     Subjects,
@@ -32,7 +32,10 @@ def export(
         tuple[float, float, float], typer.Option(metavar="X Y Z", help="Millimetres of a voxel.")
     ],
     weights: WeightsOption = None,
-    method: MethodOption = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(help="Default: both with --weights, instance without.", show_default=False),
+    ] = None,
     diffeomorphic: DiffeomorphicOption = False,
     subjects: SubjectsOption = Subjects.any,
     effort: EffortOption = Effort.default,
@@ -43,13 +46,17 @@ def export(
     """Writes the registration as one file that JAX runs without this package.
 
     Its function takes fixed and moving [b, x, y, z, 1] in [0, 1], on one grid, and gives the displacement
-    [b, x, y, z, 3] in voxels and the warped moving scans. See docs/cli.md for how it is loaded.
+    [b, x, y, z, 3] in voxels and the warped moving scans. A network gets them as they are, on
+    that grid. See docs/cli.md for how it is loaded.
     """
     if min(shape) < 2 or not all(0 < size < math.inf for size in spacing):
         raise UserError(f"--shape {shape} --spacing {spacing}: expected 2 voxels or more and sizes above 0")
     names = tuple(name.strip().lower() for name in platforms.split(","))
     if unknown := [name for name in names if name not in PLATFORMS]:
         raise UserError(f"--platforms {platforms}: {unknown[0]!r} is none of {', '.join(PLATFORMS)}")
+    method = method or (Method.both if weights else Method.instance)
+    if weights is None and method != Method.instance:
+        raise UserError(f"--method {method} needs --weights DIR: a network trained on scans of this spacing")
     procedure = make_procedure(
         weights=weights,
         method=method,
@@ -66,7 +73,7 @@ def export(
     from adregnet_jax.export import export_register
 
     device = start_jax(None)
-    network = load_network(weights, device) if weights else None
+    network = load_network(weights, device) if procedure.by_network else None
 
     def traced() -> bytes:
         return export_register(

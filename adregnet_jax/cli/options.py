@@ -44,11 +44,11 @@ class Format(enum.StrEnum):
 
 
 WeightsOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Workdir of a run of train.py: the network.")
+    Path | None,
+    typer.Option(metavar="DIR", help="Workdir of train.py, or packed weights. Default: the shipped ones."),
 ]
 MethodOption = Annotated[
-    Method | None,
-    typer.Option(help="Default: both with --weights, instance without.", show_default=False),
+    Method, typer.Option(help="both: instance optimisation goes on from the network's result.")
 ]
 TilesOption = Annotated[
     int | None,
@@ -95,10 +95,14 @@ class Procedure:
     modality: Modality
     affine: AffineConfig | None
     instance: InstanceConfig | None
-    weights: Path | None
+    weights: Path | None  # None: the shipped ones, where the method has a network
     tile: int | None = None  # voxels; of the network
     apart: bool = False
     composite: bool = False  # field.h5 is written, too
+
+    @property
+    def by_network(self) -> bool:
+        return self.method != Method.instance
 
     def record(self) -> dict[str, Any]:
         """The same as JSON has it."""
@@ -108,7 +112,7 @@ class Procedure:
 def make_procedure(
     *,
     weights: Path | None,
-    method: Method | None,
+    method: Method,
     tile: int | None = None,
     modality: Modality = Modality.mono,
     affine: bool = True,
@@ -125,14 +129,10 @@ def make_procedure(
     Raises:
       UserError: options that contradict each other, or settings that make no sense.
     """
-    if method is None:
-        method = Method.instance if weights is None else Method.both
-    if weights is None and method != Method.instance:
-        raise UserError(f"--method {method} needs --weights DIR, the workdir of a trained network")
     if weights is not None and method == Method.instance:
         raise UserError("--method instance takes no --weights: drop one of them, or use --method both")
-    if tile is not None and weights is None:
-        raise UserError("--tiles is of the network, and there is none: give --weights DIR, or drop it")
+    if tile is not None and method == Method.instance:
+        raise UserError("--method instance has no network to give --tiles to: drop one of them")
     if rigid and not affine:
         raise UserError("--rigid and --no-affine contradict each other: give one of them")
     if apart and not affine:

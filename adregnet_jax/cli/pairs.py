@@ -7,11 +7,10 @@ import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-from flax import linen as nn
 
 from adregnet_jax.cli.execution import interruptible, new_folder
 from adregnet_jax.cli.options import Procedure
@@ -19,8 +18,9 @@ from adregnet_jax.cli.results import FILES, Scans, measure, write_preview, write
 from adregnet_jax.data.images import Image, read_image, simpleitk
 from adregnet_jax.data.points import read_points
 from adregnet_jax.errors import UserError
+from adregnet_jax.network_input import TrainedNetwork
+from adregnet_jax.pretrained import is_packed, load_pretrained
 
-SPACING_RATIO = 1.5  # between the voxels of a scan and those of the training, at most
 GRID_TOLERANCE_MM = 1e-3  # affines are stored as float32
 STAGES = ("reading", "affine", "deformable", "inverse", "scoring", "writing")
 COUPLES = (("fixed_labels", "moving_labels"), ("fixed_landmarks", "moving_landmarks"))
@@ -55,24 +55,27 @@ class Sources:
         return {name: {"path": str(path), "sha256": _sha256(path)} for name, path in self.given().items()}
 
 
-class Network(NamedTuple):
-    model: nn.Module
-    params: Any
-    spacing_mm: tuple[float, ...] | None  # of the grid it was trained on, where that is known
+def load_network(weights: Path | None, device: Any) -> TrainedNetwork:
+    """A network with its parameters on a device of JAX.
 
-
-def load_network(workdir: Path, device: Any) -> Network:
-    """The network of a run of train.py, with its best parameters on a device of JAX.
+    Args:
+      weights: the workdir of a run of train.py, of which the best parameters are taken, or a folder of packed
+        weights; None: the shipped ones.
+      device: of JAX.
 
     Raises:
-      UserError: no such run, no checkpoint, or parameters of another architecture than its config tells.
+      UserError: no such run, no checkpoint, damaged weights, or parameters of another architecture than their
+        config tells.
     """
     import jax
 
-    from adregnet_jax.training.checkpoint import restore_network, trained_spacing_mm
+    if weights is None or is_packed(weights):
+        network = load_pretrained(weights)
+    else:
+        from adregnet_jax.training.checkpoint import restore_network
 
-    model, params = restore_network(workdir)
-    return Network(model, jax.device_put(params, device), trained_spacing_mm(workdir))
+        network = restore_network(weights)
+    return dataclasses.replace(network, params=jax.device_put(network.params, device))
 
 
 def register_pair(
@@ -80,7 +83,7 @@ def register_pair(
     folder: Path,
     procedure: Procedure,
     *,
-    network: Network | None,
+    network: TrainedNetwork | None,
     device: Any,
     preview: bool = False,
     overwrite: bool = False,
@@ -110,8 +113,6 @@ def register_pair(
         clock = _Clock()
         on_stage("reading")
         scans = read_scans(sources)
-        if network:
-            _check_spacing(network, scans.fixed)
         clock.stop("reading")
         registered = interruptible(lambda: _registered(scans, procedure, network, on_stage), device)
         clock.seconds |= registered.seconds
@@ -123,6 +124,7 @@ def register_pair(
         summary = {
             "sources": sources.record(),
             "options": procedure.record(),
+            "network": network.name if network else None,
             "results": row,
             "seconds": dict(clock.seconds),
         }
@@ -167,7 +169,9 @@ def read_scans(sources: Sources) -> Scans:
     return Scans(**images, **points)
 
 
-def _registered(scans: Scans, procedure: Procedure, network: Network | None, on_stage: Callable[[str], None]):
+def _registered(
+    scans: Scans, procedure: Procedure, network: TrainedNetwork | None, on_stage: Callable[[str], None]
+):
     from adregnet_jax.scans import register_scans
 
     return register_scans(
@@ -175,8 +179,7 @@ def _registered(scans: Scans, procedure: Procedure, network: Network | None, on_
         scans.moving,
         affine=procedure.affine,
         instance=procedure.instance,
-        model=network.model if network else None,
-        params=network.params if network else None,
+        network=network,
         tile=procedure.tile,
         modality=procedure.modality.value,
         fixed_mask=scans.fixed_mask,
@@ -184,21 +187,6 @@ def _registered(scans: Scans, procedure: Procedure, network: Network | None, on_
         apart=procedure.apart,
         on_stage=on_stage,
     )
-
-
-def _check_spacing(network: Network, fixed: Image) -> None:
-    """Refuses a scan of far larger or smaller voxels than the network was trained on: it knows no others."""
-    if network.spacing_mm is None:
-        return
-    ratio = np.sort(fixed.spacing_mm) / np.sort(network.spacing_mm)  # axes may be in another order
-    if not (ratio.max() < SPACING_RATIO and ratio.min() > 1 / SPACING_RATIO):
-        trained, found = (
-            " x ".join(f"{size:.3g}" for size in mm) for mm in (network.spacing_mm, fixed.spacing_mm)
-        )
-        raise UserError(
-            f"{fixed.name}: voxels of {found} mm; the network was trained on {trained} mm: resample the fixed"
-            " scan to about these, or register without --weights"
-        )
 
 
 def _check_same_grid(labels: Image, scan: Image) -> None:

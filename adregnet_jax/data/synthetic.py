@@ -1,10 +1,11 @@
 """Pairs of scans that nobody took: random anatomy, random contrast, random motion, from a seed.
 
 A case begins with a map of labels in the moving frame and a displacement u(p) over the fixed frame. The map
-is pulled back to the nearest voxel, fixed(p) = moving(p + u(p)). Then both maps are painted. Either with the
-same contrast: one image is painted and pulled back by trilinear interpolation, as two scans of a sequence
-look, the fixed one a little softer. Or with contrasts of their own, as SynthMorph does (Hoffmann et al., IEEE
-TMI 2022). Each image is then blurred, cropped and given noise and a bias field of its own.
+is pulled back to the nearest voxel, fixed(p) = moving(p + u(p)). Then the moving map is painted, and the
+image is pulled back by trilinear interpolation, as two scans of a sequence look, the fixed one a little
+softer. Where contrasts differ, its values then go through a random curve, or the fixed map is painted anew,
+as SynthMorph does (Hoffmann et al., IEEE TMI 2022). Each image is blurred, cropped and given noise and a bias
+field of its own.
 
 Anatomy is one of three kinds: blobs of any shape; shells with folded edges around paired nuclei, as a head
 has; a trunk with lungs or abdominal organs, ribs, spine and trees of vessels. Motion is one of two: smooth
@@ -32,7 +33,7 @@ from adregnet_jax.errors import UserError
 
 LEAST_DETERMINANT = 0.15  # of the Jacobian of a motion
 LEAST_SHAPE = 16  # voxels
-EASY_SHARE = 0.2  # of the largest motion, at the start of the curriculum
+EASY_SHARE = 0.3  # of the largest motion, at the start of the curriculum; contrasts don't differ there
 
 
 def synthetic_pair(config: SyntheticConfig, case: int, *, share: float = 1.0) -> Pair:
@@ -41,7 +42,8 @@ def synthetic_pair(config: SyntheticConfig, case: int, *, share: float = 1.0) ->
     Args:
       config: grid, motion, contrast and seed.
       case: 0 or more; which of the endlessly many pairs.
-      share: of `config.largest_motion_mm`, to which the motion of this case goes at most.
+      share: from 0 to 1, how hard the case is: the motion goes to this share of `config.largest_motion_mm`
+        at most, and the probability that the contrasts differ grows from 0 at `EASY_SHARE`.
 
     Returns:
       A pair with labels, 0 where there is no structure, and with the displacement that made it, in voxels.
@@ -59,13 +61,14 @@ def synthetic_pair(config: SyntheticConfig, case: int, *, share: float = 1.0) ->
     positions = np.moveaxis(displacement, -1, 0) + _indices(config.shape)
     fixed_labels = _nearest(moving_labels, positions)
 
-    same_contrast = bool(rng.random() < config.same_contrast)
+    differing = max(0.0, share - EASY_SHARE) / (1 - EASY_SHARE) * (1 - config.same_contrast)
+    kind = rng.random()
+    same_contrast = bool(kind >= differing)
     moving = _paint(rng, moving_labels)
-    if same_contrast:
-        fixed = ndimage.map_coordinates(moving, positions, order=1, mode="nearest")
-        gamma = [np.exp(rng.normal(0, 0.2))] * 2
-    else:
-        fixed = _paint(rng, fixed_labels)
+    fixed = ndimage.map_coordinates(moving, positions, order=1, mode="nearest")
+    gamma = [np.exp(rng.normal(0, 0.2))] * 2
+    if not same_contrast:
+        fixed = _paint(rng, fixed_labels) if kind < differing / 2 else _recolour(rng, fixed)
         gamma = np.exp(rng.normal(0, 0.2, 2)).tolist()
     fixed, moving = (
         _acquire(rng, image, exponent) for image, exponent in zip((fixed, moving), gamma, strict=True)
@@ -102,7 +105,7 @@ def check_settings(config: SyntheticConfig) -> None:
 
 
 def curriculum_share(config: SyntheticConfig, case: int) -> float:
-    """Share of the largest motion that a training case has: it grows with its number, then stays 1."""
+    """How hard a training case is, see `synthetic_pair`: it grows with its number, then stays 1."""
     if not config.curriculum_cases:
         return 1.0
     return min(1.0, EASY_SHARE + (1 - EASY_SHARE) * case / config.curriculum_cases)
@@ -267,6 +270,12 @@ def _paint(rng, labels) -> np.ndarray:
         values[0] = strength[0] = 0  # nothing around it
     texture = _noise(rng, labels.shape, int(min(labels.shape) / rng.uniform(2.5, 6)))[0]
     return values[labels] + strength[labels] * texture
+
+
+def _recolour(rng, image) -> np.ndarray:
+    """Another value for each value, by a curve that goes up and down; nothing stays nothing."""
+    curve = np.interp(image, np.linspace(0, 1, 5), rng.uniform(0, 1, 5)).astype(np.float32)
+    return np.where(image > 0, curve, 0)
 
 
 def _acquire(rng, image, exponent) -> np.ndarray:

@@ -16,6 +16,8 @@ from adregnet_jax.nn.regional_attention import RegionalAttention
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
 
+HEAD_SHARE = 0.1  # with `match_residual`: a step of the optimiser else moves all of the coarse levels about
+
 
 class AdRegNet(nn.Module):
     """The network of the paper; which reading of it, `config` says (`config.paper_model` for the letter).
@@ -130,6 +132,11 @@ class Level(nn.Module):
         if len(inputs) > 1:
             inputs = [nn.Dense(c, dtype=config.dtype, name="mix")(jnp.concatenate(inputs, axis=-1))]
         candidate = FieldHead(c, dtype=config.dtype, axis_name=axis_name, name="head")(inputs[0])  # eq. 13
+        if config.cross_attention and config.match_residual:
+            # Not in the paper, whose heads normalise each instance and so can't tell how far all of it moved.
+            # Both ways, the border pulls offsets inwards alike: that cancels, and equal images match at 0.
+            forth, back = jnp.split(match.offset, 2, axis=-1)
+            candidate = HEAD_SHARE * candidate + (forth - back) / 2
         if coarser is None:
             return candidate, entropy
         if config.align_features:  # what was matched is what the coarser level left over

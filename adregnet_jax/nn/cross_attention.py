@@ -44,8 +44,14 @@ class CrossAttention(nn.Module):
             return nn.Dense(c, use_bias=False, dtype=self.config.dtype, name=name)(features)
 
         # eq. 8, 9
-        query_m, key_m, value_m = (project(f"{role}_moving", moving) for role in ("query", "key", "value"))
-        query_f, key_f, value_f = (project(f"{role}_fixed", fixed) for role in ("query", "key", "value"))
+        value_m, value_f = project("value_moving", moving), project("value_fixed", fixed)
+        if self.config.shared_projection:
+            # Not in the paper: with maps of their own, it is learned only slowly that like features match.
+            query_m, query_f = jnp.split(project("match", jnp.concatenate([moving, fixed])), 2)
+            key_m, key_f = query_m, query_f
+        else:
+            query_m, key_m = (project(f"{role}_moving", moving) for role in ("query", "key"))
+            query_f, key_f = (project(f"{role}_fixed", fixed) for role in ("query", "key"))
         locality = None
         if self.config.position_aware:
             # Not in the paper: anatomy moves by some voxels, not across the body. How far is learned.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flax import linen as nn
 
 from adregnet_jax.config import ModelConfig
@@ -26,3 +28,13 @@ def make_model(config: ModelConfig) -> nn.Module:
     raise UserError(
         f"model.architecture is {config.architecture!r}: it must be adregnet, voxelmorph-1 or voxelmorph-2"
     )
+
+
+def model_from_record(settings: dict[str, Any]) -> nn.Module:
+    """The network of a `ModelConfig` that was written as JSON, where tuples are lists.
+
+    Raises:
+        UserError, TypeError: settings that no network of this version has.
+    """
+    tuples = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
+    return make_model(ModelConfig(**(settings | tuples)))

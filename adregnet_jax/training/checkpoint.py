@@ -10,21 +10,22 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from orbax.checkpoint import v1 as ocp
 
 from adregnet_jax.config import ModelConfig
 from adregnet_jax.errors import UserError
-from adregnet_jax.nn.models import make_model
+from adregnet_jax.network_input import TrainedNetwork, TrainedScans
+from adregnet_jax.nn.models import model_from_record
 from adregnet_jax.training.state import TrainState
 
 NEWEST_KEPT = 2  # the second one is for the case that the newest is damaged
@@ -188,18 +189,17 @@ def restore_parameters(workdir: Path, abstract_params, which: str = "best") -> t
             ) from error
 
 
-def restore_network(workdir: Path) -> tuple[nn.Module, Any]:
+def restore_network(workdir: Path) -> TrainedNetwork:
     """The network of a trained run, as its config.json tells, and its best parameters.
 
     Raises:
         UserError: there is no such run, no checkpoint, or it is of another architecture than config.json.
     """
-    record = workdir / "config.json"
+    path = workdir / "config.json"
     try:
-        settings = json.loads(record.read_text(encoding="utf-8"))["config"]["model"]
-        tuples = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
-        config = ModelConfig(**(settings | tuples))
-        model = make_model(config)
+        record = json.loads(path.read_text(encoding="utf-8"))
+        model = model_from_record(record["config"]["model"])
+        scans = _trained_scans(record)
         volume = jax.ShapeDtypeStruct((1, *PARAMETER_SHAPE, 1), jnp.float32)
         abstract = jax.eval_shape(model.init, jax.random.key(0), volume, volume)["params"]
     except OSError:
@@ -207,18 +207,19 @@ def restore_network(workdir: Path) -> tuple[nn.Module, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{record} tells of no model that this version knows ({reason}): give the workdir of another run"
+            f"{path} tells of no model that this version knows ({reason}): give the workdir of another run"
         ) from None
-    return model, restore_parameters(workdir, abstract)[0]
+    return TrainedNetwork(model, restore_parameters(workdir, abstract)[0], scans, str(workdir))
 
 
-def trained_spacing_mm(workdir: Path) -> tuple[float, ...] | None:
-    """Spacing of the grid that the network of a run was trained on; None where the run doesn't tell."""
-    try:
-        spacing_mm = json.loads((workdir / "config.json").read_text(encoding="utf-8")).get("spacing_mm")
-        return None if spacing_mm is None else tuple(map(float, spacing_mm))
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
+def _trained_scans(record: Mapping[str, Any]) -> TrainedScans:
+    """The grid of the training pairs, as far as config.json tells; older versions told less."""
+    data = record["config"].get("data", {})
+    if data.get("kind") == "synthetic":  # whose millimetres are of nothing
+        voxels = math.prod(data["synthetic"]["shape"])
+        return TrainedScans(axes=record.get("axes", "RAS"), voxels=voxels, same_contrast=True)
+    spacing_mm = record.get("spacing_mm")
+    return TrainedScans(record.get("axes"), None if spacing_mm is None else tuple(map(float, spacing_mm)))
 
 
 def check_architecture(workdir: Path, model: ModelConfig) -> None:
@@ -262,15 +263,23 @@ def _load(checkpointer, checkpoint, abstract_params, workdir: Path):
     stored = checkpointer.checkpointables_metadata(checkpoint).metadata["params"]
     if stored is None:
         raise ValueError("its metadata can't be read")
-    theirs, ours = _shapes(stored), _shapes(abstract_params)
+    check_parameters(stored, abstract_params, f"the checkpoint in {workdir}")
+    return checkpointer.load_checkpointables(checkpoint, {"params": abstract_params})["params"]
+
+
+def check_parameters(stored: Any, params: Any, what: str) -> None:
+    """Refuses parameters whose names or shapes are not those of `params`; `what` names them.
+
+    Raises:
+        UserError: with the first that differs.
+    """
+    theirs, ours = _shapes(stored), _shapes(params)
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             raise UserError(
-                f"the checkpoint in {workdir} is of another architecture: parameter {name} is"
-                f" {theirs.get(name, 'absent')} there and {ours.get(name, 'absent')} in this config:"
-                " use the config of that run, or another --workdir"
+                f"{what} is of another architecture: parameter {name} is {theirs.get(name, 'absent')} there"
+                f" and {ours.get(name, 'absent')} in this config: use the config of that run, or another"
             )
-    return checkpointer.load_checkpointables(checkpoint, {"params": abstract_params})["params"]
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:

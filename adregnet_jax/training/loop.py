@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import nibabel as nib
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -31,7 +32,13 @@ from adregnet_jax.data.splits import Splits, load_splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.metrics import tre_mm
 from adregnet_jax.nn.models import make_model
-from adregnet_jax.training.checkpoint import Checkpoints, check_architecture, restore_parameters
+from adregnet_jax.pretrained import PRETRAINED, is_packed, load_pretrained
+from adregnet_jax.training.checkpoint import (
+    Checkpoints,
+    check_architecture,
+    check_parameters,
+    restore_parameters,
+)
 from adregnet_jax.training.lock import only_run
 from adregnet_jax.training.memory import available_bytes, fitting_step, recorded_choices
 from adregnet_jax.training.progress import RunLog
@@ -75,17 +82,17 @@ def train(config: Config, workdir: Path) -> None:
     """
     check_settings(config)
     splits = load_splits(config.data)  # data that can't be used leave no workdir behind
-    spacing_mm = splits.train[0].spacing_mm.tolist() if splits.train else None
     with only_run(workdir):
-        _train(config, workdir, splits, spacing_mm)
+        _train(config, workdir, splits)
 
 
-def _train(config: Config, workdir: Path, splits: Splits, spacing_mm: list[float] | None) -> None:
+def _train(config: Config, workdir: Path, splits: Splits) -> None:
     if config.run.memory == "auto":
         config = dataclasses.replace(config, model=recorded_choices(config.model, workdir))
     check_architecture(workdir, config.model)
     write_splits(workdir, config.data.kind, splits)
-    prepare_workdir(config, workdir, spacing_mm=spacing_mm)
+    first = splits.train[0] if splits.train else None
+    prepare_workdir(config, workdir, first)
     batch_size = config.optimiser.batch_size
     make_batch = functools.partial(
         pipeline.collate,
@@ -154,7 +161,7 @@ def _train(config: Config, workdir: Path, splits: Splits, spacing_mm: list[float
                 chosen, train_step = planned_step(config, make_step, state, batch, mesh, log.say)
                 if chosen != config.model:
                     config = dataclasses.replace(config, model=chosen)
-                    prepare_workdir(config, workdir, spacing_mm=spacing_mm)
+                    prepare_workdir(config, workdir, first)
                 validation_step = make_validation_step(make_model(chosen), config.loss, mesh)
                 log.restart_clock(start)
             state, metrics = train_step(state, batch)
@@ -250,14 +257,16 @@ def check_settings(config: Config) -> None:
         raise UserError(f"model.dtype is {model.dtype!r}: it must be float32 or bfloat16")
 
 
-def prepare_workdir(config: Config, workdir: Path, *, spacing_mm: Sequence[float] | None = None) -> None:
+def prepare_workdir(config: Config, workdir: Path, first: Pair | None = None) -> None:
     """Makes the folder, refuses the run of another model, and writes `config.json`.
 
-    `spacing_mm` is that of the grid that the network is trained on, for those who give it other scans.
+    It tells the spacing and the axes of the `first` training pair, for those who give the network other
+    scans.
     """
     record = {
         "config": dataclasses.asdict(config),
-        "spacing_mm": spacing_mm,
+        "spacing_mm": None if first is None else first.spacing_mm.tolist(),
+        "axes": None if first is None else "".join(nib.orientations.aff2axcodes(first.affine)),
         "versions": provenance.versions(),
     }
     check_architecture(workdir, config.model)
@@ -305,10 +314,17 @@ def abstract_state(init: Callable[[jax.Array], TrainState], key: jax.Array, mesh
 def initial_state(
     init: Callable[[jax.Array], TrainState], key: jax.Array, mesh: Mesh, init_from: str
 ) -> TrainState:
-    """The state of step 0: random parameters, or the best ones of the run in `init_from`."""
+    """The state of step 0: random parameters, or those that `init_from` names.
+
+    They are the best ones of a run, packed ones of a folder, or the shipped ones ("pretrained").
+    """
     state = init(key)
     if init_from:
-        params, _ = restore_parameters(Path(init_from), state.params)
+        if init_from == PRETRAINED or is_packed(Path(init_from)):
+            params = load_pretrained(None if init_from == PRETRAINED else init_from).params
+            check_parameters(params, state.params, f"--config.init_from={init_from}")
+        else:
+            params, _ = restore_parameters(Path(init_from), state.params)
         params = jax.device_put(params, replicated(mesh))
         state = state.replace(params=params)
         if state.average is not None:

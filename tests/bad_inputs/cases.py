@@ -898,7 +898,12 @@ REGISTER = [
         pair(scan("fixed.nii.gz", ramp((4, 4, 4, 2)))),
         "fixed.nii.gz: shape is .*save one",
     ),
-    Case("constant_scan", PAIR, pair(scan("fixed.nii.gz", np.ones(SHAPE))), "fixed.nii.gz: "),
+    Case(
+        "scan_of_few_slices",
+        f"{PAIR} --method network --no-affine",
+        pair(*(scan(f"{name}.nii.gz", noise((120, 120, 2))) for name in ("fixed", "moving"))),
+        "fixed.nii.gz: .* voxels on the grid of pretrained .* which takes 8 or more.*--method instance",
+    ),
     Case(
         "worlds_apart",
         PAIR,
@@ -947,6 +952,30 @@ REGISTER = [
         "1 of 1 landmarks lie outside of fixed.nii.gz.*expected RAS mm",
     ),
     Case("weights_of_nothing", f"{PAIR} --weights run", pair(), "run holds no config.json: give the workdir"),
+    Case(
+        "packed_weights_of_another_version",
+        f"{PAIR} --weights w",
+        make_all(
+            pair(),
+            text("w/weights.json", '{"format": 2, "sha256": "", "adregnet_jax": "9.1"}'),
+            text("w/weights.npz", ""),
+        ),
+        "w: weights of format 2, .* reads format 1: install the version that wrote them, 9.1",
+    ),
+    Case(
+        "packed_weights_of_another_checksum",
+        f"{PAIR} --weights w",
+        make_all(
+            pair(), text("w/weights.json", '{"format": 1, "sha256": "00"}'), text("w/weights.npz", "PK")
+        ),
+        "w: the weights or their record were changed or damaged: .*copy the folder again",
+    ),
+    Case(
+        "packed_weights_without_arrays",
+        f"{PAIR} --weights w",
+        make_all(pair(), text("w/weights.json", '{"format": 1, "sha256": "00"}')),
+        "weights.npz: can't be read .*expected a folder with weights.json and weights.npz",
+    ),
     Case(
         "weights_of_text",
         f"{PAIR} --weights run",

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,39 @@ def test_a_constant_scan_is_refused_by_name():
 def test_hounsfield_window():
     hu = np.array([-2000, -1000, -600, -200, 300], np.float32)
     np.testing.assert_allclose(preprocessing.rescale_window(hu, -1000, -200), [0, 0, 0.5, 1, 1])
+
+
+def shifted_blobs():
+    """Smooth blobs on nothing, and the same moved by a voxel."""
+    noise = scipy.ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(24, 24, 24)), 2)
+    fixed = np.clip(0.5 + 0.2 * noise / noise.std(), 0.1, 0.8).astype(np.float32)  # never 0 when inverted
+    fixed[:6] = 0
+    return fixed, np.roll(fixed, 1, axis=1)
+
+
+@pytest.mark.parametrize(
+    "curve", [lambda v: (1 - v) ** 1.5, lambda v: np.abs(v - 0.5)], ids=["gamma", "bent"]
+)
+def test_another_contrast_is_brought_to_that_of_the_fixed_scan(curve):
+    fixed, moving = shifted_blobs()
+    other = np.where(moving > 0, curve(moving), 0).astype(np.float32)
+    matched = preprocessing.match_contrast(other, fixed)
+    before, after = (np.corrcoef(values.ravel(), fixed.ravel())[0, 1] for values in (other, matched))
+    assert after > before + 0.05
+    if curve(0.2) != pytest.approx(curve(0.8)):  # else two intensities have become one
+        assert np.corrcoef(matched.ravel(), moving.ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("change", [lambda v: v, lambda v: 0.7 * v + 0.1, lambda v: v**1.3])
+def test_the_same_contrast_is_left_alone(change):
+    fixed, moving = shifted_blobs()
+    other = change(moving).astype(np.float32)
+    assert preprocessing.match_contrast(other, fixed) is other
+
+
+def test_contrast_of_nothing_is_left_alone():
+    still, fixed = np.zeros((4, 4, 4), np.float32), shifted_blobs()[0][:4, :4, :4]
+    np.testing.assert_array_equal(preprocessing.match_contrast(still, fixed), still)
 
 
 def test_whole_offsets_crop_and_pad():

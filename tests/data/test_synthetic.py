@@ -8,7 +8,7 @@ from scipy import ndimage, stats
 
 from adregnet_jax.config import DataConfig, SyntheticConfig
 from adregnet_jax.data.splits import load_splits
-from adregnet_jax.data.synthetic import LEAST_DETERMINANT, curriculum_share, main, synthetic_pair
+from adregnet_jax.data.synthetic import EASY_SHARE, LEAST_DETERMINANT, curriculum_share, main, synthetic_pair
 from adregnet_jax.errors import UserError
 
 SMALL = SyntheticConfig(shape=(40, 32, 36), spacing_mm=(3.0, 4.0, 3.5))
@@ -97,10 +97,16 @@ def test_contrasts_are_independent_where_they_are_not_the_same():
 
 def test_motion_grows_with_the_number_of_the_case():
     config = dataclasses.replace(SMALL, curriculum_cases=100)
-    assert [curriculum_share(config, n) for n in (0, 50, 100, 10_000)] == pytest.approx([0.2, 0.6, 1, 1])
+    assert [curriculum_share(config, n) for n in (0, 50, 100, 10_000)] == pytest.approx([0.3, 0.65, 1, 1])
     assert curriculum_share(dataclasses.replace(SMALL, curriculum_cases=0), 0) == 1
-    easy, hard = (synthetic_pair(SMALL, 5, share=share).displacement for share in (0.2, 1.0))
-    np.testing.assert_allclose(easy, 0.2 * hard, atol=1e-4)  # this one is short enough not to fold
+    easy, hard = (synthetic_pair(SMALL, 5, share=share).displacement for share in (0.3, 1.0))
+    np.testing.assert_allclose(easy, 0.3 * hard, atol=1e-4)  # this one is short enough not to fold
+
+
+def test_contrasts_come_with_the_curriculum():
+    config = dataclasses.replace(SMALL, same_contrast=0.0)
+    for share, expected in ((EASY_SHARE, 1.0), (1.0, 0.0)):
+        assert {synthetic_pair(config, n, share=share).same_contrast for n in range(4)} == {expected}
 
 
 def test_splits_are_of_other_cases_and_only_training_grows():
@@ -108,7 +114,7 @@ def test_splits_are_of_other_cases_and_only_training_grows():
     splits = load_splits(data)
     assert [len(split) for split in splits] == [3, 20, 2]
     assert not splits.train.subjects & (splits.validation.subjects | splits.test.subjects)
-    easy = synthetic_pair(SMALL, 0, share=0.2)
+    easy = synthetic_pair(SMALL, 0, share=EASY_SHARE)
     np.testing.assert_array_equal(splits.train[0].displacement, easy.displacement)
     assert splits.train[0] is not splits.train[0]  # of no use again: not kept
     whole = synthetic_pair(SMALL, 1_000_000)

@@ -44,7 +44,13 @@ def assert_equals_the_oracle(prediction, b, expected):
 
 
 @pytest.mark.parametrize(
-    "config", [paper_model(**SMALL), ModelConfig(**SMALL, blend_regions=False)], ids=["paper", "default"]
+    "config",
+    [
+        paper_model(**SMALL),
+        ModelConfig(**SMALL, blend_regions=False),
+        ModelConfig(**TINY, blend_regions=False, shared_projection=True, match_residual=True),
+    ],
+    ids=["paper", "default", "match"],
 )
 def test_network_equals_the_oracle_and_pairs_do_not_mix(config):
     fixed, moving = random_pair(8, 8, 8)

@@ -25,6 +25,7 @@ def random_features(seed):
         ModelConfig(global_attention_tokens=0, neighbourhood_radius=2),
         ModelConfig(cosine_logits=True, heads=2),
         ModelConfig(cosine_logits=True, global_attention_tokens=0),
+        ModelConfig(shared_projection=True, heads=2),
     ],
     ids=[
         "global",
@@ -35,6 +36,7 @@ def random_features(seed):
         "local_radius",
         "global_cosine",
         "local_cosine",
+        "global_shared",
     ],
 )
 def test_cross_attention_equals_the_oracle(config):
@@ -64,6 +66,20 @@ def test_a_shift_is_found_in_both_directions():
     match = jax.jit(module.apply)({"params": params}, *unit)
     # The last row of the fixed image left the field of view: it is found at the other end.
     np.testing.assert_allclose(np.median(match.offset, axis=(0, 1, 2, 3)), [0, 1, 0, 0, -1, 0], atol=0.1)
+
+
+@pytest.mark.parametrize("tokens", [0, 24], ids=["local", "global"])
+def test_like_features_match_from_the_start(tokens):
+    """One map for queries and keys: whatever it is, a voxel is most like its own image."""
+    config = ModelConfig(
+        cosine_logits=True, shared_projection=True, position_aware=False, global_attention_tokens=tokens
+    )
+    fixed = np.random.default_rng(0).normal(size=(*SHAPE[:-1], 32)).astype(np.float32)
+    moving = np.roll(fixed, 1, axis=2)
+    module = CrossAttention(config)
+    params = module.init(jax.random.key(0), moving, fixed)["params"]
+    match = jax.jit(module.apply)({"params": params}, moving, fixed)
+    np.testing.assert_allclose(np.median(match.offset, axis=(0, 1, 2, 3)), [0, 1, 0, 0, -1, 0], atol=0.15)
 
 
 def test_locality_keeps_matches_near():

@@ -76,8 +76,9 @@ def cross_attention(p, moving, fixed, config):
     """Eq. 8-12: A^l, the expected offsets (fixed to moving, and back), the entropy at fixed voxels."""
 
     def direction(query_of, key_of, query_name, key_name):
-        query = query_of @ p[f"query_{query_name}"]["kernel"]
-        key = key_of @ p[f"key_{key_name}"]["kernel"]
+        shared = config.shared_projection
+        query = query_of @ p["match" if shared else f"query_{query_name}"]["kernel"]
+        key = key_of @ p["match" if shared else f"key_{key_name}"]["kernel"]
         value = key_of @ p[f"value_{key_name}"]["kernel"]
         heads = [np.split(features, config.heads, axis=-1) for features in (query, key, value)]
         results = []
@@ -170,7 +171,7 @@ def level(p, fixed, moving, coarser, number, config):
     attended, mask = regional_attention(p["regional_attention"], attended, region, config)
     inputs = [attended] + [offset] * config.position_aware + [fixed, moving] * config.feature_residual
     features = attended if len(inputs) == 1 else dense(p["mix"], np.concatenate(inputs, axis=-1))
-    candidate = field_head(p["head"], features)
+    candidate = field_head(p["head"], features) + offset[..., :3] * config.match_residual
     if coarser is None:
         return candidate, entropy
     if config.align_features:

@@ -1,0 +1,36 @@
+"""The shipped network, trained on with a folder of your own scans.
+
+    python train.py --config configs/finetune.py --workdir runs/finetune --config.data.files.pairs=FOLDER
+    adregnet register fixed.nii.gz moving.nii.gz --output out --weights runs/finetune
+
+FOLDER holds images/ with one NIfTI a subject, of one spacing, and labels/ where there are any: see
+`adregnet_jax.data.files`, also for a CSV of pairs. Scans go in with the voxels that they have, and so they do
+in `register` afterwards. By images only; --config.loss.dice=1 --config.loss.dice_labels="(1, 2)" adds labels.
+
+The network knows motions of some 14 voxels and less: bring scans of 200 voxels and more to about 100 first.
+
+Hardware: anything; a CPU core makes a step of 64^3 voxels in about a second. Result: not measured.
+"""
+
+from adregnet_jax.config import Config, DataConfig, FilesConfig, LossConfig, ModelConfig, OptimiserConfig
+
+
+def get_config() -> Config:
+    return Config(
+        init_from="pretrained",
+        data=DataConfig(kind="files", files=FilesConfig(), intensity_jitter=0.05),
+        # That of configs/synthetic_cpu.py, whose parameters these are.
+        model=ModelConfig(
+            channels=(16, 32, 64),
+            stem_stride=2,
+            global_attention_tokens=0,
+            region_size=16,
+            cosine_logits=True,
+            shared_projection=True,
+            match_residual=True,
+        ),
+        loss=LossConfig(ncc_window=5, smoothness=0.3, bending=3.0, masked=False),
+        optimiser=OptimiserConfig(
+            learning_rate=2e-4, warmup_steps=50, halve_every_epochs=2, epochs=6, average_decay=0.999
+        ),
+    )

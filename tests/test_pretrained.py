@@ -1,0 +1,112 @@
+"""Packed weights: what comes back, what is refused, and what the shipped ones are worth."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adregnet_jax.config import ModelConfig, SyntheticConfig
+from adregnet_jax.data.synthetic import synthetic_pair
+from adregnet_jax.errors import UserError
+from adregnet_jax.network_input import TrainedScans
+from adregnet_jax.nn.models import make_model
+from adregnet_jax.pretrained import SHIPPED, load_pretrained, pack_weights, read_record
+from tests.random_parameters import random_parameters
+
+TINY = ModelConfig(channels=(4,), cross_attention=False, regional_attention=False, multi_resolution=False)
+SCANS = TrainedScans("RAS", voxels=4096)
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """A folder of packed weights, and the parameters in it."""
+    volume = jax.ShapeDtypeStruct((1, 16, 16, 16, 1), np.float32)
+    params = random_parameters(make_model(TINY), volume, volume)
+    config = {"model": dataclasses.asdict(TINY)}
+    pack_weights(tmp_path, params, config=config, scans=SCANS, training={"validation": []})
+    return tmp_path, params
+
+
+def test_what_was_packed_comes_back(packed):
+    folder, params = packed
+    network = load_pretrained(folder)
+    assert network.model == make_model(TINY) and network.scans == SCANS
+    assert str(folder) in network.name
+
+    def check(found, expected):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=2**-11, atol=1e-7)  # of float16
+
+    jax.tree.map(check, network.params, params)
+
+
+def change_record(folder, **changes):
+    record = json.loads((folder / "weights.json").read_text())
+    (folder / "weights.json").write_text(json.dumps(record | changes))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: cut(folder / "weights.npz"), "changed or damaged: checksum"),
+        (lambda folder: change_record(folder, scans={"axes": "LPS"}), "changed or damaged: checksum"),
+        (
+            lambda folder: change_record(folder, sha256="0" * 64),
+            "expected 000000000000.*copy the folder again",
+        ),
+        (lambda folder: change_record(folder, format=2), "format 2, this version .* reads format 1"),
+        (lambda folder: (folder / "weights.json").write_text("{"), "tells of no weights"),
+        (lambda folder: (folder / "weights.json").write_text("[]"), "tells of no weights"),
+        (lambda folder: (folder / "weights.json").unlink(), "expected a folder with weights.json"),
+        (lambda folder: (folder / "weights.npz").unlink(), "expected a folder with weights.json"),
+    ],
+)
+def test_what_can_not_be_used_is_refused(packed, damage, message):
+    damage(packed[0])
+    with pytest.raises(UserError, match=message):
+        load_pretrained(packed[0])
+
+
+def test_a_model_of_another_version_is_refused(packed):
+    folder, params = packed
+    config = {"model": dataclasses.asdict(TINY) | {"depth": 3}}
+    pack_weights(folder, params, config=config, scans=SCANS, training={})
+    with pytest.raises(UserError, match=r"no weights that this version knows.*depth"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e5])
+def test_parameters_that_half_precision_can_not_hold_are_refused(tmp_path, value):
+    params = {"block": {"kernel": jnp.array([0.0, value])}}
+    with pytest.raises(UserError, match="parameter block/kernel is not finite, or too large"):
+        pack_weights(tmp_path, params, config={}, scans=SCANS, training={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shipped_weights_are_whole_and_small():
+    record = read_record(SHIPPED)
+    assert record["config"]["data"]["kind"] == "synthetic"
+    assert record["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(load_pretrained().params))
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 10 * 2**20
+    assert (SHIPPED / "MODEL_CARD.md").is_file()
+
+
+def test_the_shipped_network_finds_motion():
+    """Cases that no training has: their seed is another."""
+    network = load_pretrained()
+    config = SyntheticConfig(shape=(48, 48, 48), seed=1234, largest_motion_mm=15.0, same_contrast=1.0)
+    before, after = [], []
+    for case in range(3):
+        pair = synthetic_pair(config, case)
+        images = (jnp.asarray(values)[None, ..., None] for values in (pair.fixed, pair.moving))
+        found = np.asarray(network.displacement(network.params, *images))[0]
+        before.append(np.linalg.norm(pair.displacement, axis=-1).mean())
+        after.append(np.linalg.norm(found - pair.displacement, axis=-1).mean())
+    assert np.mean(after) < 0.7 * np.mean(before)
