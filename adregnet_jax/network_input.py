@@ -22,8 +22,12 @@ from adregnet_jax.data.images import Image
 from adregnet_jax.data.preprocessing import match_contrast, resample
 from adregnet_jax.errors import UserError
 from adregnet_jax.fields import DisplacementField, resample_field
+from adregnet_jax.ops.composition import compose
+from adregnet_jax.ops.sampling import warp
 from adregnet_jax.registration import register
 
+_compose = jax.jit(compose)
+_warp = jax.jit(warp)
 _resample_field = jax.jit(resample_field, static_argnames="shape")
 
 
@@ -34,13 +38,15 @@ class TrainedScans:
     Attributes:
       axes: where the three axes point to, as "RAS".
       spacing_mm: size of the voxels along each of these axes.
-      voxels: instead of a spacing: a scan of any size was brought to about so many isotropic voxels.
+      voxels: instead of a spacing: a scan of any size is brought to about so many isotropic voxels. With more
+        than one number, the network runs once for each of them, on what the runs before left over; but not on
+        more voxels than the scan has, after the first.
       same_contrast: pairs had one contrast, by and large; False: as those have that the network is for.
     """
 
     axes: str | None = None
     spacing_mm: tuple[float, ...] | None = None
-    voxels: int | None = None
+    voxels: tuple[int, ...] | None = None
     same_contrast: bool = False
 
 
@@ -90,11 +96,27 @@ def predict_displacement(
     Raises:
       UserError: on the network's grid, the scan is smaller than what the network halves to one voxel.
     """
+    if network.scans.same_contrast:  # at full resolution: mixed, tissues and background can't be told apart
+        moving = match_contrast(moving, fixed.values)
+    extent_mm = np.array(fixed.shape) * fixed.spacing_mm
+    first, *finer = _spacings_mm(network.scans, extent_mm, fixed.values.size)
+    displacement = _predict(network, first, fixed, moving, tile)
+    for spacing_mm in finer:
+        warped = np.asarray(_warp(moving[None, ..., None], displacement[None]))[0, ..., 0]
+        rest = _predict(network, spacing_mm, fixed, warped, tile)
+        displacement = _compose(displacement[None], rest[None])[0]
+    return displacement
+
+
+def _predict(network: TrainedNetwork, spacing_mm: np.ndarray | None, fixed: Image, moving, tile) -> jax.Array:
+    """What one run of the network says, on a grid of this spacing or on that of the scans."""
     turn = _turn(fixed.affine, network.scans.axes)
     turned = [nib.orientations.apply_orientation(values, turn) for values in (fixed.values, moving)]
     affine = fixed.affine @ nib.orientations.inv_ornt_aff(turn, fixed.shape)
     shape = np.array(turned[0].shape)
-    target = _shape(network.scans, shape, nib.affines.voxel_sizes(affine))
+    target = shape
+    if spacing_mm is not None:
+        target = np.maximum(np.rint(shape * nib.affines.voxel_sizes(affine) / spacing_mm), 1).astype(int)
     multiple = network.model.multiple  # type: ignore[attr-defined]  # of every network
     if target.min() < multiple:
         raise UserError(
@@ -107,8 +129,6 @@ def predict_displacement(
     padding = [(0, -n % multiple) for n in target]
     if (shape != target).any():
         turned = [resample(values, scale, offset, tuple(target.tolist()))[0] for values in turned]
-    if network.scans.same_contrast:
-        turned[1] = match_contrast(turned[1], turned[0])
     padded = (np.pad(values, padding, mode="edge")[None, ..., None] for values in turned)
     found = network.displacement(network.params, *map(jnp.asarray, padded), tile=tile)[0]
     found = found[tuple(slice(0, n) for n in target)]
@@ -126,13 +146,10 @@ def _turn(affine: np.ndarray, axes: str | None) -> np.ndarray:
     return nib.orientations.ornt_transform(here, there)
 
 
-def _shape(scans: TrainedScans, shape: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
-    """[3] voxels of the network's grid over the same box, which has `shape` voxels of `spacing_mm`."""
-    extent_mm = shape * spacing_mm
+def _spacings_mm(scans: TrainedScans, extent_mm: np.ndarray, voxels: int) -> list[np.ndarray | None]:
+    """Of the grid of each run of the network, [3], or None: that of the scan, so wide, of so many voxels."""
     if scans.voxels is not None:
-        wanted_mm = np.full(3, (extent_mm.prod() / scans.voxels) ** (1 / 3))
-    elif scans.spacing_mm is not None:
-        wanted_mm = np.asarray(scans.spacing_mm)
-    else:
-        return shape
-    return np.maximum(np.rint(extent_mm / wanted_mm), 1).astype(int)
+        first, *finer = scans.voxels
+        wanted = [first, *(more for more in finer if more <= voxels)]
+        return [np.full(3, (extent_mm.prod() / count) ** (1 / 3)) for count in wanted]
+    return [None if scans.spacing_mm is None else np.asarray(scans.spacing_mm)]

@@ -27,7 +27,7 @@ BELOW = {
     "tiles": {"nn"},
     "registration": {"ops", "nn", "instance", "tiles"},
     "data": set(),
-    "network_input": {"registration", "fields", "data"},
+    "network_input": {"ops", "registration", "fields", "data"},
     "pretrained": {"network_input", "nn"},
     "training": COMPUTATION | {"data", "network_input", "pretrained"},
     "evaluation": COMPUTATION | {"data", "training"},

@@ -688,7 +688,7 @@ def test_a_run_tells_the_grid_that_it_was_trained_on(files, scans, nothing_measu
         ({"spacing_mm": [9.0, 9.0, 9.0], "axes": "LPS"}, TrainedScans("LPS", (9.0, 9.0, 9.0))),
         (
             {"config": record["config"] | synthetic, "spacing_mm": [3.0] * 3},
-            TrainedScans("RAS", voxels=512, same_contrast=True),
+            TrainedScans("RAS", voxels=(512, 4096), same_contrast=True),
         ),
     ]
     for number, (told, trained) in enumerate(cases):

@@ -74,7 +74,7 @@ def test_a_grid_that_the_network_knows_is_left_alone(trained):
 
 def test_a_turned_scan_gives_the_same_map():
     fixed, moving = scans()
-    known = network(TrainedScans("RAS", voxels=20 * 24 * 16))
+    known = network(TrainedScans("RAS", voxels=(20 * 24 * 16,)))
     turn = nib.orientations.ornt_transform(
         nib.orientations.io_orientation(fixed.affine), nib.orientations.axcodes2ornt("PIL")
     )
@@ -92,7 +92,7 @@ def test_a_turned_scan_gives_the_same_map():
     ("trained", "shape"),
     [
         (TrainedScans("RAS", (4.0, 3.0, 2.0)), (10, 16, 16)),
-        (TrainedScans("RAS", voxels=20 * 24 * 16 // 8), (10, 12, 8)),
+        (TrainedScans("RAS", voxels=(20 * 24 * 16 // 8,)), (10, 12, 8)),
         (TrainedScans("LPS", (4.0, 3.0, 2.0)), (10, 16, 16)),
     ],
 )
@@ -116,7 +116,7 @@ def test_the_displacement_comes_back_in_millimetres(trained, shape):
 
 def test_millimetres_do_not_count_where_voxels_do():
     fixed, moving = scans()
-    known = network(TrainedScans("RAS", voxels=4000))
+    known = network(TrainedScans("RAS", voxels=(4000,)))
     small = Image(fixed.values, fixed.affine @ np.diag([0.2, 0.2, 0.2, 1]), "small scan")
     np.testing.assert_allclose(
         predict_displacement(known, small, moving), predict_displacement(known, fixed, moving), atol=1e-3

@@ -17,7 +17,7 @@ from adregnet_jax.pretrained import SHIPPED, load_pretrained, pack_weights, read
 from tests.random_parameters import random_parameters
 
 TINY = ModelConfig(channels=(4,), cross_attention=False, regional_attention=False, multi_resolution=False)
-SCANS = TrainedScans("RAS", voxels=4096)
+SCANS = TrainedScans("RAS", voxels=(4096,))
 
 
 @pytest.fixture

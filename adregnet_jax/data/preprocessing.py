@@ -12,7 +12,7 @@ from scipy import ndimage
 from adregnet_jax.errors import UserError
 
 AIR_BELOW_HU = -400.0  # lung, bowel gas and the air outside; soft tissue and the couch's shell are above
-CONTRAST_BINS = 32
+CONTRAST_BINS = 64
 OTHER_CONTRAST = 0.05  # gain in correlation
 SEARCH_SPACING_MM = 3.0  # body and lungs are looked for on a coarse grid: fast, and small leaks close
 
@@ -41,7 +41,7 @@ def match_contrast(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
 
     Each intensity of the moving scan becomes the mean of the fixed scan where it occurs, which takes scans
     that lie on each other by and large. It is kept where it raises the correlation with the fixed scan by
-    more than `OTHER_CONTRAST`: among synthetic pairs, by 0.27 in the median where contrasts differ, and by
+    more than `OTHER_CONTRAST`: among synthetic pairs, by 0.29 in the median where contrasts differ, and by
     less than 0.03 in nine of ten where they don't.
 
     Args:
@@ -55,13 +55,16 @@ def match_contrast(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
       Guimond et al., Three-dimensional multimodal brain warping using the demons algorithm and adaptive
       intensity corrections, IEEE TMI 2001.
     """
-    bins = np.clip(moving * CONTRAST_BINS, 0, CONTRAST_BINS - 1).astype(int).ravel()
-    counts = np.bincount(bins, minlength=CONTRAST_BINS).astype(float)
-    sums = np.bincount(bins, fixed.ravel(), minlength=CONTRAST_BINS)
-    # Neighbours lend their counts to bins with few voxels, or none.
-    counts, sums = (ndimage.gaussian_filter1d(values, 1.0, mode="constant") for values in (counts, sums))
+    bins = (
+        np.where(moving > 0, 1 + np.clip(moving * CONTRAST_BINS, 0, CONTRAST_BINS - 1), 0).astype(int).ravel()
+    )
+    counts = np.bincount(bins, minlength=1 + CONTRAST_BINS).astype(float)
+    sums = np.bincount(bins, fixed.ravel(), minlength=1 + CONTRAST_BINS)
+    # Neighbours lend their counts to bins with few voxels, or none; but not what is around the body.
+    for values in (counts, sums):
+        values[1:] = ndimage.gaussian_filter1d(values[1:], 1.0, mode="constant")
     filled = counts > 1e-6
-    centres = (np.arange(CONTRAST_BINS) + 0.5) / CONTRAST_BINS
+    centres = np.concatenate([[0.0], (np.arange(CONTRAST_BINS) + 0.5) / CONTRAST_BINS])
     matched = np.interp(moving, centres[filled], sums[filled] / counts[filled]).astype(np.float32)
     if _correlation(matched, fixed) - _correlation(moving, fixed) > OTHER_CONTRAST:
         return matched

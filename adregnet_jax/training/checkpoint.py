@@ -217,7 +217,8 @@ def _trained_scans(record: Mapping[str, Any]) -> TrainedScans:
     data = record["config"].get("data", {})
     if data.get("kind") == "synthetic":  # whose millimetres are of nothing
         voxels = math.prod(data["synthetic"]["shape"])
-        return TrainedScans(axes=record.get("axes", "RAS"), voxels=voxels, same_contrast=True)
+        twice = (voxels, 8 * voxels)  # the second time at half the spacing
+        return TrainedScans(axes=record.get("axes", "RAS"), voxels=twice, same_contrast=True)
     spacing_mm = record.get("spacing_mm")
     return TrainedScans(record.get("axes"), None if spacing_mm is None else tuple(map(float, spacing_mm)))
 
