@@ -162,7 +162,7 @@ def test_register_writes_what_was_found(files, scans, tmp_path):
     assert results["jacobian_min"] < 1 < results["jacobian_max"]
     assert summary["seconds"].keys() == {"reading", "affine", "deformable", "inverse", "scoring"}
     assert summary["origin"]["versions"].keys() >= {"adregnet_jax", "jax", "python"}
-    assert summary["options"]["method"] == "instance"
+    assert summary["options"]["method"] == "both" and summary["network"].startswith("pretrained (")
     assert summary["options"]["instance"]["similarity"] == "ncc"
     assert len(summary["sources"]) == 7
     assert len(summary["sources"]["fixed"]["sha256"]) == 64

@@ -82,16 +82,16 @@ def train(config: Config, workdir: Path) -> None:
     """
     check_settings(config)
     splits = load_splits(config.data)  # data that can't be used leave no workdir behind
+    first = splits.train[0] if splits.train else None
     with only_run(workdir):
-        _train(config, workdir, splits)
+        _train(config, workdir, splits, first)
 
 
-def _train(config: Config, workdir: Path, splits: Splits) -> None:
+def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) -> None:
     if config.run.memory == "auto":
         config = dataclasses.replace(config, model=recorded_choices(config.model, workdir))
     check_architecture(workdir, config.model)
     write_splits(workdir, config.data.kind, splits)
-    first = splits.train[0] if splits.train else None
     prepare_workdir(config, workdir, first)
     batch_size = config.optimiser.batch_size
     make_batch = functools.partial(

@@ -171,7 +171,9 @@ def level(p, fixed, moving, coarser, number, config):
     attended, mask = regional_attention(p["regional_attention"], attended, region, config)
     inputs = [attended] + [offset] * config.position_aware + [fixed, moving] * config.feature_residual
     features = attended if len(inputs) == 1 else dense(p["mix"], np.concatenate(inputs, axis=-1))
-    candidate = field_head(p["head"], features) + offset[..., :3] * config.match_residual
+    candidate = field_head(p["head"], features)
+    if config.match_residual:
+        candidate = 0.1 * candidate + (offset[..., :3] - offset[..., 3:]) / 2
     if coarser is None:
         return candidate, entropy
     if config.align_features:
