@@ -175,7 +175,7 @@ def test_register_writes_what_was_found(files, scans, tmp_path):
     _, _, options = scans.calls[0]
     assert options["affine"] == AffineConfig()
     assert options["instance"] == InstanceConfig()
-    assert options["model"] is options["moving_mask"] is None
+    assert options["network"].name == summary["network"] and options["moving_mask"] is None
     assert options["fixed_mask"].shape == SHAPE
     assert options["modality"] == "mono"
 
