@@ -122,12 +122,12 @@ def test_regularity_does_not_depend_on_the_axes(loss, axes, signs, seed):
 
 
 @several
-@given(gain=st.floats(1e-3, 1e4), offset=st.floats(-1e3, 1e3), seed=SEEDS)
+@given(gain=st.floats(0.03, 1e4), offset=st.floats(-1e3, 1e3), seed=SEEDS)
 def test_correlation_does_not_depend_on_the_scanner_s_units(gain, offset, seed):
     fixed, warped = images(seed)
     other = np.float32(gain) * warped + np.float32(offset)
     expected = metrics.ncc(fixed[0, ..., 0], warped[0, ..., 0])
-    # What float32 keeps of the contrast beside the offset.
+    # What float32 keeps of the contrast beside the offset. Gains below 0.03 meet the loss's guard against 0 / 0.
     tolerance = 1e-3 + 1e-6 * abs(offset) / gain
     np.testing.assert_allclose(metrics.ncc(fixed[0, ..., 0], other[0, ..., 0]), expected, atol=tolerance)
 
