@@ -26,7 +26,7 @@ AXES = st.permutations([0, 1, 2])
 SIGNS = st.tuples(*[st.sampled_from([1, -1])] * 3)
 SEEDS = st.integers(0, 2**16)
 SHAPE = (7, 7, 7)  # of one size, so that no turn compiles anew
-several = settings(max_examples=15, deadline=None)
+several = settings(max_examples=15, deadline=None, derandomize=True)
 
 
 def turned(volume, axes, signs):
@@ -127,7 +127,7 @@ def test_correlation_does_not_depend_on_the_scanner_s_units(gain, offset, seed):
     fixed, warped = images(seed)
     other = np.float32(gain) * warped + np.float32(offset)
     expected = metrics.ncc(fixed[0, ..., 0], warped[0, ..., 0])
-    # What float32 keeps of the contrast beside the offset. Gains below 0.03 meet the loss's guard against 0 / 0.
+    # What float32 keeps of the contrast beside the offset. Lower gains meet the guard against 0 / 0.
     tolerance = 1e-3 + 1e-6 * abs(offset) / gain
     np.testing.assert_allclose(metrics.ncc(fixed[0, ..., 0], other[0, ..., 0]), expected, atol=tolerance)
 
@@ -155,7 +155,7 @@ def check_affine(found, affine, shape):
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(grid=grids(), dtype=st.sampled_from(["uint8", "int16", "int32", "float32", "float64"]), seed=SEEDS)
 def test_an_image_comes_back_from_its_file(suffix, grid, dtype, seed):
     shape, affine = grid
@@ -169,7 +169,7 @@ def test_an_image_comes_back_from_its_file(suffix, grid, dtype, seed):
 
 
 @pytest.mark.parametrize("name", ["field.nii.gz", "field.npz", "field.h5"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(grid=grids(), seed=SEEDS)
 def test_a_field_comes_back_from_its_file(name, grid, seed):
     shape, affine = grid
@@ -183,7 +183,7 @@ def test_a_field_comes_back_from_its_file(name, grid, seed):
         check_affine(found_affine, affine, shape)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(grid=grids(), suffix=st.sampled_from([".csv", ".fcsv", ".mrk.json"]), seed=SEEDS)
 def test_points_and_matrices_come_back_from_their_files(grid, suffix, seed):
     points_mm = np.random.default_rng(seed).uniform(-500, 500, (5, 3))
