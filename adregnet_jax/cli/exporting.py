@@ -46,8 +46,8 @@ def export(
     """Writes the registration as one file that JAX runs without this package.
 
     Its function takes fixed and moving [b, x, y, z, 1] in [0, 1], on one grid, and gives the displacement
-    [b, x, y, z, 3] in voxels and the warped moving scans. A network gets them as they are, on
-    that grid. See docs/cli.md for how it is loaded.
+    [b, x, y, z, 3] in voxels and the warped moving scans. A network gets them as they are, on that
+    grid. See docs/cli.md for how it is loaded.
     """
     if min(shape) < 2 or not all(0 < size < math.inf for size in spacing):
         raise UserError(f"--shape {shape} --spacing {spacing}: expected 2 voxels or more and sizes above 0")

@@ -55,6 +55,6 @@ def _training(workdir: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """None where a run of an older version wrote no such file."""
+    """The records of a log; none where a run of an older version wrote no such file."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines()]

@@ -55,9 +55,8 @@ def match_contrast(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
       Guimond et al., Three-dimensional multimodal brain warping using the demons algorithm and adaptive
       intensity corrections, IEEE TMI 2001.
     """
-    bins = (
-        np.where(moving > 0, 1 + np.clip(moving * CONTRAST_BINS, 0, CONTRAST_BINS - 1), 0).astype(int).ravel()
-    )
+    bins = 1 + np.clip(moving * CONTRAST_BINS, 0, CONTRAST_BINS - 1).astype(int)
+    bins = np.where(moving > 0, bins, 0).ravel()  # 0: around the body
     counts = np.bincount(bins, minlength=1 + CONTRAST_BINS).astype(float)
     sums = np.bincount(bins, fixed.ravel(), minlength=1 + CONTRAST_BINS)
     # Neighbours lend their counts to bins with few voxels, or none; but not what is around the body.
