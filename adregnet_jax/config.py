@@ -29,6 +29,7 @@ class SyntheticConfig:
     spacing_mm: tuple[float, float, float] = (3.0, 3.0, 3.0)
     largest_motion_mm: float = 30.0
     same_contrast: float = 0.5  # share of the pairs whose scans have one contrast
+    match_contrast: bool = False  # brings moving scans to the contrast of the fixed ones, as `register` does
     curriculum_cases: int = 2000  # until training cases are as hard as this says; 0: at once
     train_cases: int = 100_000
     validation_cases: int = 20
@@ -185,13 +186,17 @@ class InstanceConfig:
     tolerance: float = 0.0  # a pair stops when ten steps lower its loss by less than this share; 0: all steps
 
 
-def instance_preset(effort: str = "default", subjects: str = "any") -> InstanceConfig:
+def instance_preset(
+    effort: str = "default", subjects: str = "any", *, after_network: bool = False
+) -> InstanceConfig:
     """Settings of the instance optimisation.
 
     Args:
       effort: how much time it may take: "fast", "default" or "thorough".
       subjects: what is between the scans. "same": a breath, or time, in one person, whose motion is smooth.
         "different": two people, whose anatomy differs in detail. "any": a compromise.
+      after_network: it starts from a network's displacement, so that the time that the search and the coarse
+        level would take goes to the finer ones.
 
     Raises:
       ValueError: another word.
@@ -201,6 +206,9 @@ def instance_preset(effort: str = "default", subjects: str = "any") -> InstanceC
         "default": {"factors": (4, 2), "steps": (60, 25)},
         "thorough": {"factors": (4, 2, 1), "steps": (80, 50, 20)},
     }
+    if after_network:
+        levels["default"]["steps"] = (20, 40)
+        levels["thorough"]["steps"] = (20, 60, 25)
     motion: dict[str, dict] = {
         "same": {"strides": (2, 3, 4), "smoothness": 0.3, "jacobian": 0.0},
         "different": {"strides": (2, 2, 3), "smoothness": 0.05},

@@ -77,7 +77,12 @@ class TrainedNetwork:
 
 
 def predict_displacement(
-    network: TrainedNetwork, fixed: Image, moving: np.ndarray, *, tile: int | None = None
+    network: TrainedNetwork,
+    fixed: Image,
+    moving: np.ndarray,
+    *,
+    tile: int | None = None,
+    runs: int | None = None,
 ) -> jax.Array:
     """What a network says of two scans on one grid, which need not be a grid that it knows.
 
@@ -89,6 +94,7 @@ def predict_displacement(
       fixed: intensities in [0, 1].
       moving: [x, y, z] on the grid of the fixed scan, intensities in [0, 1].
       tile: width in voxels, of the network's grid, of the tiles that it gets, or None for the whole volume.
+      runs: of those that `network.scans.voxels` asks for, the first so many; None: all.
 
     Returns:
       [x, y, z, 3] in voxels of the fixed scan.
@@ -99,7 +105,7 @@ def predict_displacement(
     if network.scans.same_contrast:  # at full resolution: mixed, tissues and background can't be told apart
         moving = match_contrast(moving, fixed.values)
     extent_mm = np.array(fixed.shape) * fixed.spacing_mm
-    first, *finer = _spacings_mm(network.scans, extent_mm, fixed.values.size)
+    first, *finer = _spacings_mm(network.scans, extent_mm, fixed.values.size)[:runs]
     displacement = _predict(network, first, fixed, moving, tile)
     for spacing_mm in finer:
         warped = np.asarray(_warp(moving[None, ..., None], displacement[None]))[0, ..., 0]

@@ -149,7 +149,9 @@ def register_scans(
         aligned = Alignment(field.displacement[None], inverse=None)
         if network is not None:
             known = Image(rescaled[0], fixed.affine, fixed.name)
-            start = predict_displacement(network, known, np.asarray(moved), tile=tile)
+            # Detail is what the optimisation finds by itself: the first run is start enough.
+            runs = None if instance is None else 1
+            start = predict_displacement(network, known, np.asarray(moved), tile=tile, runs=runs)
             aligned = Alignment(start[None], inverse=None)
         if instance is not None:
             aligned = _align(

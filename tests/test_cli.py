@@ -174,7 +174,7 @@ def test_register_writes_what_was_found(files, scans, tmp_path):
 
     _, _, options = scans.calls[0]
     assert options["affine"] == AffineConfig()
-    assert options["instance"] == InstanceConfig()
+    assert options["instance"] == instance_preset(after_network=True)
     assert options["network"].name == summary["network"] and options["moving_mask"] is None
     assert options["fixed_mask"].shape == SHAPE
     assert options["modality"] == "mono"
@@ -225,19 +225,28 @@ def test_options_reach_the_worker(files, scans, nothing_measured, tmp_path):
     assert options("--rigid")["affine"] == AffineConfig(kind="rigid")
     assert options("--modality", "multi")["modality"] == "multi"
     found = options("--effort", "fast", "--diffeomorphic", "--set", "smoothness=0.7", "--set", "steps=(7,)")
-    fast = instance_preset("fast")
+    fast = instance_preset("fast", after_network=True)
     assert (found["instance"].factors, found["instance"].steps) == (fast.factors, (7,))
     assert found["instance"].smoothness == 0.7
     assert found["instance"].diffeomorphic
-    assert options("--effort", "thorough")["instance"] == instance_preset("thorough")
-    assert options("--subjects", "same")["instance"] == instance_preset(subjects="same")
+    thorough, same = (
+        options(*flags)["instance"] for flags in (("--effort", "thorough"), ("--subjects", "same"))
+    )
+    assert thorough == instance_preset("thorough", after_network=True)
+    assert same == instance_preset(subjects="same", after_network=True)
+    alone = options("--method", "instance", "--effort", "thorough")["instance"]
+    assert alone == instance_preset("thorough") != thorough
     assert [options(*flag)["apart"] for flag in ([], ["--apart"])] == [False, True]
     assert options("--device", "cpu:0")["affine"] == AffineConfig()
 
 
 def test_presets_differ_in_work():
-    work = [sum(instance_preset(effort).steps) for effort in ("fast", "default", "thorough")]
-    assert work == sorted(set(work))
+    for after_network in (False, True):
+        presets = [
+            instance_preset(effort, after_network=after_network) for effort in ("fast", "default", "thorough")
+        ]
+        work = [sum(n / f**3 for n, f in zip(p.steps, p.factors, strict=True)) for p in presets]
+        assert work == sorted(set(work))
     with pytest.raises(ValueError, match="fast, default, thorough, not 'heroic'"):
         instance_preset("heroic")
 
@@ -666,7 +675,7 @@ def test_weights_reach_the_worker(files, scans, nothing_measured, weights, tmp_p
         options = scans.calls[-1][2]
         jax.tree.map(np.testing.assert_array_equal, options["network"].params, params)
         assert options["network"].model == make_model(TINY)
-        assert options["instance"] == (None if arguments else InstanceConfig())
+        assert options["instance"] == (None if arguments else instance_preset(after_network=True))
 
 
 def test_the_shipped_weights_are_the_default(files, scans, nothing_measured, tmp_path):

@@ -123,6 +123,17 @@ def test_millimetres_do_not_count_where_voxels_do():
     )
 
 
+def test_the_first_run_is_what_a_network_of_one_run_says():
+    fixed, moving = scans()
+    twice = network(TrainedScans("RAS", voxels=(4000, 7000)))
+    once = network(TrainedScans("RAS", voxels=(4000,)))
+    np.testing.assert_array_equal(
+        predict_displacement(twice, fixed, moving, runs=1), predict_displacement(once, fixed, moving)
+    )
+    both = predict_displacement(twice, fixed, moving)
+    assert np.abs(both - predict_displacement(once, fixed, moving)).max() > 0.01
+
+
 def test_a_scan_smaller_than_the_stride_is_refused():
     fixed, moving = scans((24, 24, 4), oblique([0, 0, 0], [2.0] * 3, (24, 24, 4), [0, 0, 0]))
     with pytest.raises(

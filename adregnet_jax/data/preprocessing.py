@@ -55,16 +55,20 @@ def match_contrast(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
       Guimond et al., Three-dimensional multimodal brain warping using the demons algorithm and adaptive
       intensity corrections, IEEE TMI 2001.
     """
-    bins = 1 + np.clip(moving * CONTRAST_BINS, 0, CONTRAST_BINS - 1).astype(int)
-    bins = np.where(moving > 0, bins, 0).ravel()  # 0: around the body
+    # What the body encloses belongs to it: where contrast is inverted, the brightest tissue is 0.
+    inside = ndimage.binary_fill_holes(moving > 0)
+    bins = np.where(inside, 1 + np.clip(moving * CONTRAST_BINS, 0, CONTRAST_BINS - 1).astype(int), 0).ravel()
     counts = np.bincount(bins, minlength=1 + CONTRAST_BINS).astype(float)
     sums = np.bincount(bins, fixed.ravel(), minlength=1 + CONTRAST_BINS)
+    around = sums[0] / max(counts[0], 1)
     # Neighbours lend their counts to bins with few voxels, or none; but not what is around the body.
-    for values in (counts, sums):
-        values[1:] = ndimage.gaussian_filter1d(values[1:], 1.0, mode="constant")
+    counts, sums = (ndimage.gaussian_filter1d(values[1:], 1.0, mode="constant") for values in (counts, sums))
     filled = counts > 1e-6
-    centres = np.concatenate([[0.0], (np.arange(CONTRAST_BINS) + 0.5) / CONTRAST_BINS])
-    matched = np.interp(moving, centres[filled], sums[filled] / counts[filled]).astype(np.float32)
+    if not filled.any():
+        return moving
+    centres = (np.arange(CONTRAST_BINS) + 0.5) / CONTRAST_BINS
+    curve = np.interp(moving, centres[filled], sums[filled] / counts[filled])
+    matched = np.where(inside, curve, around).astype(np.float32)
     if _correlation(matched, fixed) - _correlation(moving, fixed) > OTHER_CONTRAST:
         return matched
     return moving

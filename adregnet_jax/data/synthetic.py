@@ -28,7 +28,7 @@ from scipy import ndimage
 
 from adregnet_jax.config import SyntheticConfig
 from adregnet_jax.data.pair import Pair
-from adregnet_jax.data.preprocessing import rescale_percentiles
+from adregnet_jax.data.preprocessing import match_contrast, rescale_percentiles
 from adregnet_jax.errors import UserError
 
 LEAST_DETERMINANT = 0.15  # of the Jacobian of a motion
@@ -73,6 +73,8 @@ def synthetic_pair(config: SyntheticConfig, case: int, *, share: float = 1.0) ->
     fixed, moving = (
         _acquire(rng, image, exponent) for image, exponent in zip((fixed, moving), gamma, strict=True)
     )
+    if config.match_contrast:
+        moving = match_contrast(moving, fixed)
     return Pair(
         name=f"synthetic_{case:07d}",
         fixed=fixed,

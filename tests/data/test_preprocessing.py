@@ -55,6 +55,16 @@ def test_another_contrast_is_brought_to_that_of_the_fixed_scan(curve):
         assert np.corrcoef(matched.ravel(), moving.ravel())[0, 1] > 0.95
 
 
+def test_tissue_that_inversion_makes_zero_is_not_taken_for_what_is_around_the_body():
+    fixed, moving = shifted_blobs()
+    bright = scipy.ndimage.binary_erosion(moving > 0, iterations=2) & (moving > 0.65)
+    assert bright.sum() > 50
+    other = np.where((moving > 0) & ~bright, 1 - moving, 0).astype(np.float32)
+    matched = preprocessing.match_contrast(other, fixed)
+    assert matched[bright].min() > matched[(moving > 0) & ~bright].mean()
+    assert np.all(matched[moving == 0] == matched[0, 0, 0])
+
+
 @pytest.mark.parametrize("change", [lambda v: v, lambda v: 0.7 * v + 0.1, lambda v: v**1.3])
 def test_the_same_contrast_is_left_alone(change):
     fixed, moving = shifted_blobs()

@@ -103,6 +103,19 @@ def test_motion_grows_with_the_number_of_the_case():
     np.testing.assert_allclose(easy, 0.3 * hard, atol=1e-4)  # this one is short enough not to fold
 
 
+def test_contrasts_are_matched_where_they_differ():
+    own = dataclasses.replace(SMALL, same_contrast=0.0)
+    gains = []
+    for n in range(12):
+        raw, matched = (
+            synthetic_pair(dataclasses.replace(own, match_contrast=on), n) for on in (False, True)
+        )
+        np.testing.assert_array_equal(matched.fixed, raw.fixed)
+        np.testing.assert_array_equal(matched.displacement, raw.displacement)
+        gains.append(correlation(raw.fixed, matched.moving) - correlation(raw.fixed, raw.moving))
+    assert min(gains) >= 0 and np.mean(gains) > 0.05
+
+
 def test_contrasts_come_with_the_curriculum():
     config = dataclasses.replace(SMALL, same_contrast=0.0)
     for share, expected in ((EASY_SHARE, 1.0), (1.0, 0.0)):
