@@ -66,9 +66,7 @@ def settings(method, data_set, network, effort):
     if method not in ("affine", "instance"):
         chosen["network"] = network
     if method in ("instance", "both"):
-        chosen["instance"] = instance_preset(
-            effort, SUBJECTS[data_set], after_network=method == "both"
-        )
+        chosen["instance"] = instance_preset(effort, SUBJECTS[data_set], after_network=method == "both")
     return chosen
 
 

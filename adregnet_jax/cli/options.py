@@ -139,9 +139,7 @@ def make_procedure(
         raise UserError("--apart needs the affine step, which starts from the centres: drop --no-affine")
     instance = None
     if method != Method.network:
-        preset = instance_preset(
-            effort.value, subjects.value, after_network=method == Method.both
-        )
+        preset = instance_preset(effort.value, subjects.value, after_network=method == Method.both)
         instance = _changed(preset, settings or [], diffeomorphic)
     elif diffeomorphic or settings or effort != Effort.default or subjects != Subjects.any:
         raise UserError(
