@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import gc
 import json
 import math
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,13 +37,20 @@ PARAMETER_SHAPE = (32, 32, 32)  # parameters are of no scan's shape: any does to
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, for the run that writes them."""
+    """The checkpoints of one workdir, for the run that writes them.
 
-    def __init__(self, workdir: Path):
+    Args:
+        workdir: of the run.
+        say: is told of what was damaged and how it goes on.
+    """
+
+    def __init__(self, workdir: Path, say: Callable[[str], None] = print):
         self._workdir = workdir
+        self._say = say
+        self._saves_anew = False  # the last save was a second try
         self._checkpointer = self._open()
 
-    def _open(self) -> ocp.training.Checkpointer:
+    def _open(self, *, tidy: bool = True) -> ocp.training.Checkpointer:
         policies = ocp.training.preservation_policies
         lowest = policies.BestN(
             get_metric_fn=lambda metrics: metrics[METRIC],
@@ -52,14 +61,14 @@ class Checkpoints:
         return ocp.training.Checkpointer(
             _folder(self._workdir),
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(NEWEST_KEPT), lowest]),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=tidy,
         )
 
-    def restore(self, abstract_state: TrainState, *, say: Callable[[str], None] = print) -> TrainState | None:
+    def restore(self, abstract_state: TrainState) -> TrainState | None:
         """The newest state that can be read, or None in a new workdir.
 
-        Newer ones, which can't be, are put aside in the folder `unreadable` of the workdir, and `say` is
-        told. That is done once an older one was read: what is no damage, as too little memory, moves nothing.
+        Newer ones, which can't be, are put aside in the folder `unreadable` of the workdir. That is done
+        once an older one was read: what is no damage, as too little memory, moves nothing.
 
         Raises:
             UserError: none can be read, or they are of another run; of a run of several processes, which
@@ -79,7 +88,7 @@ class Checkpoints:
             if failed:
                 self._put_aside(failed)
                 for step, reason in failed.items():
-                    say(f"the checkpoint of step {step} can't be read and was put aside ({reason})")
+                    self._say(f"the checkpoint of step {step} can't be read and was put aside ({reason})")
             return state
         if failed:
             step, reason = next(iter(failed.items()))
@@ -90,15 +99,16 @@ class Checkpoints:
             )
         return None
 
-    def _put_aside(self, steps: Iterable[int]) -> None:
+    def _put_aside(self, steps: Iterable[int], *, tidy: bool = True) -> None:
         """Else the newest of them would count as such, and a good one would be deleted in its place."""
-        self._checkpointer.close()
+        with contextlib.suppress(Exception):  # a failed save, which has been told
+            self._checkpointer.close()
         aside = self._workdir / "unreadable"
-        aside.mkdir(exist_ok=True)
+        aside.mkdir(parents=True, exist_ok=True)
         for step in steps:
             shutil.rmtree(aside / str(step), ignore_errors=True)
             (_folder(self._workdir) / str(step)).rename(aside / str(step))
-        self._checkpointer = self._open()
+        self._checkpointer = self._open(tidy=tidy)
 
     def _restore(self, checkpoint, abstract_state: TrainState) -> TrainState:
         network = _load(self._checkpointer, checkpoint, abstract_state.network, self._workdir)
@@ -120,32 +130,57 @@ class Checkpoints:
             )
 
     def save(self, step: int, state: TrainState, *, metric: float | None = None) -> None:
-        """Starts to write the state of `step`; `metric` is its validation metric, if it was validated."""
-        with self._failures_as_user_errors():
-            self._checkpointer.save_checkpointables_async(
-                step,
-                {"params": state.network, "progress": _without_network(state)},
-                force=True,
-                metrics=None if metric is None else {METRIC: float(metric)},
+        """Starts to write the state of `step`; `metric` is its validation metric, if it was validated.
+
+        Where that can't be done, or the write before it failed in the background, and it is not for want of
+        room, files were changed or deleted under the run: this state is saved anew, once.
+
+        Raises:
+            UserError: there is no room, or the second try fails as well.
+        """
+        try:
+            self._save(step, state, metric)
+        except Exception as error:  # whatever Orbax makes of files that are gone or damaged
+            if self._saves_anew or _wants_room(error) or jax.process_count() > 1:
+                raise self._refusal(error) from error
+            self._say(
+                f"a checkpoint could not be written ({_told(error)}); that of step {step} is written anew"
             )
+            try:
+                self._put_aside(_unreadable(self._workdir), tidy=False)  # a write may still be going on
+                self._save(step, state, metric)
+            except Exception as again:
+                raise self._refusal(again) from again
+            self._saves_anew = True
+        else:
+            self._saves_anew = False
+
+    def _save(self, step: int, state: TrainState, metric: float | None) -> None:
+        self._checkpointer.save_checkpointables_async(
+            step,
+            {"params": state.network, "progress": _without_network(state)},
+            force=True,
+            metrics=None if metric is None else {METRIC: float(metric)},
+        )
 
     def close(self) -> None:
-        """Waits until the last checkpoint is complete."""
-        with self._failures_as_user_errors():
-            self._checkpointer.close()
+        """Waits until the last checkpoint is complete.
 
-    @contextlib.contextmanager
-    def _failures_as_user_errors(self):
+        Raises:
+            UserError: it could not be written.
+        """
         try:
-            yield
-        except Exception as error:
-            reason = _system_reason(error)
-            if reason is None:
-                raise
-            raise UserError(
-                f"can't save a checkpoint in {self._workdir}: {reason}; complete ones are kept:"
-                " make room and run the same command again"
-            ) from error
+            self._checkpointer.close()
+        except Exception as error:  # as in `save`
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: Exception) -> UserError:
+        reason = _system_reason(error) or _told(error)
+        mend = "make room" if _wants_room(error) else "see that nothing changes its files"
+        return UserError(
+            f"can't save a checkpoint in {self._workdir}: {reason}; complete ones are kept:"
+            f" {mend} and run the same command again"
+        )
 
 
 def restore_parameters(workdir: Path, abstract_params, which: str = "best") -> tuple[Any, int]:
@@ -259,6 +294,22 @@ def _folder(workdir: Path) -> Path:
     return workdir.absolute() / "checkpoints"
 
 
+def _unreadable(workdir: Path) -> list[int]:
+    """The steps whose checkpoints can't be read, whatever they hold."""
+    steps = []
+    for path in _folder(workdir).glob("[0-9]*"):
+        if not path.name.isdigit():
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # Orbax leaves a coroutine that nobody awaits
+            try:
+                ocp.load_checkpointables(path)
+            except Exception:  # whatever Orbax and its libraries make of damaged files
+                steps.append(int(path.name))
+            gc.collect()
+    return steps
+
+
 def _load(checkpointer, checkpoint, abstract_params, workdir: Path):
     """The parameters of `checkpoint`, after a look at their names and shapes."""
     stored = checkpointer.checkpointables_metadata(checkpoint).metadata["params"]
@@ -288,6 +339,11 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves
     }
+
+
+def _wants_room(error: BaseException) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return _system_reason(error) in map(os.strerror, full)
 
 
 def _system_reason(error: BaseException | None) -> str | None:

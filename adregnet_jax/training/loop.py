@@ -135,10 +135,9 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
     key = jax.random.key(config.seed)
 
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir)))
-        state = checkpoints.restore(
-            abstract_state(init, key, mesh), say=functools.partial(print, file=sys.stderr)
-        )
+        say = functools.partial(print, file=sys.stderr)
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, say)))
+        state = checkpoints.restore(abstract_state(init, key, mesh))
         state = state or initial_state(init, key, mesh, config.init_from)
         start, best_metric, best_step = int(state.step), float(state.best_metric), int(state.best_step)
         append_start(workdir, start)

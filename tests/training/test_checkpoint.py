@@ -1,10 +1,13 @@
 """Checkpoints: which are kept, that a save is not disturbed, and what is said when one can't be used."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import resource
+import shutil
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -70,8 +73,8 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_taken(tmp_path,
     checkpoints.close()
     damage([path for path in (tmp_path / "checkpoints" / "8").rglob("*") if path.is_file()])
     told = []
-    checkpoints = Checkpoints(tmp_path)
-    restored = checkpoints.restore(abstract(make_state(6)), say=told.append)
+    checkpoints = Checkpoints(tmp_path, told.append)
+    restored = checkpoints.restore(abstract(make_state(6)))
     jax.tree.map(np.testing.assert_array_equal, restored, make_state(6))
     assert len(told) == 1 and told[0].startswith("the checkpoint of step 8 can't be read and was put aside")
     checkpoints.save(7, make_state(7))
@@ -186,6 +189,47 @@ def test_disk_that_fills_while_saving(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     params, _ = restore_parameters(tmp_path, make_state(2).params, "newest")
     assert set(np.unique(params["block"]["kernel"])) == {2.0}
+
+
+def test_what_is_deleted_or_damaged_under_the_run_is_saved_anew(tmp_path):
+    for change in (delete_all, damage_all):
+        workdir = tmp_path / change.__name__
+        told = []
+        checkpoints = Checkpoints(workdir, told.append)
+        checkpoints.save(1, make_state(1), metric=0.5)
+        checkpoints.save(2, make_state(2))
+        change(workdir / "checkpoints")  # maybe while the second one is being written
+        for step in (3, 4, 5):
+            checkpoints.save(step, make_state(step))
+        checkpoints.close()
+        assert all("is written anew" in line for line in told) and len(told) <= 1
+        assert int(Checkpoints(workdir).restore(abstract(make_state(5))).step) == 5
+
+
+def delete_all(folder):
+    shutil.rmtree(folder, ignore_errors=True)  # what is being written meanwhile may stay
+
+
+def damage_all(folder):
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # a part of what is being written
+                os.truncate(Path(path, name), Path(path, name).stat().st_size // 2)
+
+
+def test_a_save_that_fails_twice_ends_the_run(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, lambda _: None)
+    checkpoints.save(1, make_state(1))
+    monkeypatch.setattr(checkpoints, "_save", broken)
+    with pytest.raises(UserError, match=r"can't save .* ValueError: no such thing; complete ones are kept"):
+        checkpoints.save(2, make_state(2))
+    monkeypatch.undo()
+    checkpoints.close()
+    assert saved_steps(tmp_path) == [1]
+
+
+def broken(*_):
+    raise ValueError("no such thing")
 
 
 def test_a_run_can_start_from_the_best_parameters_of_another(tmp_path):
