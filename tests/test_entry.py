@@ -1,5 +1,7 @@
 """The command line: overrides by type, mistakes as one line, and the compilation cache."""
 
+import os
+
 import pytest
 
 from adregnet_jax import entry
@@ -80,6 +82,14 @@ def command(tmp_path):
 )
 def test_processes_of_the_command_line(command, options, told):
     assert entry.parse(None, [*command, *options], several_processes=True)[2] == told
+
+
+def test_deterministic_reaches_xla(command, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/nowhere")
+    entry.parse(None, command)
+    assert "deterministic" not in os.environ["XLA_FLAGS"]
+    entry.parse(None, [*command, "--deterministic"])
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=/nowhere --xla_gpu_deterministic_ops=true"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from tensorboardX.proto.event_pb2 import Event
 
 from adregnet_jax.cli.description import describe
 from adregnet_jax.entry import load_config, override
@@ -138,8 +140,26 @@ def test_run_leaves_its_record(uninterrupted):
     starts = [json.loads(line) for line in (uninterrupted / "starts.jsonl").read_text().splitlines()]
     assert [start["step"] for start in starts] == [0]
     assert "train.py --config" in starts[0]["command"] and starts[0]["devices"][0].startswith("cpu")
-    assert any((uninterrupted / "tensorboard").iterdir())
     assert json.loads((uninterrupted / "splits.json").read_text())["test"]["subjects"] == ["phantom_2000000"]
+
+
+def test_tensorboard_has_what_metrics_jsonl_has(uninterrupted):
+    """The file is records of a length, its checksum, an event, and the event's checksum."""
+    (path,) = (uninterrupted / "tensorboard").iterdir()
+    content, found = path.read_bytes(), {}
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        event = Event.FromString(content[12 : 12 + length])
+        for value in event.summary.value:
+            found[event.step, value.tag] = value.simple_value
+        content = content[16 + length :]
+    expected = {
+        (record["step"], name): value
+        for record in logged(uninterrupted)
+        for name, value in record.items()
+        if name != "step"
+    }
+    assert found == pytest.approx(expected)
 
 
 def test_info_tells_of_a_run(uninterrupted, tmp_path):
@@ -161,8 +181,10 @@ def test_of_two_runs_in_a_workdir_the_second_is_refused(tiny, start, uninterrupt
     """A process that was killed holds nothing any more: the test above goes on after one."""
     first = start(tmp_path)
     wait_until_logged(tmp_path, 2, first)
+    first.send_signal(signal.SIGSTOP)  # it holds the lock, however long the second takes to start
     second = start(tmp_path)
     told = second.communicate()[1]
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     assert (
         told.strip()

@@ -343,7 +343,7 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
 
 def _wants_room(error: BaseException) -> bool:
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return _system_reason(error) in map(os.strerror, full)
+    return _system_reason(error) in [os.strerror(number) for number in full]
 
 
 def _system_reason(error: BaseException | None) -> str | None:

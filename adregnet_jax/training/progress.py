@@ -11,7 +11,9 @@ from pathlib import Path
 
 import rich.console
 import rich.progress
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from adregnet_jax.errors import UserError
 
@@ -32,7 +34,7 @@ class RunLog:
         self._path = workdir / "metrics.jsonl"
         _drop_lines_beyond(self._path, step)
         self._lines = self._path.open("a", buffering=1)  # a whole line at a time: readable at any moment
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._tensorboard = _TensorBoard(workdir / "tensorboard", step)
         self._console = rich.console.Console(file=sys.stderr)
         self._bar = _make_bar(self._console)
         self._task = self._bar.add_task("", total=total_steps, completed=step, loss="", rate="")
@@ -75,13 +77,12 @@ class RunLog:
         self._show(step, metrics["train/loss"], metrics["steps_per_second"])
         try:
             self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._tensorboard.write(step, metrics)
         except OSError as error:
             raise UserError(
                 f"can't write {self._path}: {error.strerror}; the last checkpoint is kept:"
                 " make room and run the same command again"
             ) from error
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
         if not self._tells:
@@ -98,6 +99,31 @@ class RunLog:
             self.say(
                 f"step {step}/{self._total_steps}  loss {loss:.4f}  {rate:.3g} steps/s  ETA {minutes:.0f} min"
             )
+
+
+class _TensorBoard:
+    """Scalars as TensorBoard reads them, each written when it comes.
+
+    `SummaryWriter` hands them to a thread, and blocks for ever once that has died: of a full disk, or of a
+    clock that was set back.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{step}")
+        # What an interrupted run wrote beyond `step` is hidden.
+        self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._event(step, summary=Summary(value=values))
+
+    def _event(self, step: int, **content) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _make_bar(console: rich.console.Console) -> rich.progress.Progress:

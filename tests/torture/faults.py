@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -96,7 +97,11 @@ def clock_jumps(place: Place, workdir: Path) -> None:
 def two_runs(place: Place, workdir: Path) -> None:
     """Of two in one workdir the second is refused; the first does not notice."""
     process = _started(place, workdir, 10)
-    _refused(place.start("train.py", workdir), f"another run trains in {workdir} (process {process.pid}")
+    os.kill(process.pid, signal.SIGSTOP)  # it would end before the second has started
+    try:
+        _refused(place.start("train.py", workdir), f"another run trains in {workdir} (process {process.pid}")
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
     finish(process)
     place.check_finished(workdir)
 
@@ -204,7 +209,7 @@ FAULTS: tuple[Callable[[Place, Path], None], ...] = (
 )
 
 
-def _started(place: Place, workdir: Path, step: int):
+def _started(place: Place, workdir: Path, step: int) -> subprocess.Popen:
     """A run that has logged this step and has a checkpoint."""
     process = place.start("train.py", workdir)
     wait_until(lambda: steps_logged(workdir) >= step and bool(_checkpoints(workdir)), process)
@@ -217,7 +222,7 @@ def _checkpoints(workdir: Path) -> list[Path]:
     return [path for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
 
 
-def _refused(process, message: str) -> str:
+def _refused(process: subprocess.Popen, message: str) -> str:
     """What it told, which ends with one line of an error that has this message."""
     told = process.communicate()[1]
     if "Traceback (most recent call last)" in told:
@@ -230,7 +235,7 @@ def _refused(process, message: str) -> str:
     return told
 
 
-def _ends(place: Place, workdir: Path, process) -> None:
+def _ends(place: Place, workdir: Path, process: subprocess.Popen) -> None:
     """To its end, or with one line; then the same command gives the whole run."""
     told = process.communicate()[1]
     if "Traceback (most recent call last)" in told:
