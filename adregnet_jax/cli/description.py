@@ -119,11 +119,13 @@ def _describe_run(workdir: Path) -> dict[str, Any]:
         steps = [int(entry.name) for entry in (workdir / "checkpoints").glob("*") if entry.name.isdigit()]
         description["checkpoints"] = sorted(steps)
         starts = workdir / "starts.jsonl"
-        for line in starts.read_text(encoding="utf-8").splitlines() if starts.is_file() else []:
-            start = json.loads(line)
-            number = sum(name.startswith("start_") for name in description) + 1
+        lines = starts.read_text(encoding="utf-8").splitlines() if starts.is_file() else []
+        for number, start in enumerate(map(json.loads, lines), 1):
             what = f"{start['date']} at step {start['step']}, commit {start['commit']}: {start['command']}"
             description[f"start_{number}"] = what
+            if data := start.get("data"):
+                described = f"{data['files']} files, {data['bytes']} bytes, sha256 {data['sha256']}"
+                description[f"start_{number}_data"] = described
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{workdir}: not a workdir of train.py that can be read ({type(error).__name__}: {error})"

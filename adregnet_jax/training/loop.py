@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 from adregnet_jax import provenance
 from adregnet_jax.config import Config, ModelConfig
 from adregnet_jax.data import pipeline
+from adregnet_jax.data.fingerprint import data_fingerprint
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.splits import Splits, load_splits
 from adregnet_jax.errors import UserError
@@ -140,7 +141,8 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
         state = checkpoints.restore(abstract_state(init, key, mesh))
         state = state or initial_state(init, key, mesh, config.init_from)
         start, best_metric, best_step = int(state.step), float(state.best_metric), int(state.best_step)
-        append_start(workdir, start)
+        if append_start(workdir, start, data_fingerprint(config.data)):
+            say("the files of the data are not those of the start before: see starts.jsonl")
         log = stack.enter_context(
             contextlib.closing(RunLog(workdir, start, total_steps, tells=not jax.process_index()))
         )

@@ -1,7 +1,7 @@
 """What a run tells of itself in its workdir.
 
 `config.json`: its settings. `splits.json`: who is in which split. `starts.jsonl`: a line each time that it
-was started, with the command, the code, the versions and the devices.
+was started, with the command, the code, the versions, the devices and a fingerprint of the data.
 """
 
 from __future__ import annotations
@@ -49,16 +49,31 @@ def write_record(path: Path, record: Any) -> None:
         written.replace(path)
 
 
-def append_start(workdir: Path, step: int) -> None:
+def append_start(workdir: Path, step: int, data: dict[str, Any] | None) -> bool:
     """Adds to `starts.jsonl` that the run begins or goes on behind `step`; of several processes, one does.
+
+    Args:
+        workdir: of the run.
+        step: the last one that is done.
+        data: what `data_fingerprint` says of the data.
+
+    Returns:
+        Whether the data are others than at the start before, as far as that is known.
 
     Raises:
         UserError: the workdir can't be written.
     """
     if jax.process_index():
-        return
-    with writing(workdir), (workdir / "starts.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, **provenance.origin()}) + "\n")
+        return False
+    path = workdir / "starts.jsonl"
+    with writing(workdir):
+        before = path.read_text().splitlines() if path.exists() else []
+        with path.open("a") as file:
+            file.write(json.dumps({"step": step, **provenance.origin(), "data": data}) + "\n")
+    try:
+        return bool(before) and json.loads(before[-1]).get("data", data) != data
+    except (ValueError, AttributeError):  # a line that a kill cut off
+        return False
 
 
 def write_splits(workdir: Path, kind: str, splits: Splits) -> None:

@@ -18,7 +18,7 @@ import time
 true, calls = time.time, [0]
 def jumping():
     calls[0] += 1
-    return true() + (-86400.0, 0.0, 31536000.0)[calls[0] // 50 % 3]  # a day back, a year ahead
+    return true() + (0.0, -86400.0, 31536000.0)[min(calls[0] // 200, 2)]
 time.time = jumping
 """
 NAN = """
@@ -89,9 +89,8 @@ def workdir_deleted_under_the_run(place: Place, workdir: Path) -> None:
 
 
 def clock_jumps(place: Place, workdir: Path) -> None:
-    """A day back, a year ahead, again and again."""
-    finish(place.start("train.py", workdir, change=CLOCK))
-    place.check_finished(workdir)
+    """A day back, then a year ahead. What Orbax takes for a time-out may end the run, in a line."""
+    _ends(place, workdir, place.start("train.py", workdir, change=CLOCK))
 
 
 def two_runs(place: Place, workdir: Path) -> None:

@@ -11,7 +11,7 @@ from adregnet_jax.data import nifti
 from adregnet_jax.data.splits import load_splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation.evaluate import evaluate
-from adregnet_jax.training.record import check_splits, write_splits
+from adregnet_jax.training.record import append_start, check_splits, write_splits
 
 SUBJECTS = 20
 
@@ -134,3 +134,11 @@ def test_runs_without_a_record_and_damaged_records(tmp_path):
     for damaged in ("{", "[]", '{"train": 3}'):
         (tmp_path / "splits.json").write_text(damaged)
         assert "not a record of splits" in refusal(tmp_path, of_phantom())
+
+
+def test_data_that_changed_since_the_last_start_are_told(tmp_path):
+    one, other = {"files": 1, "sha256": "1"}, {"files": 1, "sha256": "2"}
+    told = [append_start(tmp_path, 0, data) for data in (one, one, other, other, None)]
+    assert told == [False, False, True, False, True]
+    lines = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [line["data"] for line in lines] == [one, one, other, other, None]

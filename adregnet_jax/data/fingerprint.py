@@ -1,0 +1,51 @@
+"""Which data a run was given: a short name for the files of a folder or a CSV."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from adregnet_jax.config import DataConfig
+
+HEAD_BYTES = 2**16  # of each file: whole scans would take minutes at every start
+
+
+def data_fingerprint(config: DataConfig) -> dict[str, Any] | None:
+    """Number, bytes and SHA-256 of the files that the config names; None of data that are made from a seed.
+
+    The SHA-256 is of the names, beside the folder or the CSV, the sizes and the first 64 KiB of each file, in
+    the order of their names: it does not change when the folder moves, and it does when a scan is replaced.
+    """
+    match config.kind:
+        case "files":
+            place = Path(config.files.pairs)
+        case "dirlab":
+            place = Path(config.dirlab.root)
+        case "ixi":
+            place = Path(config.ixi.root)
+        case _:
+            return None
+    if place.is_dir():
+        return _of_files(place, (path for path in place.rglob("*") if path.is_file()))
+    return _of_files(place.parent, {place, *_named_by(place)})
+
+
+def _named_by(table: Path) -> list[Path]:
+    """The files that the cells of a CSV name."""
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        cells = {cell.strip() for row in csv.reader(file) for cell in row}
+    return [table.parent / cell for cell in cells if cell and (table.parent / cell).is_file()]
+
+
+def _of_files(root: Path, files: Iterable[Path]) -> dict[str, Any]:
+    total, size, count = hashlib.sha256(), 0, 0
+    for path in sorted(files):
+        name = path.relative_to(root) if path.is_relative_to(root) else path
+        bytes_ = path.stat().st_size
+        with path.open("rb") as file:
+            total.update(f"{name.as_posix()}\0{bytes_}\0".encode() + file.read(HEAD_BYTES))
+        size, count = size + bytes_, count + 1
+    return {"files": count, "bytes": size, "sha256": total.hexdigest()}
