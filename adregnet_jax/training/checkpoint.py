@@ -48,6 +48,7 @@ class Checkpoints:
         self._workdir = workdir
         self._say = say
         self._saves_anew = False  # the last save was a second try
+        self._last_save: ocp.AsyncResponse[bool] | None = None
         self._checkpointer = self._open()
 
     def _open(self, *, tidy: bool = True) -> ocp.training.Checkpointer:
@@ -156,12 +157,19 @@ class Checkpoints:
             self._saves_anew = False
 
     def _save(self, step: int, state: TrainState, metric: float | None) -> None:
-        self._checkpointer.save_checkpointables_async(
+        self._finish_last_save()
+        self._last_save = self._checkpointer.save_checkpointables_async(
             step,
             {"params": state.network, "progress": _without_network(state)},
             force=True,
             metrics=None if metric is None else {METRIC: float(metric)},
         )
+
+    def _finish_last_save(self) -> None:
+        """Waits for it. A response that nobody asks keeps its thread, an event loop and three open files."""
+        response, self._last_save = self._last_save, None
+        if response is not None:
+            response.result()
 
     def close(self) -> None:
         """Waits until the last checkpoint is complete.
@@ -170,7 +178,10 @@ class Checkpoints:
             UserError: it could not be written.
         """
         try:
-            self._checkpointer.close()
+            try:
+                self._finish_last_save()
+            finally:
+                self._checkpointer.close()
         except Exception as error:  # as in `save`
             raise self._refusal(error) from error
 

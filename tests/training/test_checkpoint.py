@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import threading
 import warnings
 from pathlib import Path
 
@@ -189,6 +190,17 @@ def test_disk_that_fills_while_saving(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     params, _ = restore_parameters(tmp_path, make_state(2).params, "newest")
     assert set(np.unique(params["block"]["kernel"])) == {2.0}
+
+
+def test_saves_leave_no_threads_and_no_open_files(tmp_path):
+    """What is at work at any moment differs by some; a leak of one a save would be twenty."""
+    checkpoints = Checkpoints(tmp_path)
+    seen = []
+    for step in range(1, 25):
+        checkpoints.save(step, make_state(step))
+        seen.append((threading.active_count(), len(os.listdir("/proc/self/fd"))))  # noqa: PTH208
+    checkpoints.close()
+    assert seen[-1][0] < seen[3][0] + 12 and seen[-1][1] < seen[3][1] + 12
 
 
 def test_what_is_deleted_or_damaged_under_the_run_is_saved_anew(tmp_path):
