@@ -29,7 +29,7 @@ from tests.torture.runs import ROOT, LostError, Place
 
 
 def bad_inputs() -> dict:
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "tests/bad_inputs"]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "tests/bad_inputs"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|failed|error)", told)}
     lost = re.findall(r"^FAILED (\S+)", told, flags=re.MULTILINE)
