@@ -118,6 +118,12 @@ def test_instance(tmp_path):
     assert rows[0]["peak of the process GiB"] > rows[0]["temporaries GiB"] >= 0
 
 
+def test_network(tmp_path):
+    (row,) = rows_of("network", tmp_path / "table.json", "--shape", "24", "20", "16", "--rounds", "1")
+    assert row["shape"] == "24 x 20 x 16"
+    assert 0 < row["s, median"] < 60 and row["peak of the process GiB"] > 0.1
+
+
 def test_peers(tmp_path):
     """A head of three labels and the same one four voxels on: scores before are right, ours are better."""
     place = np.linalg.norm(np.moveaxis(np.indices((52, 48, 44)), 0, -1) - [25, 24, 22], axis=-1)

@@ -93,7 +93,7 @@ def batch(place: Place, kills: int, moments: random.Random) -> Iterator[str]:
     seconds = time.monotonic() - began
     expected = _without_seconds(whole / "results.csv")
     for n in range(kills):
-        done = {path.name: path.stat().st_mtime_ns for path in killed.glob("[!.]*/summary.json")}
+        done = {path.parent.name: path.stat().st_mtime_ns for path in killed.glob("[!.]*/summary.json")}
         try:
             process = place.start_adregnet(*arguments, killed)
             time.sleep(moments.uniform(0.2, 1) * seconds)
@@ -101,7 +101,7 @@ def batch(place: Place, kills: int, moments: random.Random) -> Iterator[str]:
             if killed.exists():
                 check_files(killed)
             for path in killed.glob("[!.]*/summary.json"):
-                if done.get(path.name, path.stat().st_mtime_ns) != path.stat().st_mtime_ns:
+                if done.get(path.parent.name, path.stat().st_mtime_ns) != path.stat().st_mtime_ns:
                     raise LostError(f"{path.parent.name} was done and was done again")
             yield ""
         except LostError as lost:

@@ -1,0 +1,55 @@
+"""How much memory and time does the shipped network take at a size, its door included?
+
+    python benchmarks/network.py [--shape 160 192 224] [--spacing 1.0 1.0 1.0] [--rounds 3] [--json FILE]
+
+A random smooth scan of the given size and the same one moved by two voxels, as `adregnet register --method
+network --no-affine` does: turned, resampled, both runs of the network, the field brought back. Prints the
+seconds to load the weights, those of the first call, which compiles or takes programs from the cache on disk,
+the median of later calls, and the peak of the whole process.
+"""
+
+import resource
+import statistics
+import time
+
+import numpy as np
+import timing
+from instance import smooth_scan  # sets the process up as the command line does
+
+from adregnet_jax import entry
+
+entry.use_compilation_cache()
+
+from adregnet_jax.data.images import Image  # noqa: E402
+from adregnet_jax.network_input import predict_displacement  # noqa: E402
+from adregnet_jax.pretrained import load_pretrained  # noqa: E402
+
+
+def main():
+    parser = timing.argument_parser(__doc__)
+    parser.add_argument("--shape", type=int, nargs=3, default=(160, 192, 224), metavar=("X", "Y", "Z"))
+    parser.add_argument("--spacing", type=float, nargs=3, default=(1.0, 1.0, 1.0), metavar=("X", "Y", "Z"))
+    options = parser.parse_args()
+    fixed = np.asarray(smooth_scan(options.shape))[0, ..., 0]
+    moving = np.roll(fixed, 2, axis=0)
+    image = Image(fixed, np.diag([*options.spacing, 1.0]), "random scan")
+    began = time.perf_counter()
+    network = load_pretrained()
+    loading = time.perf_counter() - began
+    seconds = []
+    for _ in range(1 + options.rounds):
+        began = time.perf_counter()
+        predict_displacement(network, image, moving).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    row = {
+        "shape": " x ".join(map(str, options.shape)),
+        "loading s": round(loading, 2),
+        "first call s": round(seconds[0], 1),
+        "s, median": round(statistics.median(seconds[1:]), 1),
+        "peak of the process GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+    timing.report([row], options.json)
+
+
+if __name__ == "__main__":
+    main()
