@@ -9,7 +9,8 @@ in `register` afterwards. By images only; --config.loss.dice=1 --config.loss.dic
 
 The network knows motions of some 14 voxels and less: bring scans of 200 voxels and more to about 100 first.
 
-Hardware: anything; a CPU core makes a step of 64^3 voxels in about a second. Result: not measured.
+Hardware: anything; a CPU core makes a step of 64^3 voxels in about a second. The same way was measured with
+configs/hippocampus.py and configs/dirlab_cpu.py, this config itself not.
 """
 
 from adregnet_jax.config import Config, DataConfig, FilesConfig, LossConfig, ModelConfig, OptimiserConfig
@@ -29,7 +30,7 @@ def get_config() -> Config:
             shared_projection=True,
             match_residual=True,
         ),
-        loss=LossConfig(ncc_window=5, smoothness=0.3, bending=3.0, masked=False),
+        loss=LossConfig(ncc_window=5, smoothness=1.0, bending=10.0, masked=False),
         optimiser=OptimiserConfig(
             learning_rate=2e-4, warmup_steps=50, halve_every_epochs=2, epochs=6, average_decay=0.999
         ),
