@@ -17,8 +17,8 @@ Hardware: one CPU core, 2.5 steps a second alone on it, 27 minutes. Measured, ne
 200 pairs, 0.574 before (labels warped by nearest neighbour; one-hot in brackets), by the weights that were
 shipped before the present ones:
 
-- images only 0.771 (0.778), 0.002 % of the voxels folded: 4000 steps at smoothness 0.3, bending 3, after which
-  it was 0.760 (0.766) with 0.17 %, and 2000 more at the weights below, not yet in one go.
+- images only 0.771 (0.778), 0.002 % of the voxels folded: 4000 steps at smoothness 0.3, bending 3,
+  after which it was 0.760 (0.766) with 0.17 %, and 2000 more at the weights below, not yet in one go.
 - with labels, at smoothness 0.3, bending 3, stopped after 3000 steps: 0.833 (0.839), 0.10 %.
 
 From random parameters, in 62 minutes (configs/hippocampus_scratch.py): 0.741 and 0.827.
