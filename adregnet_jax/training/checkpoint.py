@@ -359,7 +359,9 @@ def _wants_room(error: BaseException) -> bool:
 
 def _system_reason(error: BaseException | None) -> str | None:
     """What the operating system said, if that stopped a save; tensorstore puts the number in its text."""
-    while error is not None:
+    seen = set()
+    while error is not None and id(error) not in seen:  # a chain of causes may come back to itself
+        seen.add(id(error))
         if isinstance(error, OSError):
             return error.strerror or str(error)
         code = re.search(r"os_error_code='(\d+)'", str(error))

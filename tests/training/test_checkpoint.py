@@ -17,7 +17,12 @@ import pytest
 
 from adregnet_jax.config import ModelConfig
 from adregnet_jax.errors import UserError
-from adregnet_jax.training.checkpoint import Checkpoints, check_architecture, restore_parameters
+from adregnet_jax.training.checkpoint import (
+    Checkpoints,
+    _system_reason,
+    check_architecture,
+    restore_parameters,
+)
 from adregnet_jax.training.loop import initial_state
 from adregnet_jax.training.sharding import make_mesh
 from adregnet_jax.training.state import TrainState
@@ -238,6 +243,14 @@ def test_a_save_that_fails_twice_ends_the_run(tmp_path, monkeypatch):
     monkeypatch.undo()
     checkpoints.close()
     assert saved_steps(tmp_path) == [1]
+
+
+def test_causes_that_go_round_in_a_circle_end():
+    first, second = ValueError("one"), ValueError("other")
+    first.__cause__, second.__cause__ = second, first
+    assert _system_reason(first) is None
+    second.__cause__ = OSError(28, "No space left on device")
+    assert _system_reason(first) == "No space left on device"
 
 
 def broken(*_):
