@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import gc
 import json
 import math
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +47,16 @@ class Checkpoints:
         self._say = say
         self._saves_anew = False  # the last save was a second try
         self._last_save: ocp.AsyncResponse[bool] | None = None
-        self._checkpointer = self._open()
+        try:
+            self._checkpointer = self._open()
+        except Exception as error:  # whatever Orbax makes of metrics that are damaged
+            damaged = [] if jax.process_count() > 1 else _unreadable(workdir)
+            if not damaged:
+                raise UserError(f"the checkpoints in {workdir} can't be read ({_told(error)})") from error
+            _move_aside(workdir, damaged)
+            for step in damaged:
+                say(f"the checkpoint of step {step} can't be read and was put aside ({_told(error)})")
+            self._checkpointer = self._open()
 
     def _open(self, *, tidy: bool = True) -> ocp.training.Checkpointer:
         policies = ocp.training.preservation_policies
@@ -104,11 +111,7 @@ class Checkpoints:
         """Else the newest of them would count as such, and a good one would be deleted in its place."""
         with contextlib.suppress(Exception):  # a failed save, which has been told
             self._checkpointer.close()
-        aside = self._workdir / "unreadable"
-        aside.mkdir(parents=True, exist_ok=True)
-        for step in steps:
-            shutil.rmtree(aside / str(step), ignore_errors=True)
-            (_folder(self._workdir) / str(step)).rename(aside / str(step))
+        _move_aside(self._workdir, steps)
         self._checkpointer = self._open(tidy=tidy)
 
     def _restore(self, checkpoint, abstract_state: TrainState) -> TrainState:
@@ -210,7 +213,14 @@ def restore_parameters(workdir: Path, abstract_params, which: str = "best") -> t
         raise UserError(
             f"{workdir} holds no checkpoint: train first, or give the workdir of a run that was trained"
         )
-    with ocp.training.Checkpointer(_folder(workdir)) as checkpointer:
+    try:
+        opened = ocp.training.Checkpointer(_folder(workdir))
+    except Exception as error:  # as in `Checkpoints`
+        raise UserError(
+            f"a checkpoint in {workdir} can't be read ({_told(error)}): bring back a copy, or train again,"
+            " which puts it aside"
+        ) from error
+    with opened as checkpointer:
         if checkpointer.latest is None:
             raise UserError(f"{workdir} holds no complete checkpoint yet: train on, then try again")
         validated = [found for found in checkpointer.checkpoints if found.metrics]
@@ -306,19 +316,26 @@ def _folder(workdir: Path) -> Path:
 
 
 def _unreadable(workdir: Path) -> list[int]:
-    """The steps whose checkpoints can't be read, whatever they hold."""
+    """The steps whose metadata or metrics can't be read: these keep others from being listed and saved."""
     steps = []
     for path in _folder(workdir).glob("[0-9]*"):
         if not path.name.isdigit():
             continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # Orbax leaves a coroutine that nobody awaits
-            try:
-                ocp.load_checkpointables(path)
-            except Exception:  # whatever Orbax and its libraries make of damaged files
-                steps.append(int(path.name))
-            gc.collect()
+        try:
+            for name in ("_CHECKPOINT_METADATA", "metrics/metrics"):
+                if (path / name).exists():
+                    json.loads((path / name).read_bytes())
+        except (OSError, ValueError):
+            steps.append(int(path.name))
     return steps
+
+
+def _move_aside(workdir: Path, steps: Iterable[int]) -> None:
+    aside = workdir / "unreadable"
+    aside.mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        (_folder(workdir) / str(step)).rename(aside / str(step))
 
 
 def _load(checkpointer, checkpoint, abstract_params, workdir: Path):

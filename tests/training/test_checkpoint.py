@@ -88,6 +88,23 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_taken(tmp_path,
     assert saved_steps(tmp_path) == [6, 7] and (tmp_path / "unreadable" / "8").is_dir()
 
 
+def test_damaged_metrics_are_put_aside_as_well(tmp_path):
+    """They are read when the folder is opened."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        checkpoints.save(step, make_state(step), metric=float(step))
+    checkpoints.close()
+    metrics = tmp_path / "checkpoints" / "1" / "metrics" / "metrics"
+    os.truncate(metrics, metrics.stat().st_size // 2)
+    with pytest.raises(UserError, match=r"a checkpoint in .* can't be read .*: bring back a copy, or train"):
+        restore_parameters(tmp_path, make_state(1).params)
+    told = []
+    restored = Checkpoints(tmp_path, told.append).restore(abstract(make_state(3)))
+    assert int(restored.step) == 3
+    assert len(told) == 1 and "step 1 can't be read and was put aside" in told[0]
+    assert saved_steps(tmp_path) == [2, 3] and (tmp_path / "unreadable" / "1").is_dir()
+
+
 def test_when_no_checkpoint_can_be_read_nothing_is_begun_anew(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(8, make_state(8))
@@ -215,12 +232,13 @@ def test_what_is_deleted_or_damaged_under_the_run_is_saved_anew(tmp_path):
         checkpoints = Checkpoints(workdir, told.append)
         checkpoints.save(1, make_state(1), metric=0.5)
         checkpoints.save(2, make_state(2))
-        change(workdir / "checkpoints")  # maybe while the second one is being written
+        checkpoints._finish_last_save()
+        change(workdir / "checkpoints")
         for step in (3, 4, 5):
             checkpoints.save(step, make_state(step))
         checkpoints.close()
         assert all("is written anew" in line for line in told) and len(told) <= 1
-        assert int(Checkpoints(workdir).restore(abstract(make_state(5))).step) == 5
+        assert int(Checkpoints(workdir, told.append).restore(abstract(make_state(5))).step) == 5
 
 
 def delete_all(folder):
