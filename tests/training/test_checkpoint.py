@@ -214,15 +214,18 @@ def test_disk_that_fills_while_saving(tmp_path):
     assert set(np.unique(params["block"]["kernel"])) == {2.0}
 
 
-def test_saves_leave_no_threads_and_no_open_files(tmp_path):
-    """What is at work at any moment differs by some; a leak of one a save would be twenty."""
+def test_saves_leave_no_event_loops(tmp_path):
+    """Each has a thread and three open files."""
+
+    def loops():
+        return sum("_run_loop" in thread.name for thread in threading.enumerate())
+
+    before = loops()
     checkpoints = Checkpoints(tmp_path)
-    seen = []
-    for step in range(1, 25):
+    for step in range(1, 9):
         checkpoints.save(step, make_state(step))
-        seen.append((threading.active_count(), len(os.listdir("/proc/self/fd"))))  # noqa: PTH208
     checkpoints.close()
-    assert seen[-1][0] < seen[3][0] + 12 and seen[-1][1] < seen[3][1] + 12
+    assert loops() <= before + 1  # of the last deletion, perhaps
 
 
 def test_what_is_deleted_or_damaged_under_the_run_is_saved_anew(tmp_path):
