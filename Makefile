@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test torture lint bench clean
+.PHONY: setup demo test coverage torture lint bench clean
 
 setup: .venv/.installed
 
@@ -22,6 +22,10 @@ test: setup
 
 torture: setup
 	$(BIN)/python -m tests.torture
+
+coverage: setup
+	$(BIN)/pip install --quiet --requirement tests/torture/requirements.txt
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --cov --cov-report=term
 
 lint: setup
 	$(BIN)/ruff check .

@@ -207,7 +207,7 @@ def instance_preset(
         "thorough": {"factors": (4, 2, 1), "steps": (80, 50, 20)},
     }
     if after_network:
-        levels["default"]["steps"] = (20, 32)
+        levels["default"]["steps"] = (20, 44)
         levels["thorough"]["steps"] = (20, 55, 22)
     motion: dict[str, dict] = {
         "same": {"strides": (2, 3, 4), "smoothness": 0.3, "jacobian": 0.0},

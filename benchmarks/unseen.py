@@ -22,6 +22,7 @@ the network alone does worst: of the hippocampus the six of least Dice, of the C
 the brains.
 """
 
+import dataclasses
 import statistics
 from pathlib import Path
 
@@ -58,15 +59,18 @@ def of_hippocampus(pair):
     return peers.Scans(pair.name, pair.fixed, pair.moving, pair.spacing_mm, None, labels)
 
 
-def settings(method, data_set, network, effort):
-    """Of `register_scans`."""
+def settings(method, data_set, network, effort, steps):
+    """Of `register_scans`; `steps` are those of instance optimisation alone, None for the preset's."""
     chosen = {"affine": None, "instance": None, "network": None}
     if "affine" in method:
         chosen["affine"] = AffineConfig()
     if method not in ("affine", "instance"):
         chosen["network"] = network
     if method in ("instance", "both"):
-        chosen["instance"] = instance_preset(effort, SUBJECTS[data_set], after_network=method == "both")
+        preset = instance_preset(effort, SUBJECTS[data_set], after_network=method == "both")
+        if method == "instance" and steps:
+            preset = dataclasses.replace(preset, steps=tuple(steps))
+        chosen["instance"] = preset
     return chosen
 
 
@@ -138,6 +142,7 @@ def main():
     parser.add_argument("--limit", type=int, default=0, help="hippocampus pairs, evenly out of all; 0: all")
     parser.add_argument("--weights", type=Path, metavar="DIR")
     parser.add_argument("--effort", default="default", help="preset of the instance optimisation")
+    parser.add_argument("--steps", type=int, nargs="+", help="of instance optimisation alone, coarse to fine")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--figures", type=Path, metavar="DIR")
     options = parser.parse_args()
@@ -151,7 +156,7 @@ def main():
         for method in options.methods:
             if method == "inverted" and data_set != "brains":
                 continue
-            chosen = settings(method, data_set, network, options.effort)
+            chosen = settings(method, data_set, network, options.effort, options.steps)
             found[method], drawn = [], []
             for n, scans in enumerate(pairs):
                 again = n == 0 or scans.fixed.shape != pairs[n - 1].fixed.shape

@@ -152,7 +152,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
 
 def _order(row: Mapping) -> tuple:
     """By the numbers in the names: case 10 comes after case 9."""
-    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row["name"]))
+    return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", row["name"]))
 
 
 def _dirlab_number(row: tables.Row) -> int | None:
