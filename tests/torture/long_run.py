@@ -1,7 +1,7 @@
 """Hours of training without a pause: do memory, files or open descriptors grow?
 
-    python -m tests.torture.long_run [--hours 3] [--config configs/phantom_demo.py] [--figure docs/long_run.png]
-        [--json FILE] [--workdir DIR]
+    python -m tests.torture.long_run [--hours 3] [--config configs/phantom_demo.py] [--workdir DIR]
+        [--figure docs/long_run.png] [--json FILE]
 
 Trains without end in a process of its own and looks at it twice a minute: resident memory, open descriptors
 and threads of it and its children, files of the workdir; and reads metrics.jsonl, of which every complete

@@ -103,7 +103,7 @@ def _enter(copies: "multiprocessing.Queue[str]", cache: str) -> None:
     """Each process has a copy of the tree; what JAX compiled is shared, as most of it is not mutated."""
     os.chdir(copies.get())
     os.environ |= {
-        "PYTHONPATH": os.getcwd(),
+        "PYTHONPATH": str(Path.cwd()),
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
     }
