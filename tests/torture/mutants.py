@@ -101,7 +101,7 @@ def _within(mutant: MutationSpec, nodes: list[ast.AST]) -> bool:
 
 
 def _command(tests: list[str]) -> str:
-    return f"exec {sys.executable} -m pytest -n 0 -x -q -p no:cacheprovider {' '.join(tests)}"
+    return f"{sys.executable} -m pytest -n 0 -x -q -p no:cacheprovider {' '.join(tests)}"
 
 
 def _enter(copies: "multiprocessing.Queue[str]", cache: str) -> None:
