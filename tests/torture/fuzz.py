@@ -25,8 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tests.torture.runs import ROOT
-
+ROOT = Path(__file__).parents[2]
 MOST_BYTES = 8192
 MOST_MIB = 2048
 MOST_SECONDS_A_FILE = 20
@@ -99,7 +98,10 @@ def readers() -> dict[str, Reader]:
 
 
 def fuzz(name: str, corpus: Path, artefacts: Path, seconds: int) -> None:
-    """Never returns: libFuzzer ends the process, by status 0 if nothing was found."""
+    """Never returns: libFuzzer ends the process, by status 0 if nothing was found.
+
+    Nothing of the package may have been imported before.
+    """
     import atheris
 
     with atheris.instrument_imports(
@@ -166,16 +168,19 @@ def run(name: str, folder: Path, seconds: int) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=int, default=60, help="a reader")
-    parser.add_argument("--readers", nargs="+", metavar="NAME", choices=sorted(readers()))
+    parser.add_argument("--readers", nargs="+", metavar="NAME", default=[], help="such as 'image .nii'")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--keep", type=Path, metavar="DIR")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         fuzz(options.one, options.keep / "corpus", options.keep / "found", options.seconds)
+    names = list(readers())
+    if unknown := sorted(set(options.readers) - set(names)):
+        parser.error(f"no such reader: {unknown[0]}; there are {', '.join(names)}")
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        for name in options.readers or readers():
+        for name in options.readers or names:
             folder = Path(options.keep or temporary, re.sub(r"\W+", "_", name))
             rows.append(run(name, folder, options.seconds))
             print(rows[-1], flush=True)
