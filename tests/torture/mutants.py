@@ -1,12 +1,15 @@
 """Are the tests of what figures rest on worth their name? Small faults are put in, and a test has to fail.
 
     python -m tests.torture.mutants [--sample 300] [--jobs 2] [--seed 0] [--modules PREFIX ...] [--json FILE]
+        [--again FILE]
 
 Cosmic Ray (`pip install 'cosmic-ray>=8.4,<9'`, which nothing else needs) lists the mutants of
 `adregnet_jax.ops`, the losses, the metrics and the readers: an operator or a number changed, a decorator, an
 argument or a loop taken away, and so on. A random sample of all, by --seed, is tried: each in a copy of the
 tree, with the tests that belong to its module. A mutant is killed by a test that fails, or that takes three
-times as long as it should. Prints a table a package, and the survivors as lines of the diff.
+times as long as it should. Those that survive meet the tests of all that is around their module. Prints a
+table a package, and the survivors as lines of the diff. --again takes the survivors from the JSON of an
+earlier run with the same sample and the same modules, after tests were added.
 
 Left out are annotations and the texts of messages, which no test should notice, and operators on bits in the
 place of arithmetic, which numbers with a fraction refuse, so that any test kills them.
@@ -46,7 +49,15 @@ MORE_TESTS = {
     "data/images": ["tests/test_scans.py"],
     "data/transforms": ["tests/test_fields.py"],
 }
+# Tests of what is around a module, by the beginning of its name.
+WIDER_TESTS = {
+    "ops/": ["tests/ops/test_slabs.py", "tests/test_laws.py", "tests/test_losses.py"],
+    "losses": ["tests/ops/test_slabs.py", "tests/test_laws.py", "tests/training/test_step.py"],
+    "metrics": ["tests/evaluation"],
+    "data/": ["tests/data"],
+}
 ON_BITS = ("RShift", "LShift", "BitOr", "BitAnd", "BitXor")
+WIDER_SECONDS = 1800.0
 GROUPS = {"ops": "ops/", "losses": "losses", "metrics": "metrics", "readers": "data/"}
 
 
@@ -123,8 +134,12 @@ def _baseline(name: str, tests: list[str]) -> tuple[str, float]:
     return name, time.monotonic() - began
 
 
-def _try(mutant: MutationSpec, tests: list[str], seconds: float) -> dict:
-    result = mutate_and_test([mutant], _command(tests), 3 * seconds + 30)
+def _try(mutant: MutationSpec, tests: list[str], seconds: float, survived: bool) -> dict:
+    """`survived`: it has met the tests of its module already."""
+    result = None if survived else mutate_and_test([mutant], _command(tests), 3 * seconds + 30)
+    if result is None or result.test_outcome == TestOutcome.SURVIVED:
+        (wider,) = [more for prefix, more in WIDER_TESTS.items() if _module(mutant).startswith(prefix)]
+        result = mutate_and_test([mutant], _command(tests + wider), WIDER_SECONDS)
     lines = (result.diff or "").splitlines()
     changed = [line for line in lines if line[:1] in "+-" and not line.startswith(("---", "+++"))]
     return {
@@ -156,6 +171,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modules", nargs="+", default=[""], metavar="PREFIX", help="such as ops/ losses")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="the survivors of an earlier run alone")
     options = parser.parse_args()
     tests = {name: of for name, of in modules().items() if name.startswith(tuple(options.modules))}
     with tempfile.TemporaryDirectory() as temporary:
@@ -171,26 +187,30 @@ def main() -> int:
             copies.put(shutil.copytree(ROOT, Path(temporary, f"copy{n}"), ignore=ignore).as_posix())
         enter = functools.partial(_enter, copies, str(Path(temporary, "cache")))
         with concurrent.futures.ProcessPoolExecutor(options.jobs, context, enter) as pool:
-            used = sorted({_module(one) for one in sample})
-            seconds = dict(pool.map(_baseline, used, [tests[name] for name in used]))
-            print({name: round(value) for name, value in seconds.items()}, flush=True)
-            names = [_module(one) for one in sample]
-            tried = []
-            for one in pool.map(
-                _try, sample, [tests[name] for name in names], [seconds[name] for name in names]
-            ):
-                tried.append(one)
+            earlier = json.loads(options.again.read_text())["tried"] if options.again else []
+            asked = [n for n in range(len(sample)) if not earlier or earlier[n]["outcome"] != "killed"]
+            names = [_module(sample[n]) for n in asked]
+            seconds = dict.fromkeys(names, 0.0)
+            if not earlier:
+                used = list(seconds)
+                seconds = dict(pool.map(_baseline, used, [tests[name] for name in used]))
+            outcomes = pool.map(
+                _try,
+                [sample[n] for n in asked],
+                [tests[name] for name in names],
+                [seconds[name] for name in names],
+                [bool(earlier)] * len(asked),
+            )
+            tried = dict(enumerate(earlier))
+            for n, one in zip(asked, outcomes, strict=True):
+                tried[n] = one
                 if one["outcome"] != "killed":
-                    print(
-                        f"{one['module']}:{one['line']} {one['operator']} {one['outcome']}",
-                        *one["change"],
-                        sep="\n  ",
-                        flush=True,
-                    )
+                    where = f"{one['module']}:{one['line']} {one['operator']} {one['outcome']}"
+                    print(where, *one["change"], sep="\n  ", flush=True)
                 if options.json:
-                    options.json.write_text(json.dumps({"tried": tried}, indent=1) + "\n")
+                    options.json.write_text(json.dumps({"tried": list(tried.values())}, indent=1) + "\n")
     print()
-    report(rows(tried, counts), None)
+    report(rows(list(tried.values()), counts), None)
     return 0
 
 
