@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from adregnet_jax.errors import UserError
+from adregnet_jax.unfinished import REPLACED, tidy, unfinished
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -112,12 +112,13 @@ def new_folder(path: Path, *, own: Collection[str], overwrite: bool = False) -> 
     """
     try:
         path = path.resolve()  # what a link leads to is replaced, not the link
+        tidy(path)
         _check_folder(path, own, overwrite)
     except (OSError, RuntimeError) as error:  # a name that is too long; links that lead in a circle
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--output {path}: can't be used ({reason}): choose another name") from None
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    replaced = path.with_name(f".{os.getpid()}.{path.name}.replaced")
+    temporary = unfinished(path)
+    replaced = temporary.with_name(temporary.name + REPLACED)
     try:
         temporary.mkdir(parents=True)
         yield temporary

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from adregnet_jax.data import nifti
 from adregnet_jax.errors import UserError
+from adregnet_jax.unfinished import tidy, unfinished
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
@@ -112,8 +112,9 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     if path.exists() and not overwrite:
         raise UserError(f"{path}: exists already; choose another name, or ask to overwrite it")
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # the suffix tells libraries the format
+    temporary = unfinished(path)
     try:
+        tidy(path)
         yield temporary
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # SimpleITK raises RuntimeError, whatever happened

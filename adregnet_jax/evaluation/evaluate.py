@@ -18,7 +18,6 @@ import contextlib
 import functools
 import io
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +51,7 @@ from adregnet_jax.ops.sampling import warp, warp_labels
 from adregnet_jax.registration import dropout_sd_mm, register
 from adregnet_jax.training.checkpoint import check_architecture, restore_parameters
 from adregnet_jax.training.record import check_splits
+from adregnet_jax.unfinished import tidy, unfinished
 
 # Column of landmarks.csv, its name and unit, and the figure that tells what it is worth.
 UNCERTAINTIES = (
@@ -464,9 +464,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         UserError: the disk is full or the folder can't be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        tidy(path)
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
