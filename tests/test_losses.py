@@ -9,6 +9,7 @@ from jax.test_util import check_grads
 
 from adregnet_jax.config import LossConfig
 from adregnet_jax.losses import (
+    bending_energy_loss,
     dice_loss,
     field_loss,
     jacobian_loss,
@@ -164,6 +165,39 @@ def test_smoothness_sees_a_checkerboard():
     checkerboard = ((-1.0) ** np.indices(SHAPE).sum(axis=0))[None, ..., None] * np.ones(3)
     spacing_mm = np.ones((1, 3), np.float32)
     np.testing.assert_allclose(smoothness_loss(jnp.asarray(checkerboard), spacing_mm), 9 * 4, rtol=1e-5)
+
+
+def test_bending_of_a_quadratic_map_is_known():
+    """u = a(x, x)/2 in mm has the second derivatives a everywhere, which central differences find exactly."""
+    a = np.random.default_rng(4).normal(size=(2, 3, 3, 3))  # of pairs and components
+    a = (a + np.swapaxes(a, -1, -2)) / 2
+    grid = np.moveaxis(np.indices((5, 4, 6)), 0, -1)
+    place_mm = grid * SPACING_MM[:, None, None, None]
+    displacement_mm = np.einsum("bcjk,bxyzj,bxyzk->bxyzc", a, place_mm, place_mm) / 2
+    displacement = (displacement_mm / SPACING_MM[:, None, None, None]).astype(np.float32)
+    expected = np.mean((a**2).sum(axis=(1, 2, 3)))
+    np.testing.assert_allclose(bending_energy_loss(displacement, SPACING_MM), expected, rtol=1e-3)
+
+
+def test_bending_costs_nothing_where_nothing_bends():
+    matrix = np.random.default_rng(5).normal(size=(3, 3))
+    displacement = np.moveaxis(np.indices((4, 4, 4)), 0, -1) @ matrix + 1
+    loss = bending_energy_loss(displacement[None].astype(np.float32), SPACING_MM[:1])
+    np.testing.assert_allclose(loss, 0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing_shape"),
+    [
+        ((2, 2, 3, 3, 3), (2, 3)),
+        ((2, 3, 3, 3, 3), (1, 3)),
+        ((2, 3, 3, 3, 3), (3, 3)),
+        ((2, 3, 3, 3, 3), (2,)),
+    ],
+)
+def test_bending_needs_three_voxels_and_a_spacing_a_pair(shape, spacing_shape):
+    with pytest.raises(ValueError, match="bending needs three voxels"):
+        bending_energy_loss(jnp.zeros(shape), jnp.ones(spacing_shape))
 
 
 def test_jacobian_loss_equals_the_oracle(images, displacement):

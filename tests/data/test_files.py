@@ -156,10 +156,14 @@ def test_labels_and_landmarks_that_do_not_fit(folder):
     (folder / "a.txt").write_text("1 2 3\n")
     (folder / "b.txt").write_text("1 2 3\n4 4 4\n")
     assert "1 landmarks" in refusal(table(folder, "train,f.nii,f.nii,a.txt,b.txt", columns=columns))
-    (folder / "b.txt").write_text("1 2 30\n")
-    assert "outside of the (8, 6, 5) voxels" in refusal(
-        table(folder, "train,f.nii,f.nii,a.txt,b.txt", columns=columns)
-    )
+    for point in ("1 2 30", "1 2 4.6", "-0.6 2 3"):  # a voxel reaches half a voxel around its centre
+        (folder / "b.txt").write_text(f"{point}\n")
+        assert "outside of the (8, 6, 5) voxels" in refusal(
+            table(folder, "train,f.nii,f.nii,a.txt,b.txt", columns=columns)
+        )
+    (folder / "b.txt").write_text("7.4 -0.4 4.4\n")
+    (load,), _, _ = file_splits(table(folder, "train,f.nii,f.nii,a.txt,b.txt", columns=columns))
+    np.testing.assert_allclose(load().moving_landmarks, [[7.4, -0.4, 4.4]])
 
 
 def subjects(folder, count):
@@ -183,6 +187,13 @@ def test_a_folder_is_split_by_subject(tmp_path):
         assert len(set(names)) == len(names)
         seen.append({name for pair in names for name in pair})
     assert sum(map(len, seen)) == len(set.union(*seen)) == 10
+
+    # In the test every subject goes with the ones behind it, of which the seed knows nothing.
+    config.test_fraction, config.test_partners = 0.5, 2
+    names = [load().name.split("_") for load in file_splits(config, seed=1)[2]]
+    members = list(dict.fromkeys(fixed for fixed, _ in names))
+    assert names == [[members[n], members[(n + step) % 5]] for n in range(5) for step in (1, 2)]
+    config.test_fraction = 0.2
 
     pair = splits[0][0]()
     assert pair.fixed.shape == pair.moving.shape == (8, 5, 5)

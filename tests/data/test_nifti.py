@@ -78,6 +78,31 @@ def test_zero_spacing(tmp_path):
     assert "spacing is 2 x 0 x 3 mm" in refusal(path)
 
 
+def test_voxels_may_be_as_small_as_they_like(tmp_path):
+    path = save(tmp_path / "a.nii", volume(), np.diag([0.02, 0.3, 0.9, 1]))
+    np.testing.assert_allclose(nifti.read_volume(path)[2], [0.02, 0.3, 0.9], rtol=1e-6)
+
+
+def test_forms_that_agree_at_the_first_voxel_alone(tmp_path):
+    """Turned by a hundredth about voxel 0: a millimetre at the far end."""
+    image = nib.Nifti1Image(volume((100, 4, 3)), np.eye(4))
+    turned = np.eye(4)
+    turned[:2, :2] = [[np.cos(0.01), -np.sin(0.01)], [np.sin(0.01), np.cos(0.01)]]
+    image.set_sform(np.eye(4), code=1)
+    image.set_qform(turned, code=1)
+    nib.save(image, tmp_path / "a.nii")
+    assert "sform and qform disagree by up to 0.99 mm" in refusal(tmp_path / "a.nii")
+
+
+def test_what_expands_too_far_is_refused_by_its_size_and_its_ratio(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.nii.gz", np.zeros((60, 50, 40), np.float32))
+    assert nifti.read_volume(path)[0].shape == (60, 50, 40)  # hundredfold and more, but small
+    monkeypatch.setattr(nifti, "LARGEST_EXPANDED", 1000)
+    assert "expands from" in refusal(path)
+    values = np.random.default_rng(0).standard_normal((60, 50, 40)).astype(np.float32)
+    assert nifti.read_volume(save(tmp_path / "b.nii.gz", values))[0].shape == (60, 50, 40)
+
+
 def test_affine_without_size(tmp_path):
     affine = AFFINE.copy()
     path = save(tmp_path / "a.nii", volume(), affine)

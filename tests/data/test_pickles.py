@@ -131,6 +131,7 @@ def test_values_of_another_form(tmp_path):
         assert "1 of 24 voxels of image are NaN" in refusal(tmp_path, (image, LABELS))
         assert "1 of 24 voxels of labels are NaN" in refusal(tmp_path, (IMAGE, image))
     assert "image is int16; expected float" in refusal(tmp_path, (LABELS, LABELS))
+    assert "image is bool; expected float" in refusal(tmp_path, (LABELS > 0, LABELS))
     assert "whole numbers" in refusal(tmp_path, (IMAGE, IMAGE))
 
 

@@ -67,5 +67,7 @@ def test_opposite_shifts_cancel():
 
 
 def test_fields_of_two_grids_do_not_compose():
-    with pytest.raises(ValueError, match="different grids"):
-        compose(jnp.zeros((1, 3, 3, 3, 3)), jnp.zeros((1, 3, 3, 4, 3)))
+    fields = [jnp.zeros((1, 3, 3, 3, 3)), jnp.zeros((1, 3, 3, 4, 3))]
+    for both in (fields, fields[::-1]):
+        with pytest.raises(ValueError, match="different grids"):
+            compose(*both)

@@ -57,7 +57,7 @@ def test_gradients_match_finite_differences():
     check_grads(jax.jit(jacobian_determinant), (displacement,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 4, 4, 2), (4, 4, 4, 3), (1, 4, 1, 4, 3)])
+@pytest.mark.parametrize("shape", [(1, 4, 4, 4, 2), (4, 4, 4, 3), (1, 4, 1, 4, 3), (1, 1, 4, 4, 4, 3)])
 def test_determinant_rejects_what_is_no_displacement(shape):
     with pytest.raises(ValueError):
         jacobian_determinant(jnp.zeros(shape))
