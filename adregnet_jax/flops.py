@@ -21,7 +21,7 @@ import jax
 from flax import linen as nn
 
 from adregnet_jax.nn.cross_attention import CrossAttention
-from adregnet_jax.nn.layers import Conv
+from adregnet_jax.nn.layers import Conv, Downsample, JoinedDense, Upsample
 from adregnet_jax.nn.regional_attention import RegionalAttention
 
 GRADIENTS = 2  # products of a training step for each one of the forward pass
@@ -65,19 +65,29 @@ def model_flops(network: nn.Module, *inputs: Any) -> int:
 
 def own_flops(module: nn.Module, arguments: tuple[Any, ...]) -> int:
     """Of a layer or of the products of an attention; 0 for other modules."""
-    if not isinstance(module, Conv | nn.Dense | CrossAttention | RegionalAttention):
+    if not isinstance(
+        module, Conv | nn.Dense | JoinedDense | Downsample | Upsample | CrossAttention | RegionalAttention
+    ):
         return 0
     b, *shape, c = arguments[0].shape
+    if isinstance(module, Conv | JoinedDense):
+        c = sum(argument.shape[-1] for argument in arguments)
     match module:
+        case Downsample():  # eight voxels to one
+            return 2 * b * math.prod(shape) * c * module.features
+        case Upsample():  # one to eight
+            return 2 * b * math.prod(shape) * c * 8 * module.features
         case Conv():
             return 2 * 27 * b * math.prod(shape) * c * module.features
-        case nn.Dense():
+        case nn.Dense() | JoinedDense():
             return 2 * b * math.prod(shape) * c * module.features
         case CrossAttention(config=config):
             voxels = math.prod(shape)
             exact = voxels <= config.global_attention_tokens
             keys = voxels if exact else (2 * config.neighbourhood_radius + 1) ** 3
-            return 2 * _attention_flops(b, voxels, keys, c)  # both directions
+            # Queries, keys and values of both images; with one map for queries and keys one of these less.
+            projections = 4 if config.shared_projection else 6
+            return projections * 2 * b * voxels * c**2 + 2 * _attention_flops(b, voxels, keys, c)
         case RegionalAttention(region=region):
             regions = math.prod(-(-n // region) for n in shape)
             return _attention_flops(b, regions, regions, c)

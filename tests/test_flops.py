@@ -25,21 +25,15 @@ def test_every_product_of_a_small_network():
     assert by_path(config, 1, 4, 4, 2) == {
         "backbone/encoder_0_a/conv": 2 * both * fine * 27 * 1 * 2,
         "backbone/encoder_0_b/conv": 2 * both * fine * 27 * 2 * 2,
-        "backbone/down_1/dense": 2 * both * coarse * (8 * 2) * 4,
+        "backbone/down_1": 2 * both * coarse * (8 * 2) * 4,
         "backbone/encoder_1_a/conv": 2 * both * coarse * 27 * 4 * 4,
         "backbone/encoder_1_b/conv": 2 * both * coarse * 27 * 4 * 4,
-        "backbone/up_0/dense": 2 * both * coarse * 4 * (8 * 2),
+        "backbone/up_0": 2 * both * coarse * 4 * (8 * 2),
         "backbone/decoder_0_a/conv": 2 * both * fine * 27 * (2 + 2) * 2,
         "backbone/decoder_0_b/conv": 2 * both * fine * 27 * 2 * 2,
-        **{
-            f"level_{level}/cross_attention/{role}_{image}": 2 * voxels * c * c
-            for level, voxels, c in ((0, fine, 2), (1, coarse, 4))
-            for role in ("query", "key", "value")
-            for image in ("fixed", "moving")
-        },
-        # Exact: every voxel with every one. Local: with 27.
-        "level_1/cross_attention": both * coarse * coarse * 2 * (4 + 4),
-        "level_0/cross_attention": both * fine * 27 * 2 * (2 + 2),
+        # Queries, keys and values of both images. Exact: every voxel with every one. Local: with 27.
+        "level_1/cross_attention": 3 * both * 2 * coarse * 4 * 4 + both * coarse * coarse * 2 * (4 + 4),
+        "level_0/cross_attention": 3 * both * 2 * fine * 2 * 2 + both * fine * 27 * 2 * (2 + 2),
         # One region holds all of a level.
         **{
             f"level_{level}/regional_attention/{role}": 2 * 1 * c * c
@@ -68,6 +62,14 @@ def test_pairs_add_up_and_heads_do_not_count():
     config.heads = 2
     assert counts == by_path(config, 1, 8, 6, 4)
     assert sum(counts.values()) == model_flops(make_model(config), *images(1, 8, 6, 4))
+
+
+def test_one_map_for_queries_and_keys_takes_two_products_less():
+    counts = [
+        by_path(ModelConfig(channels=(2,), shared_projection=shared), 1, 8, 6, 4)["level_0/cross_attention"]
+        for shared in (False, True)
+    ]
+    assert counts[0] - counts[1] == 2 * 2 * (8 * 6 * 4) * 2 * 2
 
 
 def test_regions_attend_to_each_other():

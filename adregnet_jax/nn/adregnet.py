@@ -10,8 +10,9 @@ from adregnet_jax.config import ModelConfig
 from adregnet_jax.nn.backbone import Backbone
 from adregnet_jax.nn.cross_attention import CrossAttention
 from adregnet_jax.nn.deformation import FieldHead, Fusion
-from adregnet_jax.nn.layers import space_to_depth
+from adregnet_jax.nn.layers import JoinedDense, space_to_depth
 from adregnet_jax.nn.prediction import Prediction, check_images, pad_to_multiple
+from adregnet_jax.nn.recompute import recomputed
 from adregnet_jax.nn.regional_attention import RegionalAttention
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
@@ -67,6 +68,7 @@ class AdRegNet(nn.Module):
             config.finest_level,
             dropout=config.dropout,
             dtype=config.dtype,
+            remat=config.remat,
             axis_name=self.axis_name,
             name="backbone",
         )
@@ -75,13 +77,12 @@ class AdRegNet(nn.Module):
         if not config.multi_resolution:
             features, levels = features[-1:], levels[-1:]
 
-        level_type = nn.remat(Level) if config.remat else Level
         displacement: jax.Array | None = None
         pyramid, entropies = [], []
         for level, both in zip(levels, features, strict=True):
-            displacement, entropy = level_type(config, level, self.axis_name, name=f"level_{level}")(
-                both[:b], both[b:], displacement
-            )
+            module = Level(config, level, self.axis_name, name=f"level_{level}")
+            arguments = (both[:b], both[b:], displacement)
+            displacement, entropy = recomputed(module, *arguments) if config.remat else module(*arguments)
             pyramid.append(displacement)
             entropies.append(entropy)
         full = resize_displacement(pyramid[-1], whole, axis_name=self.axis_name)
@@ -118,8 +119,7 @@ class Level(nn.Module):
             if config.position_aware:
                 inputs.append(match.offset.astype(config.dtype))
         else:
-            both = jnp.concatenate([fixed, moving], axis=-1)
-            attended = nn.Dense(c, dtype=config.dtype, name="projection")(both)
+            attended = JoinedDense(c, dtype=config.dtype, name="projection")(fixed, moving)
         mask = jnp.ones((*fixed.shape[:-1], 1))
         if config.regional_attention:
             region = max(1, config.region_size // (config.stem_stride * 2**self.level))
@@ -130,7 +130,7 @@ class Level(nn.Module):
         if config.feature_residual:  # the paper's heads see the attention alone
             inputs += [fixed, moving]
         if len(inputs) > 1:
-            inputs = [nn.Dense(c, dtype=config.dtype, name="mix")(jnp.concatenate(inputs, axis=-1))]
+            inputs = [JoinedDense(c, dtype=config.dtype, name="mix")(*inputs)]
         candidate = FieldHead(c, dtype=config.dtype, axis_name=axis_name, name="head")(inputs[0])  # eq. 13
         if config.cross_attention and config.match_residual:
             # Not in the paper, whose heads normalise each instance and so can't tell how far all of it moved.

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from adregnet_jax.nn.layers import ChannelDropout, ConvBlock, Downsample, Upsample
+from adregnet_jax.nn.recompute import recomputed
 
 
 class Backbone(nn.Module):
@@ -19,6 +17,7 @@ class Backbone(nn.Module):
       finest_level: the last level that is decoded.
       dropout: share of the channels that are left out of the features of each level, with a "dropout" key.
       dtype: of the activations.
+      remat: compute the inside of each block again for its gradient, instead of keeping it.
       axis_name: see `ops.slabs`.
 
     Dropout is in the decoder alone, as in Bayesian SegNet (Kendall et al., BMVC 2017): matching and field
@@ -30,6 +29,7 @@ class Backbone(nn.Module):
     finest_level: int = 0
     dropout: float = 0.0
     dtype: str = "float32"
+    remat: bool = False
     axis_name: str | None = None
 
     @nn.compact
@@ -38,14 +38,18 @@ class Backbone(nn.Module):
 
         The sizes must be multiples of 2^(levels - 1).
         """
-        block = functools.partial(ConvBlock, dtype=self.dtype, axis_name=self.axis_name)
+
+        def block(channels, *volumes, name):
+            module = ConvBlock(channels, dtype=self.dtype, axis_name=self.axis_name, name=name)
+            return recomputed(module, *volumes) if self.remat else module(*volumes)
+
         encoded = []  # eq. 4, 5
         features = image
         for level, channels in enumerate(self.channels):
             if level:
                 features = Downsample(channels, dtype=self.dtype, name=f"down_{level}")(features)
-            features = block(channels, name=f"encoder_{level}_a")(features)
-            features = block(channels, name=f"encoder_{level}_b")(features)
+            features = block(channels, features, name=f"encoder_{level}_a")
+            features = block(channels, features, name=f"encoder_{level}_b")
             encoded.append(features)
 
         # eq. 6, 7; the coarsest level has nothing below it to decode
@@ -54,9 +58,8 @@ class Backbone(nn.Module):
         for level in reversed(range(self.finest_level, len(self.channels) - 1)):
             channels = self.channels[level]
             features = Upsample(channels, dtype=self.dtype, name=f"up_{level}")(features)
-            features = jnp.concatenate([features, encoded[level]], axis=-1)
-            features = block(channels, name=f"decoder_{level}_a")(features)
-            features = block(channels, name=f"decoder_{level}_b")(features)
+            features = block(channels, features, encoded[level], name=f"decoder_{level}_a")
+            features = block(channels, features, name=f"decoder_{level}_b")
             features = ChannelDropout(self.dropout, name=f"dropout_{level}")(features)
             decoded.append(features)
         return decoded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from adregnet_jax.config import ModelConfig
+from adregnet_jax.nn.layers import DenseParameters
 from adregnet_jax.ops.attention import blocked_attention
+from adregnet_jax.ops.chunks import map_nearby
 from adregnet_jax.ops.grid import identity_grid
-from adregnet_jax.ops.neighbourhood import neighbourhood_attention
+from adregnet_jax.ops.neighbourhood import CHUNK_BYTES, attend_slices, attention_bytes
 from adregnet_jax.ops.slabs import whole_width
 
 COSINE_SCALE = 10.0  # of the logits at the start, with `cosine_logits`
@@ -29,7 +32,8 @@ class CrossAttention(nn.Module):
     """Attention between the features of two images, in both directions.
 
     Exact over all voxels where there are at most `config.global_attention_tokens` of them, and over the
-    neighbours of each voxel where there are more.
+    neighbours of each voxel where there are more. The latter goes through large volumes chunk by chunk, so
+    that queries, keys and values of whole volumes never exist.
     """
 
     config: ModelConfig
@@ -39,55 +43,85 @@ class CrossAttention(nn.Module):
     def __call__(self, moving: jax.Array, fixed: jax.Array) -> Match:
         """moving, fixed: [b, x, y, z, c]."""
         c = fixed.shape[-1]
-
-        def project(name, features):
-            return nn.Dense(c, use_bias=False, dtype=self.config.dtype, name=name)(features)
-
-        # eq. 8, 9
-        value_m, value_f = project("value_moving", moving), project("value_fixed", fixed)
+        names = ["value_moving", "value_fixed"]
         if self.config.shared_projection:
             # Not in the paper: with maps of their own, it is learned only slowly that like features match.
-            query_m, query_f = jnp.split(project("match", jnp.concatenate([moving, fixed])), 2)
-            key_m, key_f = query_m, query_f
+            names.append("match")
         else:
-            query_m, key_m = (project(f"{role}_moving", moving) for role in ("query", "key"))
-            query_f, key_f = (project(f"{role}_fixed", fixed) for role in ("query", "key"))
-        locality = None
+            names += ["query_moving", "query_fixed", "key_moving", "key_fixed"]
+        parameters = {name: DenseParameters(c, c, use_bias=False, name=name)()[0] for name in names}
+        scalars = {"alpha": 0.5}
         if self.config.position_aware:
             # Not in the paper: anatomy moves by some voxels, not across the body. How far is learned.
-            locality = jax.nn.softplus(self.param("locality", nn.initializers.constant(-2.0), ()))
-        # Both directions in one batch: one pass of the attention, and half the program to compile.
-        attended, offset, entropy = self._attend(
-            jnp.concatenate([query_m, query_f]),
-            jnp.concatenate([key_f, key_m]),
-            jnp.concatenate([value_f, value_m]),
-            locality,
-        )
-        to_fixed, to_moving = jnp.split(attended, 2)  # eq. 10, 11
-        back, forth = jnp.split(offset, 2)
-        alpha = self.param("alpha", nn.initializers.constant(0.5), ()).astype(self.config.dtype)
-        features = alpha * to_fixed + (1 - alpha) * to_moving  # eq. 12
-        return Match(features, jnp.concatenate([forth, back], axis=-1), jnp.split(entropy, 2)[1])
+            scalars["locality"] = -2.0
+        if self.config.cosine_logits:
+            scalars["scale"] = COSINE_SCALE
+        for name, initial in scalars.items():
+            parameters[name] = self.param(name, nn.initializers.constant(initial), ())
 
-    def _attend(self, query, key, value, locality):
-        """[b, x, y, z, c] three times -> attended values, expected offsets [.., 3] and entropies."""
+        whole = (whole_width(fixed.shape[1], self.axis_name), *fixed.shape[2:4])
+        if math.prod(whole) <= self.config.global_attention_tokens:
+            return Match(*self._attend_globally(parameters, moving, fixed))
+
+        def attend(first, parameters, moving, fixed):
+            tokens = self._tokens(parameters, moving, fixed)
+            radius = self.config.neighbourhood_radius
+            return self._match(parameters, *attend_slices(first, *tokens, radius=radius, whole=whole[0]))
+
+        # Both directions; of each voxel, its heads have queries, keys and values of c channels together.
+        radius, heads = self.config.neighbourhood_radius, self.config.heads
+        of_slice = 2 * heads * attention_bytes(whole[1] * whole[2], radius, c // heads, c // heads)
+        return Match(
+            *map_nearby(
+                attend,
+                [moving, fixed],
+                reach=radius,
+                slice_bytes=of_slice,
+                limit_bytes=CHUNK_BYTES,
+                shared=parameters,
+                axis_name=self.axis_name,
+            )
+        )
+
+    def _tokens(self, parameters, moving, fixed):
+        """Queries, keys and values [2 b heads, x, y, z, c / heads], eq. 8, 9: moving -> fixed, and back."""
+
+        def project(name, features):
+            dtype = self.config.dtype
+            return features.astype(dtype) @ parameters[name].astype(dtype)
+
+        # Both directions in one batch: one pass of the attention, and half the program to compile.
+        value = jnp.concatenate([project("value_fixed", fixed), project("value_moving", moving)])
+        if self.config.shared_projection:
+            query = project("match", jnp.concatenate([moving, fixed]))
+            key = jnp.concatenate(jnp.split(query, 2)[::-1])
+        else:
+            query = jnp.concatenate([project("query_moving", moving), project("query_fixed", fixed)])
+            key = jnp.concatenate([project("key_fixed", fixed), project("key_moving", moving)])
         query, key, value = (self._heads_to_batch(array) for array in (query, key, value))
         if self.config.cosine_logits:
             # Not in the paper: plain products of small features leave the weights close to equal.
-            scale = self.param("scale", nn.initializers.constant(COSINE_SCALE), ())
             query, key = _unit(query), _unit(key)
-            scale = scale * query.shape[-1] ** 0.5  # by which the attention divides
-            query = query * scale.astype(query.dtype)
-        if whole_width(query[0, ..., 0].size, self.axis_name) <= self.config.global_attention_tokens:
-            attended, offset, entropy = _attend_globally(
-                query, key, value, locality, self.config.attention_block, self.axis_name
-            )
-        else:
-            radius = self.config.neighbourhood_radius
-            attended, offset, entropy = neighbourhood_attention(
-                query, key, value, radius=radius, axis_name=self.axis_name
-            )
-        return self._batch_to_heads(attended), self._head_mean(offset), self._head_mean(entropy)
+            # The attention divides by the root.
+            query = query * (parameters["scale"] * query.shape[-1] ** 0.5).astype(query.dtype)
+        return query, key, value
+
+    def _match(self, parameters, attended, offset, entropy):
+        """What the attention of both directions says: the fields of a `Match`."""
+        to_fixed, to_moving = jnp.split(self._batch_to_heads(attended), 2)  # eq. 10, 11
+        back, forth = jnp.split(self._head_mean(offset), 2)
+        alpha = parameters["alpha"].astype(self.config.dtype)
+        features = alpha * to_fixed + (1 - alpha) * to_moving  # eq. 12
+        both = jnp.concatenate([forth, back], axis=-1)
+        return features, both, jnp.split(self._head_mean(entropy), 2)[1]
+
+    def _attend_globally(self, parameters, moving, fixed):
+        locality = None
+        if self.config.position_aware:
+            locality = jax.nn.softplus(parameters["locality"])
+        tokens = self._tokens(parameters, moving, fixed)
+        found = _attend_globally(tokens, locality, self.config.attention_block, self.axis_name)
+        return self._match(parameters, *found)
 
     def _heads_to_batch(self, features):
         b, *shape, c = features.shape
@@ -110,7 +144,8 @@ def _unit(features):
     return features * jax.lax.rsqrt(squared + 1e-6).astype(features.dtype)
 
 
-def _attend_globally(query, key, value, locality, block, axis_name):
+def _attend_globally(tokens, locality, block, axis_name):
+    query, key, value = tokens
     b, *shape, c = query.shape
     whole = (whole_width(shape[0], axis_name), *shape[1:])
     grid = identity_grid(tuple(shape), axis_name=axis_name) - (jnp.array(whole) - 1) / 2

@@ -42,7 +42,7 @@ class Fusion(nn.Module):
         self, candidate: jax.Array, coarser: jax.Array, attended: jax.Array, mask: jax.Array
     ) -> jax.Array:
         """candidate, coarser (already upsampled): [b, x, y, z, 3]; attended: [.., c]; mask M^l: [.., 1]."""
-        inputs = jnp.concatenate([attended, coarser.astype(attended.dtype)], axis=-1)
-        logit = Conv(1, initial_scale=1e-2, dtype=self.dtype, axis_name=self.axis_name, name="weight")(inputs)
+        convolution = Conv(1, initial_scale=1e-2, dtype=self.dtype, axis_name=self.axis_name, name="weight")
+        logit = convolution(attended, coarser)
         weight = jax.nn.sigmoid(logit.astype(jnp.float32)) * mask  # eq. 15
         return weight * candidate + (1 - weight) * coarser

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
+from adregnet_jax.ops.chunks import map_nearby
 from adregnet_jax.ops.convolution import conv3d
 from adregnet_jax.ops.normalisation import instance_norm
 
+_CHUNK_BYTES = 2**26  # of float32 intermediates that exist at once
+
 
 class Conv(nn.Module):
-    """3x3x3 convolution, stride 1, zero padding. [b, x, y, z, c] -> [b, x, y, z, features]."""
+    """3x3x3 convolution, stride 1, zero padding. [b, x, y, z, c] -> [b, x, y, z, features].
+
+    Several volumes count as if their channels were concatenated, which of large ones they never are.
+    """
 
     features: int
     use_bias: bool = True
@@ -19,14 +28,72 @@ class Conv(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, volume: jax.Array) -> jax.Array:
+    def __call__(self, *volumes: jax.Array) -> jax.Array:
         init = nn.initializers.variance_scaling(self.initial_scale, "fan_in", "truncated_normal")
-        kernel = self.param("kernel", init, (3, 3, 3, volume.shape[-1], self.features))
-        result = conv3d(volume.astype(self.dtype), kernel.astype(self.dtype), axis_name=self.axis_name)
+        channels = sum(volume.shape[-1] for volume in volumes)
+        kernel = self.param("kernel", init, (3, 3, 3, channels, self.features))
+        parts = [volume.astype(self.dtype) for volume in volumes]
+        result = conv3d(parts, kernel.astype(self.dtype), axis_name=self.axis_name)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             result = result + bias.astype(self.dtype)
         return result
+
+
+class DenseParameters(nn.Module):
+    """Kernel [c, features] and bias of a dense layer, for who multiplies by them elsewhere."""
+
+    c: int
+    features: int
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self) -> tuple[jax.Array, ...]:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.c, self.features))
+        if not self.use_bias:
+            return (kernel,)
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+class JoinedDense(nn.Module):
+    """A dense layer on the channels of several volumes together.
+
+    They are concatenated chunk by chunk, never as whole large volumes.
+    """
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, *volumes: jax.Array) -> jax.Array:
+        """[b, x, y, z, c] of each -> [b, x, y, z, features]."""
+        c = sum(volume.shape[-1] for volume in volumes)
+        layer = DenseParameters(c, self.features)
+        nn.share_scope(self, layer)
+        kernel, bias = layer()
+
+        def dense(_, parameters, *parts):
+            joined = jnp.concatenate([part.astype(self.dtype) for part in parts], axis=-1)
+            return (_dense(joined, *parameters),)
+
+        return _in_chunks(dense, volumes, (kernel, bias), c + self.features)
+
+
+def _dense(features, kernel, bias):
+    return features @ kernel.astype(features.dtype) + bias.astype(features.dtype)
+
+
+def _in_chunks(function, volumes, parameters, channels):
+    """`function` of slices, each of which has so many channels a voxel as its intermediates."""
+    (result,) = map_nearby(
+        function,
+        volumes,
+        reach=0,
+        slice_bytes=4 * channels * math.prod(volumes[0].shape[2:-1]),
+        limit_bytes=_CHUNK_BYTES,
+        shared=parameters,
+    )
+    return result
 
 
 class InstanceNorm(nn.Module):
@@ -43,14 +110,17 @@ class InstanceNorm(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Convolution, instance norm, LeakyReLU(0.2). The paper says "Conv block" and no more."""
+    """Convolution, instance norm, LeakyReLU(0.2). The paper says "Conv block" and no more.
+
+    Takes several volumes as `Conv` does.
+    """
 
     features: int
     dtype: str = "float32"
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, volume: jax.Array) -> jax.Array:
+    def __call__(self, *volumes: jax.Array) -> jax.Array:
         # A bias would be taken out again by the norm. Scale 2: half the variance is lost in the activation.
         volume = Conv(
             self.features,
@@ -59,7 +129,7 @@ class ConvBlock(nn.Module):
             dtype=self.dtype,
             axis_name=self.axis_name,
             name="conv",
-        )(volume)
+        )(*volumes)
         return InstanceNorm(0.2, self.axis_name, name="norm")(volume)
 
 
@@ -93,7 +163,15 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, volume: jax.Array) -> jax.Array:
-        return nn.Dense(self.features, dtype=self.dtype, name="dense")(space_to_depth(volume, 2))
+        b, nx, ny, nz, c = volume.shape
+        parameters = DenseParameters(8 * c, self.features, name="dense")()
+
+        def dense(_, parameters, pairs):  # of slices, [b, x / 2, 2, y, z, c]
+            blocks = space_to_depth(pairs.reshape(pairs.shape[0], -1, ny, nz, c).astype(self.dtype), 2)
+            return (_dense(blocks, *parameters),)
+
+        pairs = volume.reshape(b, nx // 2, 2, ny, nz, c)
+        return _in_chunks(dense, [pairs], parameters, 2 * c + self.features)
 
 
 def space_to_depth(volume: jax.Array, side: int) -> jax.Array:
@@ -118,8 +196,14 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, volume: jax.Array) -> jax.Array:
-        b, nx, ny, nz, _ = volume.shape
-        blocks = nn.Dense(8 * self.features, dtype=self.dtype, name="dense")(volume)
-        blocks = blocks.reshape(b, nx, ny, nz, 2, 2, 2, self.features)
-        blocks = blocks.transpose(0, 1, 4, 2, 5, 3, 6, 7)
-        return blocks.reshape(b, 2 * nx, 2 * ny, 2 * nz, self.features)
+        b, nx, ny, nz, c = volume.shape
+        parameters = DenseParameters(c, 8 * self.features, name="dense")()
+
+        def dense(_, parameters, part):
+            blocks = _dense(part.astype(self.dtype), *parameters)
+            blocks = blocks.reshape(*part.shape[:4], 2, 2, 2, self.features)
+            blocks = blocks.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+            return (blocks.reshape(*part.shape[:2], 2, 2 * ny, 2 * nz, self.features),)
+
+        pairs = _in_chunks(dense, [volume], parameters, c + 16 * self.features)
+        return pairs.reshape(b, 2 * nx, 2 * ny, 2 * nz, self.features)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from adregnet_jax.ops.slabs import halo, slab_start
 
 
 def slices_a_chunk(shape: Sequence[int], slice_bytes: int, limit_bytes: int) -> int | None:
@@ -30,7 +33,7 @@ def slices_a_chunk(shape: Sequence[int], slice_bytes: int, limit_bytes: int) -> 
 
 
 def chunk(volume: jax.Array, n: jax.Array, slices: int, halo: int = 0) -> jax.Array:
-    """Chunk `n` of a batch, with the slices around it; zeros beyond the volume.
+    """Chunk `n` of a batch, with the slices around it; zeros beyond the volume. It has no derivative.
 
     Args:
       volume: [b, x, ...].
@@ -46,15 +49,94 @@ def chunk(volume: jax.Array, n: jax.Array, slices: int, halo: int = 0) -> jax.Ar
     width = min(slices + 2 * halo, nx)
     # Where the chunk and its halo reach over an end, what is read is shifted inwards, and rolled back.
     start = jnp.clip(first - halo, 0, nx - width)
+    bits = _to_bits(volume)
     read = jax.lax.dynamic_slice(
-        volume, (batch, start, *[0] * (volume.ndim - 2)), (1, width, *volume.shape[2:])
+        bits, (batch, start, *[0] * (volume.ndim - 2)), (1, width, *volume.shape[2:])
     )
-    if not halo:
-        return read
-    index = jnp.arange(slices + 2 * halo) + first - halo  # in the volume
-    rolled = jnp.take(read, jnp.clip(index - start, 0, width - 1), axis=1)
-    inside = ((index >= 0) & (index < nx)).reshape(1, -1, *[1] * (volume.ndim - 2))
-    return jnp.where(inside, rolled, 0)
+    if halo:
+        index = jnp.arange(slices + 2 * halo) + first - halo  # in the volume
+        rolled = jnp.take(read, jnp.clip(index - start, 0, width - 1), axis=1)
+        inside = ((index >= 0) & (index < nx)).reshape(1, -1, *[1] * (volume.ndim - 2))
+        read = jnp.where(inside, rolled, 0)
+    return _from_bits(read, volume.dtype)
+
+
+def _to_bits(array: jax.Array) -> jax.Array:
+    """bfloat16 as the bits that it is: XLA for CPU would turn all of it into float32 to copy a part."""
+    return jax.lax.bitcast_convert_type(array, jnp.uint16) if array.dtype == jnp.bfloat16 else array
+
+
+def _from_bits(array: jax.Array, dtype: Any) -> jax.Array:
+    return array if array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
+
+
+def for_each_chunk(function: Callable[[jax.Array], Any], count: int, *inputs: jax.Array) -> Any:
+    """`function(n)` of n = 0, ..., count - 1, stacked: `lax.map` without a derivative, and with less memory.
+
+    `lax.map` writes into zeros, which XLA makes long before they are needed, once for all loops that need
+    the like, and copies for each of them. Here what is written into waits for the inputs of the function.
+    """
+    shapes = jax.eval_shape(function, jax.ShapeDtypeStruct((), jnp.int32))
+    start = jax.tree.map(lambda one: full_after((count, *one.shape), one.dtype, *inputs), shapes)
+
+    def write(n, written):
+        return jax.tree.map(
+            lambda total, new: jax.lax.dynamic_update_index_in_dim(total, _to_bits(new), n, 0),
+            written,
+            function(n),
+        )
+
+    written = jax.lax.fori_loop(0, count, write, jax.tree.map(_to_bits, start))
+    return jax.tree.map(lambda bits, one: _from_bits(bits, one.dtype), written, shapes)
+
+
+def full_after(shape: Sequence[int], dtype: Any, *inputs: jax.Array, scale: float = 1.0) -> jax.Array:
+    """An array that XLA can't make before the inputs are there: all of it `scale` times what nobody reads.
+
+    With scale 0, it is zeros unless an input begins with a number that is not finite.
+    """
+    value = sum((array[(0,) * array.ndim].astype(jnp.float32) for array in inputs), jnp.float32(0))
+    return jnp.full(shape, (scale * value).astype(dtype))
+
+
+def map_nearby(
+    function: Callable[..., tuple[jax.Array, ...]],
+    volumes: Sequence[jax.Array],
+    *,
+    reach: int,
+    slice_bytes: int,
+    limit_bytes: int,
+    shared: Any = (),
+    axis_name: str | None = None,
+) -> tuple[jax.Array, ...]:
+    """`function(first, shared, *volumes)` where results depend on slices nearby: of slabs, and of chunks.
+
+    Args:
+      function: from the index in the whole volume of the first slice, `shared`, and slices
+        [b, x, y, z, ...] of the volumes to results of the same first axes. A result depends on at most
+        `reach` slices on either side of it; slices beyond the whole volume are 0 where they come at all.
+      volumes: [b, x, y, z, ...] each.
+      reach: slices on either side.
+      slice_bytes: of intermediates for each slice of one volume.
+      limit_bytes: of intermediates at once; more is done chunk by chunk, and so is the derivative.
+      shared: a tree of arrays that all slices need, such as parameters.
+      axis_name: see `ops.slabs`.
+
+    Returns:
+      [b, x, y, z, ...] each.
+    """
+    first: int | jax.Array = 0
+    if axis_name is not None:
+        first = slab_start(volumes[0].shape[1], axis_name) - reach
+        volumes = [halo(volume, reach, reach, axis_name) for volume in volumes]
+    slices = slices_a_chunk(volumes[0].shape, slice_bytes, limit_bytes)
+    if slices is None:
+        results = function(first, shared, *volumes)
+    else:
+        results = map_chunks(function, volumes, slices=slices, halo=reach, first=first, shared=shared)
+    if axis_name is None:
+        return tuple(results)
+    return tuple(result[:, reach : result.shape[1] - reach] for result in results)
 
 
 def map_chunks(
@@ -64,56 +146,85 @@ def map_chunks(
     slices: int,
     halo: int,
     first: int | jax.Array = 0,
+    shared: Any = (),
 ) -> tuple[jax.Array, ...]:
-    """`function(first, *volumes)` of whole batches, chunk by chunk, where results depend on slices nearby.
+    """`function(first, shared, *volumes)` of whole batches, chunk by chunk.
 
-    Its derivative goes chunk by chunk as well, and saves the volumes alone.
+    Its derivative goes chunk by chunk as well, and saves the volumes and `shared` alone.
 
     Args:
-      function: from the index in x of the first slice and chunks [1, slices + 2 * halo, y, z, ...], zeros
-        beyond the volume, to results of the same first axes. A result depends on at most `halo` slices on
-        either side of it.
+      function: from the index in x of the first slice, `shared` and chunks [1, slices + 2 * halo, y, z, ...],
+        zeros beyond the volume, to results of the same first axes. A result depends on at most `halo` slices
+        on either side of it.
       volumes: [b, x, y, z, ...] each.
       slices: of a chunk; it divides x.
       halo: slices on either side.
       first: index in x of the first slice of the volumes, which need not be 0 and may be traced.
+      shared: a tree of arrays that all chunks need.
 
     Returns:
       [b, x, y, z, ...] each.
     """
-    return _map(function, slices, halo, jnp.asarray(first), *volumes)
+    return _map(function, slices, halo, jnp.asarray(first), shared, *volumes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _map(function, slices, halo, first, *volumes):
-    return _over_chunks(function, volumes, slices, halo, first)
-
-
-def _over_chunks(function, volumes, slices, halo, first):
+def _map(function, slices, halo, first, shared, *volumes):
     b, nx = volumes[0].shape[:2]
 
     def one(n):
         start = first + n % (nx // slices) * slices - halo
-        results = function(start, *[chunk(volume, n, slices, halo) for volume in volumes])
+        results = function(start, shared, *[chunk(volume, n, slices, halo) for volume in volumes])
         return tuple(result[0, halo : halo + slices] for result in results)
 
-    results = jax.lax.map(one, jnp.arange(b * nx // slices))
+    results = for_each_chunk(one, b * nx // slices, *volumes, *jax.tree.leaves(shared))
     return tuple(result.reshape(b, nx, *result.shape[2:]) for result in results)
 
 
-def _map_forward(function, slices, halo, first, *volumes):
-    return _over_chunks(function, volumes, slices, halo, first), (first, volumes)
+def _map_forward(function, slices, halo, first, shared, *volumes):
+    return _map(function, slices, halo, first, shared, *volumes), (first, shared, volumes)
 
 
 def _map_backward(function, slices, halo, saved, cotangents):
-    first, volumes = saved
+    first, shared, volumes = saved
+    b, nx = volumes[0].shape[:2]
 
-    # What a voxel is told by the results around it depends on what those depend on: a halo twice as wide.
-    def pull_back(start, *chunks):
-        inputs, outputs = chunks[: len(volumes)], chunks[len(volumes) :]
-        return jax.vjp(lambda *a: function(start, *a), *inputs)[1](outputs)
+    def add_chunk(n, totals):
+        start = n % (nx // slices) * slices
+        chunks = [chunk(volume, n, slices, halo) for volume in volumes]
+        pull_back = jax.vjp(functools.partial(function, first + start - halo), shared, *chunks)[1]
+        # The results of this chunk alone; what they tell the slices around it is added there.
+        around = [(0, 0), (halo, halo)]
+        of_shared, *of_volumes = pull_back(
+            tuple(
+                jnp.pad(chunk(cotangent, n, slices), around + [(0, 0)] * (cotangent.ndim - 2))
+                for cotangent in cotangents
+            )
+        )
+        to_shared, to_volumes = totals
+        place = (n // (nx // slices), start)
+        return (
+            jax.tree.map(jnp.add, to_shared, of_shared),
+            [_add_at(total, new, place) for total, new in zip(to_volumes, of_volumes, strict=True)],
+        )
 
-    return None, *_over_chunks(pull_back, [*volumes, *cotangents], slices, 2 * halo, first)
+    wide = [
+        _to_bits(full_after((b, nx + 2 * halo, *volume.shape[2:]), volume.dtype, *cotangents, scale=0))
+        for volume in volumes
+    ]
+    nothing = (jax.tree.map(jnp.zeros_like, shared), wide)
+    to_shared, to_volumes = jax.lax.fori_loop(0, b * nx // slices, add_chunk, nothing)
+    to_volumes = [
+        _from_bits(total[:, halo : halo + nx], volume.dtype)
+        for total, volume in zip(to_volumes, volumes, strict=True)
+    ]
+    return None, to_shared, *to_volumes
+
+
+def _add_at(total, new, place):
+    start = (*place, *[0] * (total.ndim - 2))
+    there = _from_bits(jax.lax.dynamic_slice(total, start, new.shape), new.dtype)
+    return jax.lax.dynamic_update_slice(total, _to_bits(there + new), start)
 
 
 _map.defvjp(_map_forward, _map_backward)

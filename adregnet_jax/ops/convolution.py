@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from adregnet_jax.ops.chunks import chunk, slices_a_chunk
+from adregnet_jax.ops.chunks import chunk, for_each_chunk, slices_a_chunk
 from adregnet_jax.ops.slabs import halo
 
 _CHUNK_BYTES = 2**28  # of float32 intermediates that exist at once
 _EIGEN_CHANNELS = 4  # from how many input channels on Eigen on all cores beats YNNPACK on one
 
 
-def conv3d(volume: jax.Array, kernel: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+def conv3d(
+    volume: jax.Array | Sequence[jax.Array], kernel: jax.Array, *, axis_name: str | None = None
+) -> jax.Array:
     """Stride 1, zero padding that keeps the shape.
 
     On GPU and TPU this is `lax.conv_general_dilated`. XLA's 3-D convolution on CPU is slow, so there the taps
@@ -21,7 +26,8 @@ def conv3d(volume: jax.Array, kernel: jax.Array, *, axis_name: str | None = None
     the kernel is a sum over x of one matrix product a slice. Large volumes go through it chunk by chunk.
 
     Args:
-      volume: [b, x, y, z, c].
+      volume: [b, x, y, z, c]; or several, whose channels count as if they were concatenated, which of large
+        volumes they never are as a whole.
       kernel: [3, 3, 3, c, c'].
       axis_name: see `ops.slabs`.
 
@@ -31,34 +37,40 @@ def conv3d(volume: jax.Array, kernel: jax.Array, *, axis_name: str | None = None
     Raises:
       ValueError: wrong ranks or channels.
     """
-    if volume.ndim != 5 or kernel.shape[:4] != (3, 3, 3, volume.shape[-1]):
+    parts = tuple(volume) if isinstance(volume, Sequence) else (volume,)
+    channels = sum(part.shape[-1] for part in parts)
+    if any(part.ndim != 5 for part in parts) or kernel.shape[:4] != (3, 3, 3, channels):
         raise ValueError(
             "volume must be [b, x, y, z, c] and kernel [3, 3, 3, c, c'], "
-            f"got {volume.shape} and {kernel.shape}"
+            f"got {', '.join(str(part.shape) for part in parts)} and {kernel.shape}"
         )
     if axis_name is not None:
-        return conv3d(halo(volume, 1, 1, axis_name), kernel)[:, 1:-1]
-    return jax.lax.platform_dependent(volume, kernel, cpu=_folded, default=_direct)
+        return conv3d([halo(part, 1, 1, axis_name) for part in parts], kernel)[:, 1:-1]
+    return jax.lax.platform_dependent(parts, kernel, cpu=_folded, default=_direct)
 
 
-def _direct(volume, kernel):
+def _direct(parts, kernel):
     return jax.lax.conv_general_dilated(
-        volume, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        _joined(parts), kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
 
 
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+
 @jax.custom_vjp
-def _folded(volume, kernel):
-    b, nx, ny, nz, _ = volume.shape
+def _folded(parts, kernel):
+    b, nx, ny, nz, _ = parts[0].shape
     out = kernel.shape[-1]
-    slices = slices_a_chunk(volume.shape, 4 * ny * nz * 3 * out, _CHUNK_BYTES)
+    slices = slices_a_chunk(parts[0].shape, 4 * ny * nz * 3 * out, _CHUNK_BYTES)
     if slices is None:
-        return _folded_chunk(volume, kernel)
+        return _folded_chunk(_joined(parts), kernel)
 
     def convolve(n):
-        return _folded_chunk(chunk(volume, n, slices, halo=1), kernel)[0, 1:-1]
+        return _folded_chunk(_joined([chunk(part, n, slices, halo=1) for part in parts]), kernel)[0, 1:-1]
 
-    return jax.lax.map(convolve, jnp.arange(b * nx // slices)).reshape(b, nx, ny, nz, out)
+    return for_each_chunk(convolve, b * nx // slices, *parts, kernel).reshape(b, nx, ny, nz, out)
 
 
 def _folded_chunk(volume, kernel):
@@ -86,23 +98,26 @@ def _pad_in_x(slices, before, after):
 
 
 def _folded_backward(saved, gradient):
-    volume, kernel = saved
+    parts, kernel = saved
     mirrored = jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4)
-    return _folded(gradient, mirrored), _kernel_gradient(volume, gradient).astype(kernel.dtype)
+    ends = np.cumsum([part.shape[-1] for part in parts])
+    to_parts = tuple(_folded((gradient,), own) for own in jnp.split(mirrored, ends[:-1], axis=-1))
+    return to_parts, _kernel_gradient(parts, gradient).astype(kernel.dtype)
 
 
-_folded.defvjp(lambda volume, kernel: (_folded(volume, kernel), (volume, kernel)), _folded_backward)
+_folded.defvjp(lambda parts, kernel: (_folded(parts, kernel), (parts, kernel)), _folded_backward)
 
 
-def _kernel_gradient(volume, gradient):
-    b, nx, ny, nz, c = volume.shape
-    out = gradient.shape[-1]
-    slices = slices_a_chunk(volume.shape, 4 * ny * nz * (c + out), _CHUNK_BYTES)
+def _kernel_gradient(parts, gradient):
+    b, nx, ny, nz, _ = parts[0].shape
+    c, out = sum(part.shape[-1] for part in parts), gradient.shape[-1]
+    slices = slices_a_chunk(gradient.shape, 4 * ny * nz * (c + out), _CHUNK_BYTES)
     if slices is None:
-        return _chunk_kernel_gradient(volume, _pad_in_x(gradient, 1, 1))
+        return _chunk_kernel_gradient(_joined(parts), _pad_in_x(gradient, 1, 1))
 
     def add_chunk(n, total):
-        return total + _chunk_kernel_gradient(chunk(volume, n, slices), chunk(gradient, n, slices, halo=1))
+        volume = _joined([chunk(part, n, slices) for part in parts])
+        return total + _chunk_kernel_gradient(volume, chunk(gradient, n, slices, halo=1))
 
     zeros = jnp.zeros((3, 3, 3, c, out), jnp.float32)
     return jax.lax.fori_loop(0, b * nx // slices, add_chunk, zeros)

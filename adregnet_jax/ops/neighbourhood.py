@@ -29,12 +29,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adregnet_jax.ops.chunks import map_chunks, slices_a_chunk
-from adregnet_jax.ops.slabs import halo, slab_start, whole_width
+from adregnet_jax.ops.chunks import map_nearby
+from adregnet_jax.ops.slabs import whole_width
 
 _OUTSIDE = -1e30  # the logit of a neighbour beyond the border: no softmax sees it
 _GROUP = 8  # channels in one written-out sum
-_CHUNK_BYTES = 2**28  # of intermediates that exist at once
+CHUNK_BYTES = 2**28  # of intermediates that exist at once
 
 
 def neighbourhood_attention(
@@ -62,29 +62,28 @@ def neighbourhood_attention(
             "query and key must be [b, x, y, z, d] and value [b, x, y, z, c], "
             f"got {query.shape}, {key.shape} and {value.shape}"
         )
+    _, _, ny, nz, d = query.shape
     whole = whole_width(query.shape[1], axis_name)
-    if axis_name is None:
-        return _attend_in_chunks(query, key, value, radius, 0, whole)
-    # As a volume of the slab and what its voxels see; the rows around it are cut off at the end.
-    first = slab_start(query.shape[1], axis_name) - radius
-    query = jnp.pad(query, ((0, 0), (radius, radius), (0, 0), (0, 0), (0, 0)))
-    key, value = (halo(features, radius, radius, axis_name) for features in (key, value))
-    attended, offset, entropy = _attend_in_chunks(query, key, value, radius, first, whole)
-    return attended[:, radius:-radius], offset[:, radius:-radius], entropy[:, radius:-radius]
+    attended, offset, entropy = map_nearby(
+        lambda first, _, *arrays: attend_slices(first, *arrays, radius=radius, whole=whole),
+        [query, key, value],
+        reach=radius,
+        slice_bytes=attention_bytes(ny * nz, radius, d, value.shape[-1]),
+        limit_bytes=CHUNK_BYTES,
+        axis_name=axis_name,
+    )
+    return attended, offset, entropy
 
 
-def _attend_in_chunks(query, key, value, radius, first, whole):
-    _, _, ny, nz, _ = query.shape
-    planes = 2 * (2 * radius + 1) ** 3 + 2 * key.shape[-1] + 2 * value.shape[-1]
-    slices = slices_a_chunk(query.shape, 4 * ny * nz * planes, _CHUNK_BYTES)
-    attend = functools.partial(_attend, radius=radius, whole=whole)
-    if slices is None:
-        return attend(first, query, key, value)
-    return map_chunks(attend, [query, key, value], slices=slices, halo=radius, first=first)
+def attention_bytes(voxels: int, radius: int, d: int, c: int) -> int:
+    """Of intermediates of `attend_slices` with queries of `d` channels and values of `c`."""
+    return 4 * voxels * (2 * (2 * radius + 1) ** 3 + 2 * d + 2 * c)
 
 
-def _attend(first, query, key, value, *, radius, whole):
-    """The attention of slices from x = `first` on of a volume that is `whole` slices wide."""
+def attend_slices(
+    first: int | jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, *, radius: int, whole: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `neighbourhood_attention`, of slices from x = `first` on of a volume that is `whole` slices wide."""
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     logits = _correlate(_planar(scaled), _planar(key), radius)
     # The softmax runs in float32 whatever the dtype of the features.

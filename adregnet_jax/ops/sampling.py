@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from adregnet_jax.ops.chunks import chunk, for_each_chunk, full_after, slices_a_chunk
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.slabs import slab_start, whole_width
 
 Mode = Literal["linear", "nearest"]
 Padding = Literal["border", "zeros"]
+_CHUNK_BYTES = 2**28  # of float32 values at the corners that exist at once
+_MANY_CHANNELS = 5
 
 
 def sample(
@@ -141,7 +146,81 @@ def _check_batch(volume, coordinates):
 
 
 def _sample_batch(volume, coordinates, mode, padding, first, whole):
-    return jax.vmap(lambda v, q: _sample_part(v, q, mode, padding, first, whole))(volume, coordinates)
+    slices = None
+    # Features, not images, whose memory is small, and which keep their derivatives in forward mode.
+    if (
+        volume.shape[-1] >= _MANY_CHANNELS
+        and volume.shape[1] == whole
+        and coordinates.ndim == 5
+        and mode == "linear"
+    ):
+        of_slice = 4 * volume.shape[-1] * math.prod(coordinates.shape[2:4])
+        slices = slices_a_chunk(coordinates.shape, 8 * of_slice, _CHUNK_BYTES)
+    if slices is None:
+        return jax.vmap(lambda v, q: _sample_part(v, q, mode, padding, first, whole))(volume, coordinates)
+    return _sample_in_chunks(volume, coordinates.astype(jnp.float32), padding, slices)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _sample_in_chunks(volume, coordinates, padding, slices):
+    """Linear samples of whole volumes [b, x, y, z, c] at coordinates [b, x', y', z', 3], chunk by chunk."""
+    b, nx = coordinates.shape[:2]
+    each = nx // slices  # chunks of a volume
+
+    def one(n):
+        own = jax.lax.dynamic_index_in_dim(volume, n // each, keepdims=False)
+        return _sample_part(own, chunk(coordinates, n, slices)[0], "linear", padding, 0, own.shape[0])
+
+    found = for_each_chunk(one, b * each, volume, coordinates)
+    return found.reshape(b, nx, *found.shape[2:])
+
+
+def _sample_in_chunks_backward(padding, slices, saved, gradient):
+    # Autodiff would add up the gradients of the eight corners in a volume of its own each.
+    volume, coordinates = saved
+    b, nx = coordinates.shape[:2]
+    each = nx // slices
+
+    def add_chunk(n, totals):
+        to_volume, to_coordinates = totals
+        batch, start = n // each, n % each * slices
+        own = jax.lax.dynamic_index_in_dim(volume, batch, keepdims=False)
+        q, g = chunk(coordinates, n, slices)[0], chunk(gradient, n, slices)[0]
+        pull_back = jax.vjp(lambda q: _sample_part(own, q, "linear", padding, 0, own.shape[0]), q)[1]
+        to_coordinates = jax.lax.dynamic_update_slice(
+            to_coordinates, pull_back(g)[0][None], (batch, start, 0, 0, 0)
+        )
+        for weight, index in _corners(q, padding, own.shape[:3]):
+            share = weight[..., None] * g
+            to_volume = to_volume.at[batch, *index].add(share, mode="promise_in_bounds")
+        return to_volume, to_coordinates
+
+    nothing = tuple(full_after(array.shape, jnp.float32, gradient, scale=0) for array in saved)
+    to_volume, to_coordinates = jax.lax.fori_loop(0, b * each, add_chunk, nothing)
+    return to_volume.astype(volume.dtype), to_coordinates
+
+
+_sample_in_chunks.defvjp(
+    lambda volume, coordinates, *static: (
+        _sample_in_chunks(volume, coordinates, *static),
+        (volume, coordinates),
+    ),
+    _sample_in_chunks_backward,
+)
+
+
+def _corners(coordinates, padding, shape):
+    """Of linear samples at coordinates [..., 3]: the weight [...] of each corner, and its index."""
+    lower, fraction = _place(coordinates, padding, shape)
+    for steps in itertools.product((0, 1), repeat=3):
+        weight, index = jnp.float32(1), []
+        for low, part, step, n in zip(lower, fraction, steps, shape, strict=True):
+            place = low + step
+            weight = weight * (part if step else 1 - part)
+            if padding == "zeros":
+                weight = jnp.where((place >= 0) & (place < n), weight, 0)
+            index.append(jnp.clip(place, 0, n - 1))
+        yield weight, index
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -246,11 +325,8 @@ def _sample_part(volume, coordinates, mode, padding, first, whole):
 
 
 def _sample_linear(read, coordinates, padding, shape, dtype):
-    margin = 0 if padding == "border" else 1  # a voxel outside, a linear sample has faded to 0
-    position = [jnp.clip(coordinates[..., k], -margin, n - 1 + margin) for k, n in enumerate(shape)]
-    lower = [jnp.floor(p) for p in position]
-    fraction = [(p - low)[..., None].astype(dtype) for p, low in zip(position, lower, strict=True)]
-    first = [low.astype(jnp.int32) for low in lower]
+    first, fraction = _place(coordinates, padding, shape)
+    fraction = [part[..., None].astype(dtype) for part in fraction]
 
     def corner(*step):
         return read([i + s for i, s in zip(first, step, strict=True)])
@@ -264,6 +340,15 @@ def _sample_linear(read, coordinates, padding, shape, dtype):
         return near + fraction[axis] * (far - near)
 
     return along(0)
+
+
+def _place(coordinates, padding, shape):
+    """The voxel before each coordinate along each axis, and how far behind it the coordinate lies."""
+    margin = 0 if padding == "border" else 1  # a voxel outside, a linear sample has faded to 0
+    position = [jnp.clip(coordinates[..., k], -margin, n - 1 + margin) for k, n in enumerate(shape)]
+    lower = [jnp.floor(p) for p in position]
+    fraction = [p - low for p, low in zip(position, lower, strict=True)]
+    return [low.astype(jnp.int32) for low in lower], fraction
 
 
 def _read(volume, padding, start, shape, index):

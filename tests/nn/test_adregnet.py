@@ -146,7 +146,7 @@ def test_without_attention_the_network_runs():
 
 def test_remat_changes_neither_values_nor_gradients():
     settings = TINY | {"cross_attention": False}  # its gradients take long to compile
-    fixed, moving = random_pair(4, 4, 4, batch=1)
+    fixed, moving = random_pair(16, 16, 16, batch=1)
     params = random_parameters(AdRegNet(ModelConfig(**settings)), fixed, moving)
 
     def value_and_gradient(remat):
@@ -155,13 +155,13 @@ def test_remat_changes_neither_values_nor_gradients():
         def loss(params):
             return jnp.mean(model.apply({"params": params}, fixed, moving).displacement ** 2)
 
-        lowered = jax.jit(jax.value_and_grad(loss)).lower(params)
-        return lowered.as_text().count("optimization_barrier"), lowered.compile()(params)
+        value, pull_back = jax.vjp(jax.jit(loss), params)
+        kept_bytes = sum(array.nbytes for array in jax.tree.leaves(pull_back))
+        return kept_bytes, (value, pull_back(jnp.ones(())))
 
-    barriers, kept = value_and_gradient(remat=False)
-    more_barriers, computed_again = value_and_gradient(remat=True)
-    # What is computed again is fenced off, lest the compiler puts it together with the first time.
-    assert more_barriers > barriers
+    kept_bytes, kept = value_and_gradient(remat=False)
+    fewer_bytes, computed_again = value_and_gradient(remat=True)
+    assert fewer_bytes < 0.7 * kept_bytes
     # Compiled as other programs: sums run in another order.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), kept, computed_again)
 

@@ -37,7 +37,7 @@ def masked_attention(query, key, value, radius):
 @pytest.mark.parametrize("chunk_bytes", [2**28, 1], ids=["one chunk", "chunks"])
 @pytest.mark.parametrize(("shape", "d", "c", "radius"), CASES)
 def test_values_are_those_of_the_oracle(shape, d, c, radius, chunk_bytes, monkeypatch):
-    monkeypatch.setattr(neighbourhood, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(neighbourhood, "CHUNK_BYTES", chunk_bytes)
     inputs = random_inputs(shape, d, c)
     ours = jax.jit(functools.partial(neighbourhood_attention, radius=radius))(*inputs)
     for b in range(shape[0]):
@@ -49,7 +49,7 @@ def test_values_are_those_of_the_oracle(shape, d, c, radius, chunk_bytes, monkey
 @pytest.mark.parametrize("chunk_bytes", [2**28, 1], ids=["one chunk", "chunks"])
 @pytest.mark.parametrize(("shape", "d", "c", "radius"), CASES)
 def test_gradients_are_those_of_autodiff(shape, d, c, radius, chunk_bytes, monkeypatch):
-    monkeypatch.setattr(neighbourhood, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(neighbourhood, "CHUNK_BYTES", chunk_bytes)
     inputs = random_inputs(shape, d, c)
     rng = np.random.default_rng(1)
     cotangents = tuple(jnp.asarray(rng.normal(size=(*shape, *n)), jnp.float32) for n in ((c,), (3,), ()))

@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
+from adregnet_jax.ops import sampling
 from adregnet_jax.ops.sampling import sample, sample_at_points, warp, warp_labels
 
 # What scipy calls the paddings. Its "constant" doesn't fade out between the last voxel and the outside.
@@ -175,3 +177,20 @@ def test_labels_that_move_by_whole_voxels_stay_exact():
     np.testing.assert_array_equal(warped[..., :-1, :], labels[..., 1:, :])
     with pytest.raises(ValueError, match="classes is empty"):
         warp_labels(jnp.asarray(labels), jnp.asarray(displacement), ())
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+def test_many_channels_chunk_by_chunk_are_those_of_the_whole(monkeypatch, padding):
+    random = np.random.default_rng(0)
+    volume = jnp.asarray(random.standard_normal((2, 5, 4, 3, 6)), jnp.float32)
+    # Beyond the border by two voxels, and on voxels.
+    displacement = jnp.asarray(random.uniform(-4, 4, (2, 6, 3, 4, 3)), jnp.float32).at[:, ::2].set(0)
+    cotangent = jnp.asarray(random.standard_normal((2, 6, 3, 4, 6)), jnp.float32)
+
+    def value_and_gradients():
+        result, pull_back = jax.vjp(lambda *a: warp(*a, padding=padding), volume, displacement)
+        return result, pull_back(cotangent)
+
+    expected = value_and_gradients()
+    monkeypatch.setattr(sampling, "_CHUNK_BYTES", 8 * 4 * 6 * 3 * 4 * 2)  # two slices
+    chex.assert_trees_all_close(value_and_gradients(), expected, atol=1e-5)
