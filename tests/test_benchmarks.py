@@ -58,6 +58,12 @@ def test_routes_are_compared(script, options, tmp_path):
         assert row["times ours"] == 1 or row["route"] != "adregnet_jax"
 
 
+def test_attention_memory(tmp_path):
+    rows = rows_of("attention_memory", tmp_path / "table.json", "--queries", "64", "--keys", "64", "2048")
+    assert [row["keys"] for row in rows] == [64, 2048]
+    assert rows[1]["plain, forward"] > rows[1]["blocked, forward"] > 0
+
+
 def test_against_torch(tmp_path):
     """With PyTorch, the script itself refuses results or gradients that differ: both attentions are in it."""
     options = ["--shape", "32", "16", "16", "--channels", "2", "4"]

@@ -87,3 +87,17 @@ def test_bfloat16_keeps_its_dtype_and_sums_in_float32():
 def test_wrong_shapes_are_refused(shapes):
     with pytest.raises(ValueError, match="query must be"):
         blocked_attention(*map(jnp.zeros, shapes))
+
+
+def test_memory_grows_by_the_keys_and_not_by_their_products():
+    def temporary_bytes(keys):
+        shapes = [jax.ShapeDtypeStruct((1, n, 8), jnp.float32) for n in (512, keys, keys)]
+        gradients = jax.grad(
+            lambda *arrays: blocked_attention(*arrays, block=256)[0].sum(), argnums=(0, 1, 2)
+        )
+        return jax.jit(gradients).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    few, many = 1024, 16384
+    keys_and_values = 2 * 4 * 8 * (many - few)
+    logits = 4 * 512 * (many - few)
+    assert temporary_bytes(many) - temporary_bytes(few) < 3 * keys_and_values < 0.15 * logits
