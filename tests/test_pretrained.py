@@ -2,20 +2,29 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adregnet_jax.config import ModelConfig, SyntheticConfig
+from adregnet_jax.config import ModelConfig, OptimiserConfig, SyntheticConfig
 from adregnet_jax.data.synthetic import synthetic_pair
+from adregnet_jax.entry import load_config
 from adregnet_jax.errors import UserError
 from adregnet_jax.network_input import TrainedScans
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.pretrained import SHIPPED, load_pretrained, pack_weights, read_record
+from adregnet_jax.training.checkpoint import check_parameters
+from adregnet_jax.training.loop import initial_state
+from adregnet_jax.training.sharding import make_mesh
+from adregnet_jax.training.state import make_init
+from adregnet_jax.training.step import make_optimiser
 from tests.random_parameters import random_parameters
 
+ROOT = Path(__file__).parents[1]
 TINY = ModelConfig(channels=(4,), cross_attention=False, regional_attention=False, multi_resolution=False)
 SCANS = TrainedScans("RAS", voxels=(4096,))
 
@@ -80,6 +89,36 @@ def test_a_model_of_another_version_is_refused(packed):
     pack_weights(folder, params, config=config, scans=SCANS, training={})
     with pytest.raises(UserError, match=r"no weights that this version knows.*depth"):
         load_pretrained(folder)
+
+
+def trained_on_from(model, init_from):
+    """The state at the first step, of which nothing is computed but the shapes."""
+    mesh = make_mesh(0, 1)
+    optimiser = make_optimiser(OptimiserConfig(), 1)
+    init = make_init(make_model(model), optimiser, (16, 16, 16), mesh, averaged=True)
+    return initial_state(init, jax.random.key(0), mesh, init_from)
+
+
+def test_training_goes_on_from_packed_parameters(packed):
+    folder, params = packed
+    state = trained_on_from(TINY, str(folder))
+    in_half_precision = jax.tree.map(lambda values: np.float32(np.float16(values)), params)
+    chex.assert_trees_all_equal(jax.device_get(state.params), in_half_precision)
+    chex.assert_trees_all_equal(state.average, state.params)
+    assert int(state.step) == 0
+    with pytest.raises(UserError, match="init_from="):
+        trained_on_from(dataclasses.replace(TINY, channels=(8,)), str(folder))
+
+
+@pytest.mark.parametrize("name", ["finetune", "hippocampus", "dirlab_cpu"])
+def test_configs_that_train_the_shipped_network_on_have_its_model(name):
+    config = load_config(ROOT / "configs" / f"{name}.py")
+    assert config.init_from == "pretrained"
+    network = load_pretrained()
+    model = make_model(config.model)
+    volume = jax.ShapeDtypeStruct((1, 32, 32, 32, 1), jnp.float32)
+    theirs = jax.eval_shape(model.init, jax.random.key(0), volume, volume)["params"]
+    check_parameters(network.params, theirs, "the config's model")
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e5])
