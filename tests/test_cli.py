@@ -818,7 +818,8 @@ def test_what_export_refuses(tmp_path):
 
 
 SLOW = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what runs in the background
 scans = types.ModuleType("adregnet_jax.scans")
 scans.register_scans = lambda *_, **__: (print("computing", flush=True), time.sleep(60))
 sys.modules["adregnet_jax.scans"] = scans
