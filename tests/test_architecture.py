@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adregnet_jax"
-SETTINGS = {"config", "errors", "provenance", "unfinished", "version"}  # they import nothing of the package but each other
+# They import nothing of the package but each other.
+SETTINGS = {"config", "errors", "provenance", "unfinished", "version"}
 COMPUTATION = {"ops", "losses", "metrics", "nn", "instance", "tiles", "registration", "fields", "affine"}
 # What the modules of each part may import of the package, beside their own part and SETTINGS.
 BELOW = {

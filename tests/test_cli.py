@@ -819,7 +819,7 @@ def test_what_export_refuses(tmp_path):
 
 SLOW = """
 import signal, sys, time, types
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what runs in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has none
 scans = types.ModuleType("adregnet_jax.scans")
 scans.register_scans = lambda *_, **__: (print("computing", flush=True), time.sleep(60))
 sys.modules["adregnet_jax.scans"] = scans
