@@ -5,7 +5,6 @@ Axes stay as they are in the file: axis 0, 1, 2 of an array are the NIfTI i, j, 
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import zlib
@@ -227,6 +226,6 @@ def _raw_header(path: str | Path) -> nib.Nifti1Header:
     except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a null byte in the name
         raise UserError(f"{path}: can't be read ({one_line(error)}): copy or download it again") from None
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
-        if kind.may_contain_header(block):
-            return kind.from_fileobj(io.BytesIO(block), check=False)
+        if kind.may_contain_header(block):  # extensions, which may follow, are none of our business
+            return kind(block[: kind.template_dtype.itemsize], check=False)
     raise UserError(f"{path}: not a NIfTI file; expected .nii or .nii.gz: convert it first")

@@ -46,6 +46,25 @@ def test_round_trip(tmp_path, suffix, dtype):
     np.testing.assert_allclose(spacing_mm, [2, 1.5, 3])
 
 
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_extensions_of_the_header_may_be_long(tmp_path, kind):
+    image = kind(volume(), AFFINE)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"what a scanner has to say " * 100))
+    nib.save(image, tmp_path / "a.nii")
+    np.testing.assert_array_equal(nifti.read_volume(tmp_path / "a.nii")[0], volume())
+
+
+def test_an_extension_that_is_cut_off(tmp_path):
+    """Its header tells of more than there is."""
+    image = nib.Nifti1Image(volume(), AFFINE)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a" * 100))
+    nib.save(image, tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[352:356] = np.int32(10**6).tobytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    assert "not a NIfTI image that can be read" in refusal(tmp_path / "a.nii")
+
+
 def test_nifti_2_is_read(tmp_path):
     nib.save(nib.Nifti2Image(volume(), AFFINE), tmp_path / "a.nii")
     np.testing.assert_array_equal(nifti.read_volume(tmp_path / "a.nii")[0], volume())

@@ -154,7 +154,7 @@ def run(name: str, folder: Path, seconds: int) -> dict:
         check=False,
     )
     count = re.search(r"number_of_executed_units: (\d+)", done.stderr)
-    fault = re.search(r"^=== Uncaught Python exception: ===\n(.*)$", done.stderr + done.stdout, re.MULTILINE)
+    fault = re.search(r"=== Uncaught Python exception: ===\n(.*)$", done.stderr + done.stdout, re.MULTILINE)
     other = re.search(r"ERROR: libFuzzer: (.*)", done.stderr)
     found = fault[1] if fault else other[1] if other else "" if done.returncode == 0 else done.stderr[-300:]
     return {
