@@ -5,7 +5,13 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """Input or setting that can't be used. The message says what was expected, what came, what to do."""
+    """Input or setting that can't be used. The message says what was expected, what came, what to do.
+
+    It is one line, whatever it cites from a file.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +22,9 @@ from adregnet_jax.unfinished import tidy, unfinished
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
+METAIMAGE_SUFFIXES = (".mha", ".mhd")
+LONGEST_LINE = 2**16  # bytes, of a MetaImage's header
+BLOCK_BYTES = 2**20
 SINGLE_FILE_SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".nrrd")  # can be written under one name at once
 # ITK counts towards left, posterior, superior; nibabel towards right, anterior, superior.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -159,6 +164,8 @@ def from_itk(path: Path, image: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     itk = simpleitk(path)
+    if path.suffix.lower() in METAIMAGE_SUFFIXES:
+        _check_metaimage(path)
     try:
         image = _read_series(path, itk) if path.is_dir() else itk.ReadImage(str(path))
     except RuntimeError as error:
@@ -171,6 +178,46 @@ def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
     values, affine = from_itk(path, image)
     nifti.check_affine(path, affine)
     return values, affine
+
+
+def _check_metaimage(path: Path) -> None:
+    """Refuses compressed voxels that can't be expanded: ITK would try for ever."""
+    try:
+        with path.open("rb") as file:
+            fields = {}
+            for line in iter(lambda: file.readline(LONGEST_LINE), b""):
+                name, _, value = line.decode("latin-1").partition("=")
+                fields[name.strip()] = value.strip()
+                if name.strip() == "ElementDataFile":
+                    break
+            if fields.get("CompressedData", "").lower()[:1] not in ("t", "1"):
+                return
+            if fields.get("ElementDataFile", "").upper() == "LOCAL":
+                _expand(path, file)
+            elif (data := path.parent / fields.get("ElementDataFile", "")).is_file():
+                with data.open("rb") as voxels:
+                    _expand(path, voxels)
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror or error}): check the file") from None
+
+
+def _expand(path: Path, file: BinaryIO) -> None:
+    """All of it, of which nothing is kept."""
+    start = file.tell()
+    stored_bytes = file.seek(0, os.SEEK_END) - start
+    file.seek(start)
+    stream, expanded_bytes = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32), 0  # zlib or gzip
+    try:
+        while not stream.eof and (block := stream.unconsumed_tail or file.read(BLOCK_BYTES)):
+            expanded_bytes += len(stream.decompress(block, BLOCK_BYTES))
+            nifti.check_expansion(path, stored_bytes, expanded_bytes)
+        stream.flush()
+        if not stream.eof:
+            raise zlib.error("it ends too early")
+    except zlib.error as error:
+        raise UserError(
+            f"{path}: its voxels can't be expanded ({error}): copy or download it again"
+        ) from None
 
 
 def _read_series(path: Path, itk: Any) -> Any:

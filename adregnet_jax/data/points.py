@@ -88,7 +88,7 @@ def _parse_csv(path: Path, text: str) -> list[list[float]]:
 
 def _parse_fcsv(path: Path, text: str) -> list[list[float]]:
     lines = text.splitlines()
-    head = dict(line.lstrip("# ").split(" = ", 1) for line in lines if line.startswith("#") and " = " in line)
+    head = dict(line.lstrip("# ").partition(" = ")[::2] for line in lines if line.startswith("#"))
     signs = _signs(path, head.get("CoordinateSystem", "not told").strip())
     # The columns are id, x, y, z and what Slicer remembers of the point.
     rows = [

@@ -211,6 +211,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
         KeyError,
         TypeError,
         MemoryError,
+        RuntimeError,  # a compression or an encryption that Python doesn't know
         zipfile.BadZipFile,
         zlib.error,
     ) as error:

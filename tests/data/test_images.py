@@ -226,3 +226,33 @@ def test_shapes_that_are_no_image():
         Image(volume((4, 4)), AFFINE)
     with pytest.raises(ValueError, match="affine"):
         Image(volume(), np.eye(3))
+
+
+def compressed_metaimage(tmp_path):
+    path = tmp_path / "a.mha"
+    write_image(path, Image(np.zeros((40, 30, 20), np.float32) + np.arange(20), np.eye(4)))
+    content = path.read_bytes()
+    assert b"CompressedData = True" in content
+    return path, content, content.index(b"LOCAL") + len("LOCAL") + 1
+
+
+def test_a_compressed_metaimage_whose_voxels_are_damaged(tmp_path):
+    """ITK would read on for ever where the stream of bytes is none."""
+    path, content, start = compressed_metaimage(tmp_path)
+    assert read_image(path).shape == (40, 30, 20)
+    for damaged in (content[: start + 1] + b"\0" + content[start + 2 :], content[:-20], content[:start]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="voxels can't be expanded") as error:
+            read_image(path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_metaimage_beside_its_compressed_voxels(tmp_path):
+    path, content, start = compressed_metaimage(tmp_path)
+    header = tmp_path / "b.mhd"
+    (tmp_path / "b.zraw").write_bytes(content[start:])
+    header.write_bytes(content[:start].replace(b"LOCAL", b"b.zraw"))
+    np.testing.assert_array_equal(read_image(header).values, read_image(path).values)
+    (tmp_path / "b.zraw").write_bytes(content[start:-30])
+    with pytest.raises(UserError, match="voxels can't be expanded"):
+        read_image(header)

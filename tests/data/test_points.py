@@ -83,3 +83,12 @@ def test_other_files(tmp_path):
         read_points(tmp_path / "b.csv")
     with pytest.raises(ValueError, match=r"must be \[n, 3\]"):
         write_points(tmp_path / "c.csv", np.zeros((3, 2)))
+
+
+def test_what_is_cited_from_a_file_stays_in_the_line(tmp_path):
+    assert "got '1.0 2,3'" in refusal(tmp_path / "a.csv", 'x,y,z\n"1.0\n2",3\n')
+
+
+def test_a_comment_of_slicer_without_a_name(tmp_path):
+    (tmp_path / "a.fcsv").write_text("#  = 4.11\n# CoordinateSystem = RAS\n1,1,2,3\n")
+    np.testing.assert_array_equal(read_points(tmp_path / "a.fcsv"), [[1, 2, 3]])

@@ -135,6 +135,21 @@ def test_npz_files_that_are_no_field(tmp_path):
     assert "not a field" in refusal(lambda: read_field(path), path)
 
 
+@pytest.mark.parametrize(("place", "value"), [(10, 99), (8, 1)], ids=["compression", "encryption"])
+def test_npz_files_that_python_can_not_open(tmp_path, place, value):
+    """Both headers of each array are changed: that of the central directory has two bytes more in front."""
+    path = tmp_path / "a.npz"
+    write_field(path, DISPLACEMENT, AFFINE)
+    content = bytearray(path.read_bytes())
+    for signature, shift in ((b"PK\x01\x02", 0), (b"PK\x03\x04", -2)):
+        start = content.find(signature)
+        while start >= 0:
+            content[start + place + shift] = value
+            start = content.find(signature, start + 4)
+    path.write_bytes(content)
+    assert "not a field" in refusal(lambda: read_field(path), path)
+
+
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.npz"])
 def test_cut_off_and_not_finite(tmp_path, name):
     path = tmp_path / name
