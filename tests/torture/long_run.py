@@ -74,7 +74,7 @@ def draw(looks: list[dict[str, float]], path: Path) -> None:
     for name, colour in (("descriptors", "C1"), ("threads", "C2"), ("files", "C3")):
         other.plot(hours, [one[name] for one in looks], color=colour, label=name)
     other.set(ylabel="count", ylim=(0, None))
-    other.legend(loc="lower right")
+    other.legend(loc="center right")
     figure.savefig(path, dpi=110)
 
 
