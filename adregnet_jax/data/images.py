@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,7 +182,7 @@ def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_metaimage(path: Path) -> None:
-    """Refuses compressed voxels that can't be expanded: ITK would try for ever."""
+    """Refuses numbers of axes that are none, and compressed voxels that can't be expanded: ITK never ends."""
     try:
         with path.open("rb") as file:
             fields = {}
@@ -190,6 +191,8 @@ def _check_metaimage(path: Path) -> None:
                 fields[name.strip()] = value.strip()
                 if name.strip() == "ElementDataFile":
                     break
+            if not re.fullmatch("[1-9]", axes := fields.get("NDims", "none")):
+                raise UserError(f"{path}: not an image that can be read (NDims is {axes}; expected 3)")
             if fields.get("CompressedData", "").lower()[:1] not in ("t", "1"):
                 return
             if fields.get("ElementDataFile", "").upper() == "LOCAL":

@@ -247,6 +247,14 @@ def test_a_compressed_metaimage_whose_voxels_are_damaged(tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("axes", [b"-3", b"0", b"", b"three", b"30"])
+def test_a_metaimage_of_impossible_axes(tmp_path, axes):
+    path, content, _ = compressed_metaimage(tmp_path)
+    path.write_bytes(content.replace(b"NDims = 3", b"NDims = " + axes))
+    with pytest.raises(UserError, match="NDims is"):
+        read_image(path)
+
+
 def test_a_metaimage_beside_its_compressed_voxels(tmp_path):
     path, content, start = compressed_metaimage(tmp_path)
     header = tmp_path / "b.mhd"

@@ -29,11 +29,12 @@ from tests.torture.runs import ROOT, LostError, Place
 
 
 def bad_inputs() -> dict:
+    began = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-n", "0", "tests/bad_inputs"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
     counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|failed|error)", told)}
     lost = re.findall(r"^FAILED (\S+)", told, flags=re.MULTILINE)
-    return _row("bad input", sum(counts.values()), lost + ["it did not run"] * (not counts))
+    return _row("bad input", sum(counts.values()), lost + ["it did not run"] * (not counts), began)
 
 
 def tried(name: str, outcomes: Iterable[str]) -> dict:
@@ -42,9 +43,7 @@ def tried(name: str, outcomes: Iterable[str]) -> dict:
     for outcome in outcomes:
         told.append(outcome)
         print(f"{name} {len(told)}: {outcome or 'survived'}", flush=True)
-    return _row(name, len(told), [outcome for outcome in told if outcome]) | {
-        "s": round(time.monotonic() - began)
-    }
+    return _row(name, len(told), [outcome for outcome in told if outcome], began)
 
 
 def of_faults(place: Place, names: list[str]) -> Iterable[str]:
@@ -60,8 +59,10 @@ def of_faults(place: Place, names: list[str]) -> Iterable[str]:
         yield lost
 
 
-def _row(name: str, count: int, lost: list[str]) -> dict:
-    return {"what": name, "tried": count, "survived": count - len(lost), "lost": len(lost), "which": lost}
+def _row(name: str, count: int, lost: list[str], began: float) -> dict:
+    seconds = round(time.monotonic() - began)
+    row = {"what": name, "tried": count, "survived": count - len(lost), "lost": len(lost)}
+    return row | {"s": seconds, "which": lost}
 
 
 def main() -> int:
