@@ -59,6 +59,12 @@ def test_warp_by_displacements_of_any_length(scale, padding):
     check_slabs(moved, 4, volume(2, 8, 3, 4, 2), displacement, differentiable=(0, 1))
 
 
+@pytest.mark.parametrize("shift", [-30.0, 30.0])
+def test_warp_of_what_lies_beyond_the_border_alone(shift):
+    displacement = np.full((1, 8, 3, 4, 3), shift, np.float32)
+    check_slabs(warp, 4, volume(1, 8, 3, 4, 2), displacement, differentiable=(0,))
+
+
 def test_warp_of_labels():
     labels = RNG.integers(0, 9, (1, 8, 3, 4, 1))
     check_slabs(functools.partial(warp, mode="nearest"), 4, labels, 3 * volume(1, 8, 3, 4, 3))
