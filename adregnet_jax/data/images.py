@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import re
 import zlib
@@ -24,6 +25,9 @@ from adregnet_jax.unfinished import tidy, unfinished
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
 METAIMAGE_SUFFIXES = (".mha", ".mhd")
+# Of a voxel; MET_LONG is of one size here and of another there.
+METAIMAGE_BYTES = {"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2}
+METAIMAGE_BYTES |= {"MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4, "MET_DOUBLE": 8}
 LONGEST_LINE = 2**16  # bytes, of a MetaImage's header
 BLOCK_BYTES = 2**20
 SINGLE_FILE_SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".nrrd")  # can be written under one name at once
@@ -182,7 +186,11 @@ def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_metaimage(path: Path) -> None:
-    """Refuses numbers of axes that are none, and compressed voxels that can't be expanded: ITK never ends."""
+    """Refuses files on which ITK never ends, or writes beyond its memory.
+
+    That is impossible numbers of axes, voxels that are not there, and compressed ones that are damaged or not
+    as many as the header says.
+    """
     try:
         with path.open("rb") as file:
             fields = {}
@@ -193,19 +201,37 @@ def _check_metaimage(path: Path) -> None:
                     break
             if not re.fullmatch("[1-9]", axes := fields.get("NDims", "none")):
                 raise UserError(f"{path}: not an image that can be read (NDims is {axes}; expected 3)")
+            place = fields.get("ElementDataFile", "")
+            beside = path.parent / place
+            elsewhere = place.upper() != "LOCAL" and not re.fullmatch(r"LIST( \d+)?|\S*%\d*d( \d+)*", place)
+            if elsewhere and not beside.is_file():
+                where = f"its voxels are in {place[:60]!r}, which isn't there"
+                raise UserError(f"{path}: not an image that can be read ({where})")
             if fields.get("CompressedData", "").lower()[:1] not in ("t", "1"):
                 return
-            if fields.get("ElementDataFile", "").upper() == "LOCAL":
-                _expand(path, file)
-            elif (data := path.parent / fields.get("ElementDataFile", "")).is_file():
-                with data.open("rb") as voxels:
-                    _expand(path, voxels)
+            if place.upper() == "LOCAL":
+                found = _expanded_bytes(path, file)
+            elif beside.is_file():
+                with beside.open("rb") as voxels:
+                    found = _expanded_bytes(path, voxels)
+            else:
+                return
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror or error}): check the file") from None
+    sizes = [int(size) for size in fields.get("DimSize", "").split() if size.isdecimal()]
+    each = METAIMAGE_BYTES.get(fields.get("ElementType", ""))
+    channels = fields.get("ElementNumberOfChannels", "1")
+    if len(sizes) != int(axes) or not channels.isdecimal():
+        shape = fields.get("DimSize", "not there")
+        raise UserError(f"{path}: not an image that can be read (DimSize is {shape})")
+    if each and found != (told := math.prod(sizes) * each * int(channels)):
+        raise UserError(
+            f"{path}: its header tells of {told} bytes, its voxels are {found}: copy or download it again"
+        )
 
 
-def _expand(path: Path, file: BinaryIO) -> None:
-    """All of it, of which nothing is kept."""
+def _expanded_bytes(path: Path, file: BinaryIO) -> int:
+    """Of the rest of a file; nothing of it is kept."""
     start = file.tell()
     stored_bytes = file.seek(0, os.SEEK_END) - start
     file.seek(start)
@@ -214,13 +240,14 @@ def _expand(path: Path, file: BinaryIO) -> None:
         while not stream.eof and (block := stream.unconsumed_tail or file.read(BLOCK_BYTES)):
             expanded_bytes += len(stream.decompress(block, BLOCK_BYTES))
             nifti.check_expansion(path, stored_bytes, expanded_bytes)
-        stream.flush()
+        expanded_bytes += len(stream.flush())
         if not stream.eof:
             raise zlib.error("it ends too early")
     except zlib.error as error:
         raise UserError(
             f"{path}: its voxels can't be expanded ({error}): copy or download it again"
         ) from None
+    return expanded_bytes
 
 
 def _read_series(path: Path, itk: Any) -> Any:

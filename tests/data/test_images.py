@@ -255,6 +255,23 @@ def test_a_metaimage_of_impossible_axes(tmp_path, axes):
         read_image(path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"DimSize = 40 30 20", b"DimSize = 40 30 21", "tells of 100800 bytes, its voxels are 96000"),
+        (b"DimSize = 40 30 20", b"DimSize = 40 30", "DimSize is 40 30"),
+        (b"MET_FLOAT", b"MET_SHORT", "tells of 48000 bytes"),
+        (b"= LOCAL", b"= LOCA", "voxels are in 'LOCA', which isn't there"),
+    ],
+)
+def test_a_metaimage_whose_header_tells_of_other_voxels(tmp_path, old, new, message):
+    path, content, _ = compressed_metaimage(tmp_path)
+    assert old in content
+    path.write_bytes(content.replace(old, new))
+    with pytest.raises(UserError, match=message):
+        read_image(path)
+
+
 def test_a_metaimage_beside_its_compressed_voxels(tmp_path):
     path, content, start = compressed_metaimage(tmp_path)
     header = tmp_path / "b.mhd"
