@@ -125,7 +125,7 @@ class ModelConfig:
     blend_regions: bool = True  # weights change linearly between region centres, not in steps
     dropout: float = 0.0  # share of the decoder's channels left out of each training step; not in the paper
     dtype: str = "float32"  # of activations: float32 or bfloat16; parameters stay float32
-    remat: bool = False  # recompute each level in the backward pass: less memory, more time
+    remat: bool = False  # recompute blocks and levels in the backward pass: less memory, more time
 
 
 def paper_model(**changes) -> ModelConfig:

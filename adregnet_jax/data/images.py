@@ -28,6 +28,7 @@ METAIMAGE_SUFFIXES = (".mha", ".mhd")
 # Of a voxel; MET_LONG is of one size here and of another there.
 METAIMAGE_BYTES = {"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2}
 METAIMAGE_BYTES |= {"MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4, "MET_DOUBLE": 8}
+METAIMAGE_FIELD = re.compile("([^=:]*)[=:]?(.*)", re.DOTALL)  # matches whatever it is given
 LONGEST_LINE = 2**16  # bytes, of a MetaImage's header
 BLOCK_BYTES = 2**20
 SINGLE_FILE_SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".nrrd")  # can be written under one name at once
@@ -195,7 +196,7 @@ def _check_metaimage(path: Path) -> None:
         with path.open("rb") as file:
             fields = {}
             for line in iter(lambda: file.readline(LONGEST_LINE), b""):
-                name, _, value = line.decode("latin-1").partition("=")
+                name, value = METAIMAGE_FIELD.fullmatch(line.decode("latin-1")).groups()  # type: ignore[union-attr]
                 fields[name.strip()] = value.strip()
                 if name.strip() == "ElementDataFile":
                     break
@@ -203,7 +204,9 @@ def _check_metaimage(path: Path) -> None:
                 raise UserError(f"{path}: not an image that can be read (NDims is {axes}; expected 3)")
             place = fields.get("ElementDataFile", "")
             beside = path.parent / place
-            elsewhere = place.upper() != "LOCAL" and not re.fullmatch(r"LIST( \d+)?|\S*%\d*d( \d+)*", place)
+            elsewhere = place.upper() != "LOCAL" and not re.fullmatch(
+                r"LIST( \d+D?)?|\S*%\d*d\S*( \d+)*", place
+            )
             if elsewhere and not beside.is_file():
                 where = f"its voxels are in {place[:60]!r}, which isn't there"
                 raise UserError(f"{path}: not an image that can be read ({where})")

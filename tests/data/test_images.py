@@ -272,6 +272,16 @@ def test_a_metaimage_whose_header_tells_of_other_voxels(tmp_path, old, new, mess
         read_image(path)
 
 
+@pytest.mark.parametrize("place", [b"slice%02d.raw 1 2 1", b"LIST\nslice01.raw\nslice02.raw"])
+def test_a_metaimage_in_a_file_a_slice(tmp_path, place):
+    head = b"ObjectType : Image\nNDims : 3\nDimSize : 4 3 2\nElementType : MET_SHORT\n"
+    (tmp_path / "a.mhd").write_bytes(head + b"ElementDataFile : " + place + b"\n")
+    values = np.arange(24, dtype="<i2").reshape(2, 3, 4)  # [z, y, x]
+    for number in (1, 2):
+        (tmp_path / f"slice{number:02}.raw").write_bytes(values[number - 1].tobytes())
+    np.testing.assert_array_equal(read_image(tmp_path / "a.mhd").values, values.transpose())
+
+
 def test_a_metaimage_beside_its_compressed_voxels(tmp_path):
     path, content, start = compressed_metaimage(tmp_path)
     header = tmp_path / "b.mhd"
