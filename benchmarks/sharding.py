@@ -1,21 +1,26 @@
 """How does the memory of a training step on each device fall with devices along `data` and along `space`?
 
-    python benchmarks/sharding.py [--shape 64 32 32] [--channels 4 8] [--devices 1 2 4 8] [--json FILE]
+    python benchmarks/sharding.py [--config configs/X.py] [--config.field=value ...] [--shape 64 32 32]
+        [--axes data space] [--devices 1 2 4 8] [--json FILE]
 
 Prints a row for each axis and number of devices: the bytes of the compiled step's arguments (state and
 batch) and of its temporaries, on each device, as XLA's `memory_analysis` gives them. Nothing is run. Along
-`data` the batch has as many pairs as the most devices; along `space` it is one pair. The devices are fake
-ones of the CPU, whose programs hold more temporaries than a GPU's: what counts is how they fall.
+`data` the batch has as many pairs as the most devices; along `space` it is one pair. Without --config, it is
+a network of channels 4 and 8. The devices are fake ones of the CPU, whose programs hold more temporaries than
+a GPU's: what counts is how they fall.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import jax
 import timing
 from jax.sharding import NamedSharding
 
+from adregnet_jax import entry
 from adregnet_jax.config import Config, ModelConfig
+from adregnet_jax.errors import UserError
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.training.loop import abstract_state
 from adregnet_jax.training.sharding import batch_specs, make_mesh
@@ -36,9 +41,8 @@ def abstract_batch(pairs, shape, mesh):
     }
 
 
-def measure(shape, channels, pairs, data, space):
+def measure(config, shape, pairs, data, space):
     """Bytes of arguments and of temporaries of the training step on each device."""
-    config = Config(model=ModelConfig(channels=channels))
     mesh = make_mesh(data, pairs, space_devices=space)
     model, optimiser = make_model(config.model), make_optimiser(config.optimiser, steps_per_epoch=1)
     state = abstract_state(make_init(model, optimiser, shape, mesh), jax.random.key(0), mesh)
@@ -52,21 +56,25 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", type=int, nargs=3, default=(64, 32, 32), metavar=("X", "Y", "Z"))
-    parser.add_argument("--channels", type=int, nargs="+", default=(4, 8))
+    parser.add_argument("--config", type=Path, metavar="FILE", help="as of train.py")
+    parser.add_argument("--axes", nargs="+", choices=("data", "space"), default=("data", "space"))
     parser.add_argument("--devices", type=int, nargs="+", default=(1, 2, 4, 8), metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
-    options = parser.parse_args()
+    options, rest = parser.parse_known_args()
+    small = Config(model=ModelConfig(channels=(4, 8)))
+    try:
+        config = entry.override(entry.load_config(options.config) if options.config else small, rest)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(options.devices))
     rows = []
-    for axis in ("data", "space"):
+    for axis in options.axes:
         pairs = max(options.devices) if axis == "data" else 1
         alone = None
         for n in options.devices:
             data, space = (n, 1) if axis == "data" else (1, n)
-            arguments, temporaries = measure(
-                tuple(options.shape), tuple(options.channels), pairs, data, space
-            )
+            arguments, temporaries = measure(config, tuple(options.shape), pairs, data, space)
             alone = alone or temporaries
             rows.append(
                 {

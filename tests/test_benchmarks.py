@@ -99,9 +99,9 @@ def test_training_step(tmp_path):
 
 def test_sharding(tmp_path):
     path = tmp_path / "table.json"
-    options = ["--shape", "16", "4", "4", "--channels", "2", "--devices", "1", "2", "--json", str(path)]
+    options = ["--shape", "16", "4", "4", "--config.model.channels=(2,)", "--devices", "1", "2"]
     environment = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}
-    command = [sys.executable, "benchmarks/sharding.py", *options]
+    command = [sys.executable, "benchmarks/sharding.py", *options, "--json", str(path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())["rows"]
