@@ -1,7 +1,7 @@
 """How long does a network take at a size, part by part, how much does it compute, how much memory?
 
     python -m adregnet_jax.benchmark --config configs/phantom.py [--shape 64 48 48] [--batch 2]
-        [--dtype bfloat16] [--devices 1] [--rounds 5] [--forward-only] [--total-only] [--memory-only]
+        [--dtype bfloat16] [--devices 1] [--rounds 5 | --once] [--forward-only] [--total-only] [--memory-only]
         [--json FILE]
 
 What isn't given is taken from the config, any field of which can be set as for `train.py`, for instance
@@ -30,8 +30,9 @@ Columns.
   they don't take the memory of an argument as the state of a training step does.
 
 The batch is divided over the devices as in training, for the parts as well. --memory-only compiles and runs
-nothing: what a large scan would take can be asked on a small machine, and no array of its size is made. The
-last line has the peak memory of this whole process, compilation included, and of the device where it tells.
+nothing: what a large scan would take can be asked on a small machine, and no array of its size is made.
+--once calls each program a single time, the first, where a call takes minutes. The last line has the peak
+memory of this whole process, compilation included, and of the device where it tells.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Measurement(NamedTuple):
 
     mesh: Mesh
     batch_size: int
-    rounds: int
+    rounds: int  # 0: a single call
     peak_gflops: float | None  # a second; None: nothing is run
 
 
@@ -135,7 +136,7 @@ def measure(
     key = jax.random.key(config.seed)
     state = jax.eval_shape(init, key) if memory_only else init(key)
     batch = batch_shapes(config, shape)
-    peak = None if memory_only else matmul_gflops(mesh, rounds)
+    peak = None if memory_only else matmul_gflops(mesh, rounds or 1)
     measurement = Measurement(mesh, config.optimiser.batch_size, rounds, peak)
 
     parts = list(network_parts(config, state.params, batch))
@@ -309,13 +310,20 @@ def measured(
     seconds = None
     if peak_gflops is not None:
         filled = jax.device_put(fill(arguments, np.random.default_rng(0)), compiled.input_shardings[0])
-        seconds = time_in_turn({name: repeat(compiled, *filled)}, rounds)[name]
+        call = repeat(compiled, *filled)
+        seconds = time_in_turn({name: call}, rounds)[name] if rounds else [seconds_of(call)]
     row |= time_columns(seconds, flops, batch_size, peak_gflops)
     memory = compiled.memory_analysis()  # None where the platform gives none
     return row | {
         "arguments MiB": memory and _in_units(memory.argument_size_in_bytes, MIB),
         "temporary MiB": memory and _in_units(memory.temp_size_in_bytes, MIB),
     }
+
+
+def seconds_of(call: Route) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - began
 
 
 def time_columns(
@@ -484,6 +492,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, tuple[int, int, int], argparse.N
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="config.model.dtype")
     parser.add_argument("--devices", type=int, metavar="N", help="config.run.devices")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of three calls each (default 5)")
+    parser.add_argument("--once", action="store_true", help="a single call each")
     parser.add_argument("--forward-only", action="store_true", help="without gradients and training step")
     parser.add_argument("--total-only", action="store_true", help="without the parts")
     parser.add_argument("--memory-only", action="store_true", help="compile, and run nothing")
@@ -533,7 +542,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows, about = measure(
             config,
             shape,
-            rounds=options.rounds,
+            rounds=0 if options.once else options.rounds,
             forward_only=options.forward_only,
             total_only=options.total_only,
             memory_only=options.memory_only,

@@ -253,6 +253,14 @@ def test_memory_is_told_without_arrays(tmp_path):
     assert written["machine"]["peak of the process MiB"] < 4096
 
 
+def test_a_single_call_of_what_takes_long(tmp_path):
+    options = ["--once", "--total-only", "--forward-only", "--config.model.channels=(2,)"]
+    options += ["--config.model.finest_level=0", "--config.model.cross_attention=False"]
+    written = run([*NETWORK, *options], "benchmark", tmp_path / "table.json", OF_THE_NETWORK)
+    (row,) = written["rows"]
+    assert 0 < row["min ms"] == row["median ms"] == row["max ms"]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
