@@ -3,8 +3,9 @@
     python -m tests.torture.long_run [--hours 3] [--config configs/phantom_demo.py] [--workdir DIR]
         [--figure docs/long_run.png] [--json FILE]
 
-Trains without end in a process of its own and looks at it twice a minute: resident memory, open descriptors
-and threads of it and its children, files of the workdir; and reads metrics.jsonl, of which every complete
+Trains without end in a process of its own and looks at it twice a minute: memory of its own (anonymous pages:
+those of files come and go as the system likes), open descriptors and threads of it and its children, files of
+the workdir; and reads metrics.jsonl, of which every complete
 line has to be a record. Then ends it by SIGTERM. Compares the last third of the time with the one before:
 prints a table and exits with 1 where something grew. The figure and the JSON file are written anew at
 every look, so that a run can be watched, and one that is cut short still tells of its hours.
@@ -46,7 +47,7 @@ def look(pid: int, workdir: Path) -> dict[str, float]:
             descriptors = len(list((place / "fd").iterdir()))
         except FileNotFoundError:  # it has ended by now
             continue
-        found["MiB"] += int(status["VmRSS"].split()[0]) / 1024
+        found["MiB"] += int(status["RssAnon"].split()[0]) / 1024
         found["threads"] += int(status["Threads"])
         found["descriptors"] += descriptors
     metrics = workdir / "metrics.jsonl"
@@ -69,7 +70,7 @@ def draw(looks: list[dict[str, float]], path: Path) -> None:
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(hours, [one["MiB"] for one in looks], color="C0")
-    axes.set(xlabel="hours of training", ylabel="resident memory (MiB)", ylim=(0, None))
+    axes.set(xlabel="hours of training", ylabel="memory of its own (MiB)", ylim=(0, None))
     other = axes.twinx()
     for name, colour in (("descriptors", "C1"), ("threads", "C2"), ("files", "C3")):
         other.plot(hours, [one[name] for one in looks], color=colour, label=name)
@@ -105,6 +106,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         workdir = options.workdir or Path(temporary, "run")
         settings = ["--config.optimiser.epochs=100000", "--config.optimiser.halve_every_epochs=100000"]
+        settings += ["--config.run.patience_epochs=0"]
         command = ["train.py", "--config", str(options.config), "--workdir", str(workdir), *settings]
         process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stderr=subprocess.DEVNULL)
         began = time.monotonic()
