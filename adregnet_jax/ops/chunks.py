@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adregnet_jax.ops.slabs import halo, slab_start
+from adregnet_jax.ops.slabs import beyond, halo, slab_start
 
 
 def slices_a_chunk(shape: Sequence[int], slice_bytes: int, limit_bytes: int) -> int | None:
@@ -125,18 +125,34 @@ def map_nearby(
     Returns:
       [b, x, y, z, ...] each.
     """
-    first: int | jax.Array = 0
-    if axis_name is not None:
-        first = slab_start(volumes[0].shape[1], axis_name) - reach
-        volumes = [halo(volume, reach, reach, axis_name) for volume in volumes]
     slices = slices_a_chunk(volumes[0].shape, slice_bytes, limit_bytes)
-    if slices is None:
-        results = function(first, shared, *volumes)
-    else:
-        results = map_chunks(function, volumes, slices=slices, halo=reach, first=first, shared=shared)
     if axis_name is None:
-        return tuple(results)
-    return tuple(result[:, reach : result.shape[1] - reach] for result in results)
+        if slices is None:
+            return tuple(function(0, shared, *volumes))
+        return map_chunks(function, volumes, slices=slices, halo=reach, shared=shared)
+
+    width = volumes[0].shape[1]
+    start = slab_start(width, axis_name)
+    if slices is None or width < 2 * reach:
+        wide = [halo(volume, reach, reach, axis_name) for volume in volumes]
+        results = function(start - reach, shared, *wide)
+        return tuple(result[:, reach : reach + width] for result in results)
+
+    # A large slab isn't copied for what lies beyond it: its outermost slices are done once more, with that.
+    inside = map_chunks(function, volumes, slices=slices, halo=reach, first=start, shared=shared)
+    if not reach:
+        return inside
+    sides = [beyond(volume, reach, reach, axis_name) for volume in volumes]
+    ends = [
+        jnp.concatenate([before, volume[:, : 2 * reach], volume[:, -2 * reach :], after], axis=1)
+        for volume, (before, after) in zip(volumes, sides, strict=True)
+    ]
+    heads = function(start - reach, shared, *[end[:, : 3 * reach] for end in ends])
+    tails = function(start + width - 2 * reach, shared, *[end[:, 3 * reach :] for end in ends])
+    return tuple(
+        result.at[:, :reach].set(head[:, reach:-reach]).at[:, -reach:].set(tail[:, reach:-reach])
+        for result, head, tail in zip(inside, heads, tails, strict=True)
+    )
 
 
 def map_chunks(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adregnet_jax.ops.chunks import chunk, for_each_chunk, slices_a_chunk
-from adregnet_jax.ops.slabs import halo
+from adregnet_jax.ops.slabs import beyond
 
 _CHUNK_BYTES = 2**28  # of float32 intermediates that exist at once
 _EIGEN_CHANNELS = 4  # from how many input channels on Eigen on all cores beats YNNPACK on one
@@ -44,15 +44,27 @@ def conv3d(
             "volume must be [b, x, y, z, c] and kernel [3, 3, 3, c, c'], "
             f"got {', '.join(str(part.shape) for part in parts)} and {kernel.shape}"
         )
-    if axis_name is not None:
-        return conv3d([halo(part, 1, 1, axis_name) for part in parts], kernel)[:, 1:-1]
-    return jax.lax.platform_dependent(parts, kernel, cpu=_folded, default=_direct)
+    result = jax.lax.platform_dependent(parts, kernel, cpu=_folded, default=_direct)
+    if axis_name is None:
+        return result
+    # What the slices beyond a slab add to its outermost ones comes after: the slab is never copied for them.
+    before, after = zip(*(beyond(part, 1, 1, axis_name) for part in parts), strict=True)
+    result = result.at[:, :1].add(_of_one_slice(_joined(before), kernel[0]))
+    return result.at[:, -1:].add(_of_one_slice(_joined(after), kernel[2]))
 
 
 def _direct(parts, kernel):
     return jax.lax.conv_general_dilated(
         _joined(parts), kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
+
+
+def _of_one_slice(volume, kernel):
+    """One slice, [b, 1, y, z, c], by the taps of one x, [3, 3, c, c']."""
+    result = jax.lax.conv_general_dilated(
+        volume[:, 0], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return result[:, None]
 
 
 def _joined(parts):

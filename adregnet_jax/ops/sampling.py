@@ -148,36 +148,32 @@ def _check_batch(volume, coordinates):
 def _sample_batch(volume, coordinates, mode, padding, first, whole):
     slices = None
     # Features, not images, whose memory is small, and which keep their derivatives in forward mode.
-    if (
-        volume.shape[-1] >= _MANY_CHANNELS
-        and volume.shape[1] == whole
-        and coordinates.ndim == 5
-        and mode == "linear"
-    ):
+    if volume.shape[-1] >= _MANY_CHANNELS and coordinates.ndim == 5 and mode == "linear":
         of_slice = 4 * volume.shape[-1] * math.prod(coordinates.shape[2:4])
         slices = slices_a_chunk(coordinates.shape, 8 * of_slice, _CHUNK_BYTES)
     if slices is None:
         return jax.vmap(lambda v, q: _sample_part(v, q, mode, padding, first, whole))(volume, coordinates)
-    return _sample_in_chunks(volume, coordinates.astype(jnp.float32), padding, slices)
+    coordinates = coordinates.astype(jnp.float32)
+    return _sample_in_chunks(volume, coordinates, jnp.asarray(first), padding, slices, whole)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _sample_in_chunks(volume, coordinates, padding, slices):
-    """Linear samples of whole volumes [b, x, y, z, c] at coordinates [b, x', y', z', 3], chunk by chunk."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _sample_in_chunks(volume, coordinates, first, padding, slices, whole):
+    """What volumes or slabs [b, x, y, z, c] add to linear samples at [b, x', y', z', 3], chunk by chunk."""
     b, nx = coordinates.shape[:2]
     each = nx // slices  # chunks of a volume
 
     def one(n):
         own = jax.lax.dynamic_index_in_dim(volume, n // each, keepdims=False)
-        return _sample_part(own, chunk(coordinates, n, slices)[0], "linear", padding, 0, own.shape[0])
+        return _sample_part(own, chunk(coordinates, n, slices)[0], "linear", padding, first, whole)
 
     found = for_each_chunk(one, b * each, volume, coordinates)
     return found.reshape(b, nx, *found.shape[2:])
 
 
-def _sample_in_chunks_backward(padding, slices, saved, gradient):
+def _sample_in_chunks_backward(padding, slices, whole, saved, gradient):
     # Autodiff would add up the gradients of the eight corners in a volume of its own each.
-    volume, coordinates = saved
+    volume, coordinates, first = saved
     b, nx = coordinates.shape[:2]
     each = nx // slices
 
@@ -186,40 +182,47 @@ def _sample_in_chunks_backward(padding, slices, saved, gradient):
         batch, start = n // each, n % each * slices
         own = jax.lax.dynamic_index_in_dim(volume, batch, keepdims=False)
         q, g = chunk(coordinates, n, slices)[0], chunk(gradient, n, slices)[0]
-        pull_back = jax.vjp(lambda q: _sample_part(own, q, "linear", padding, 0, own.shape[0]), q)[1]
+        pull_back = jax.vjp(lambda q: _sample_part(own, q, "linear", padding, first, whole), q)[1]
         to_coordinates = jax.lax.dynamic_update_slice(
             to_coordinates, pull_back(g)[0][None], (batch, start, 0, 0, 0)
         )
-        for weight, index in _corners(q, padding, own.shape[:3]):
+        for weight, index in _corners(q, padding, own.shape[:3], first, whole):
             share = weight[..., None] * g
             to_volume = to_volume.at[batch, *index].add(share, mode="promise_in_bounds")
         return to_volume, to_coordinates
 
-    nothing = tuple(full_after(array.shape, jnp.float32, gradient, scale=0) for array in saved)
+    nothing = tuple(full_after(x.shape, jnp.float32, gradient, scale=0) for x in (volume, coordinates))
     to_volume, to_coordinates = jax.lax.fori_loop(0, b * each, add_chunk, nothing)
-    return to_volume.astype(volume.dtype), to_coordinates
+    return to_volume.astype(volume.dtype), to_coordinates, None
 
 
 _sample_in_chunks.defvjp(
-    lambda volume, coordinates, *static: (
-        _sample_in_chunks(volume, coordinates, *static),
-        (volume, coordinates),
+    lambda volume, coordinates, first, *static: (
+        _sample_in_chunks(volume, coordinates, first, *static),
+        (volume, coordinates, first),
     ),
     _sample_in_chunks_backward,
 )
 
 
-def _corners(coordinates, padding, shape):
-    """Of linear samples at coordinates [..., 3]: the weight [...] of each corner, and its index."""
-    lower, fraction = _place(coordinates, padding, shape)
+def _corners(coordinates, padding, shape, first, whole):
+    """Of linear samples at coordinates [..., 3]: the weight [...] of each corner, and its index in the slab.
+
+    The weight is 0 of corners in other slabs, as it is of those beyond a border of zeros.
+    """
+    lower, fraction = _place(coordinates, padding, (whole, *shape[1:]))
     for steps in itertools.product((0, 1), repeat=3):
         weight, index = jnp.float32(1), []
-        for low, part, step, n in zip(lower, fraction, steps, shape, strict=True):
+        for axis, (low, part, step) in enumerate(zip(lower, fraction, steps, strict=True)):
+            size = shape[axis] if axis else whole
             place = low + step
             weight = weight * (part if step else 1 - part)
             if padding == "zeros":
-                weight = jnp.where((place >= 0) & (place < n), weight, 0)
-            index.append(jnp.clip(place, 0, n - 1))
+                weight = jnp.where((place >= 0) & (place < size), weight, 0)
+            place = jnp.clip(place, 0, size - 1) - (0 if axis else first)
+            if not axis:
+                weight = jnp.where((place >= 0) & (place < shape[0]), weight, 0)
+            index.append(jnp.clip(place, 0, shape[axis] - 1))
         yield weight, index
 
 

@@ -37,6 +37,14 @@ def halo(
     Returns:
       [b, before + x + after, ...].
     """
+    sides = beyond(volume, before, after, axis_name, repeat_border=repeat_border)
+    return jnp.concatenate([sides[0], volume, sides[1]], axis=1)
+
+
+def beyond(
+    volume: jax.Array, before: int, after: int, axis_name: str, *, repeat_border: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """The voxels on either side of a slab, as `halo` joins them to it: [b, before, ...], [b, after, ...]."""
     width = volume.shape[1]
     index, devices = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
 
@@ -45,7 +53,7 @@ def halo(
         outermost = volume[:, :1] if step > 0 else volume[:, -1:]
         at_border = index == (0 if step > 0 else devices - 1)
         pairs = [(i, i + step) for i in range(devices) if 0 <= i + step < devices]
-        pieces, piece = [], volume
+        pieces, piece = [volume[:, :0]], volume
         while voxels > 0:
             taken = min(voxels, width)
             piece = piece[:, -taken:] if step > 0 else piece[:, :taken]
@@ -55,6 +63,6 @@ def halo(
                 piece = jnp.where(at_border, outermost, piece)
             pieces.append(piece)
             voxels -= taken
-        return pieces[::-1] if step > 0 else pieces
+        return jnp.concatenate(pieces[::-1] if step > 0 else pieces, axis=1)
 
-    return jnp.concatenate([*from_side(before, 1), volume, *from_side(after, -1)], axis=1)
+    return from_side(before, 1), from_side(after, -1)

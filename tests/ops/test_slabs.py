@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adregnet_jax.ops import neighbourhood, sampling
+from adregnet_jax.ops.chunks import map_nearby
 from adregnet_jax.ops.convolution import conv3d
 from adregnet_jax.ops.filters import box_mean, box_sum, gaussian_filter
 from adregnet_jax.ops.grid import identity_grid
@@ -50,13 +52,18 @@ def test_convolution(devices):
     check_slabs(convolve, devices, volume(2, 4, 3, 4, 2), kernel, differentiable=(0, 1))
 
 
+@pytest.mark.parametrize("channels", [2, 6])
 @pytest.mark.parametrize("padding", ["border", "zeros"])
 @pytest.mark.parametrize("scale", [0.0, 0.7, 6.0])
-def test_warp_by_displacements_of_any_length(scale, padding):
-    """Nothing at all, where the gradients are one-sided; less than a voxel; across all slabs and beyond."""
+def test_warp_by_displacements_of_any_length(scale, padding, channels, monkeypatch):
+    """Nothing at all, where the gradients are one-sided; less than a voxel; across all slabs and beyond.
+
+    Many channels go chunk by chunk, here a slice each.
+    """
+    monkeypatch.setattr(sampling, "_CHUNK_BYTES", 1)
     moved = functools.partial(warp, padding=padding)
     displacement = scale * volume(2, 8, 3, 4, 3)
-    check_slabs(moved, 4, volume(2, 8, 3, 4, 2), displacement, differentiable=(0, 1))
+    check_slabs(moved, 4, volume(2, 8, 3, 4, channels), displacement, differentiable=(0, 1))
 
 
 @pytest.mark.parametrize("shift", [-30.0, 30.0])
@@ -77,10 +84,33 @@ def test_samples_at_points_of_any_slab(padding):
     check_slabs(function, 4, volume(1, 8, 3, 4, 3), points.astype(np.float32), differentiable=(0, 1))
 
 
+@pytest.mark.parametrize("chunk_bytes", [2**26, 1], ids=["one chunk", "a chunk a slice"])
 @pytest.mark.parametrize("devices", [2, 4])
-def test_neighbourhood_attention(devices):
+def test_neighbourhood_attention(devices, chunk_bytes, monkeypatch):
+    """Also of slabs that are large enough to go chunk by chunk, and of slabs too thin for that."""
+    monkeypatch.setattr(neighbourhood, "CHUNK_BYTES", chunk_bytes)
     arrays = [volume(1, 4, 3, 4, 2) for _ in range(3)]
     check_slabs(neighbourhood_attention, devices, *arrays, differentiable=(0, 1, 2))
+
+
+def test_a_large_slab_goes_by_chunks_and_knows_its_neighbours():
+    """Places, neighbours up to two slices away, parameters; the whole volume in one piece beside it."""
+
+    def function(first, factor, a, b):
+        x = first + jnp.arange(a.shape[1], dtype=jnp.float32)
+        near = jnp.pad(a * b, [(0, 0), (2, 2), (0, 0), (0, 0), (0, 0)])
+        far = near[:, :-4] - 3 * near[:, 4:]
+        return factor * far * x[:, None, None, None], a**2 * far
+
+    def mapped(a, b, factor, axis_name=None):
+        limit = 2**26 if axis_name is None else 1
+        return map_nearby(
+            function, [a, b], reach=2, slice_bytes=1, limit_bytes=limit, shared=factor, axis_name=axis_name
+        )
+
+    arrays = [volume(2, 12, 3, 4, 2) for _ in range(2)]
+    for devices in (2, 3, 4):  # the last ones' slabs are thinner than what their ends need
+        check_slabs(mapped, devices, *arrays, volume(2), differentiable=(0, 1, 2))
 
 
 @pytest.mark.parametrize("factor", [2, 0.5, 4])
