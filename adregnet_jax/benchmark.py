@@ -208,7 +208,8 @@ def network_parts(config: Config, params: Any, batch: dict[str, Any]) -> Iterato
     calls = module_calls(model, *images)
     of_part: dict[str, list[Call]] = {}
     for call in calls:
-        if _is_of_a_part(call.path) and _at(call.path, params):
+        # Modules that hold the parameters of another one are called with nothing.
+        if _is_of_a_part(call.path) and call.arguments and _at(call.path, params):
             of_part.setdefault(part_name(call.path), []).append(call)
     for name, members in of_part.items():
         yield Part(

@@ -46,9 +46,10 @@ def constant(function):
     found = {}
 
     def look_up(*arguments):
-        if arguments not in found:
-            found[arguments] = function(*arguments)
-        return found[arguments]
+        key = (torch.get_default_dtype(), *arguments)
+        if key not in found:
+            found[key] = function(*arguments)
+        return found[key]
 
     return look_up
 
@@ -95,6 +96,13 @@ class Pointwise(nn.Conv3d):
         super().__init__(inputs, features, 1, bias=bias)
 
     load = Dense.load
+
+
+class JoinedPointwise(Pointwise):
+    """Of several volumes, whose channels count as if they were concatenated."""
+
+    def forward(self, *volumes):
+        return super().forward(torch.cat(volumes, dim=1))
 
 
 class Norm(nn.GroupNorm):
@@ -234,7 +242,7 @@ def attend_locally(query, key, value):
     # [27, b, x, y, z]
     logits = Correlate.apply(query * query.shape[1] ** -0.5, key) + border_bias(tuple(query.shape[2:]))
     weights = logits.softmax(dim=0)
-    offset = torch.einsum("nbxyz,nd->bdxyz", weights, torch.tensor(OFFSETS, dtype=torch.float32))
+    offset = torch.einsum("nbxyz,nd->bdxyz", weights, torch.tensor(OFFSETS, dtype=torch.get_default_dtype()))
     return Gather.apply(weights, value), offset
 
 
@@ -344,7 +352,7 @@ class Level(nn.Module):
         super().__init__()
         self.cross_attention = CrossAttention(channels, global_attention_tokens)
         self.regional_attention = RegionalAttention(channels, region)
-        self.mix = Pointwise(3 * channels + 6, channels)
+        self.mix = JoinedPointwise(3 * channels + 6, channels)
         self.head = FieldHead(channels)
         if not coarsest:
             self.fusion = Fusion(channels)
@@ -354,7 +362,7 @@ class Level(nn.Module):
             coarser, moving = align(moving, coarser)
         attended, offset = self.cross_attention(moving, fixed)
         attended, mask = self.regional_attention(attended)
-        candidate = self.head(self.mix(torch.cat([attended, offset, fixed, moving], dim=1)))
+        candidate = self.head(self.mix(attended, offset, fixed, moving))
         if coarser is None:
             return candidate
         return self.fusion(candidate + coarser, coarser, attended, mask)
@@ -413,7 +421,7 @@ def align(moving, coarser):
 @constant
 def identity_grid(shape):
     """[x, y, z, 3]"""
-    axes = [torch.arange(n, dtype=torch.float32) for n in shape]
+    axes = [torch.arange(n, dtype=torch.get_default_dtype()) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
@@ -467,7 +475,7 @@ def box_sum(volume, window):
 @constant
 def band(n, window):
     place = torch.arange(n)
-    return ((place[:, None] - place).abs() <= window // 2).to(torch.float32)
+    return ((place[:, None] - place).abs() <= window // 2).to(torch.get_default_dtype())
 
 
 @constant
