@@ -12,11 +12,11 @@ compiled by TorchInductor as well, which needs a C++ compiler. Its Adam is the f
 
 Before anything is timed, our displacement, warped image and loss are checked against those of PyTorch's model
 in float64, with parameters that are nowhere 0: what differs by more than 1e-4 of the largest displacement,
-intensity or loss is refused; so are gradients that differ by more than 1e-2 of the largest of the same
-parameter, in up to 64^3 voxels of 16 channels (float64 takes too much memory beyond). PyTorch's float32 has
-to give the same outputs to 1e-3: its group norm of volumes that are channels last subtracts a square of means
-from a mean of squares. The last line has how far the displacement of each route is off, as a share of the
-largest.
+intensity or loss is refused; so are gradients that differ by more than 1e-2 of the norm of the same
+parameter's, in up to 64^3 voxels of 16 channels (float64 takes too much memory beyond). PyTorch's float32 has
+to give the same outputs to 1e-2: its group norm of volumes that are channels last subtracts a square of means
+from a mean of squares, which costs digits with every voxel more. The last line has how far the displacement
+of each route is off, as a share of the largest.
 
 Prints a row for each pass and route. "times ours" is PyTorch's median over ours: above 1, ours is faster.
 --parts adds the modules of the network, the warp and the terms of the loss one by one, with the gradients in
@@ -161,12 +161,17 @@ def theirs(torch, config, params, batch, memory_format, *, compiled):
 
 
 def check_gradients(ours, exact):
-    """Both by the name of the parameter in PyTorch."""
+    """Both by the name of the parameter in PyTorch.
+
+    By norms: rounding changes the sign of an activation here and there, and all gradients of a coarse channel
+    with it.
+    """
     # A gradient that is 0 but for rounding, as of a number added to all logits of a softmax, has no digits.
-    rounding = 1e-5 * max(float(gradient.abs().max()) for gradient in exact.values())
+    rounding = 1e-5 * max(float(gradient.norm()) for gradient in exact.values())
     for name, gradient in exact.items():
-        atol = 1e-2 * float(gradient.abs().max()) + rounding
-        np.testing.assert_allclose(ours[name].numpy(), gradient.numpy(), rtol=0, atol=atol, err_msg=name)
+        off = float((ours[name] - gradient).norm())
+        if off > 1e-2 * float(gradient.norm()) + rounding:
+            raise AssertionError(f"{name}: the gradients differ by {off} of {float(gradient.norm())}")
 
 
 def named(torch, config, gradients):
@@ -310,7 +315,7 @@ def main():
     for name, memory_format in memory_formats(torch).items():
         for compiled in (False, True) if options.torch_compile else (False,):
             route, found = theirs(torch, config, params, batch, memory_format, compiled=compiled)
-            timing.check_equal(wanted, found, tolerance=1e-3)
+            timing.check_equal(wanted, found, tolerance=1e-2)
             route_name = name + ", compiled" * compiled
             routes[route_name], off[route_name] = route, share_off(wanted[0], found[0])
     rows = timing.compare({"part": "whole"}, routes, options.rounds, PASSES)
