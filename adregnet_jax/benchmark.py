@@ -63,7 +63,7 @@ from adregnet_jax.losses import total_loss
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
-from adregnet_jax.timing import Route, Row, report, spread, time_in_turn
+from adregnet_jax.timing import Route, Row, report, seconds_of, spread, time_in_turn
 from adregnet_jax.training.loop import check_settings
 from adregnet_jax.training.sharding import along_data, make_mesh, replicated
 from adregnet_jax.training.state import TrainState, make_init
@@ -319,12 +319,6 @@ def measured(
         "arguments MiB": memory and _in_units(memory.argument_size_in_bytes, MIB),
         "temporary MiB": memory and _in_units(memory.temp_size_in_bytes, MIB),
     }
-
-
-def seconds_of(call: Route) -> float:
-    began = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - began
 
 
 def time_columns(

@@ -36,11 +36,15 @@ def time_in_turn(routes: Mapping[str, Route], rounds: int) -> dict[str, list[flo
         first = n % len(names)
         for name in names[first:] + names[:first]:
             jax.block_until_ready(routes[name]())
-            for _ in range(CALLS_A_TURN):
-                start = time.perf_counter()
-                jax.block_until_ready(routes[name]())
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name] += [seconds_of(routes[name]) for _ in range(CALLS_A_TURN)]
     return seconds
+
+
+def seconds_of(route: Route) -> float:
+    """Of one call, until its results are there."""
+    start = time.perf_counter()
+    jax.block_until_ready(route())
+    return time.perf_counter() - start
 
 
 def spread(seconds: Sequence[float], unit: str) -> Row:

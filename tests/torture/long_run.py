@@ -5,10 +5,10 @@
 
 Trains without end in a process of its own and looks at it twice a minute: memory of its own (anonymous pages:
 those of files come and go as the system likes), open descriptors and threads of it and its children, files of
-the workdir; and reads metrics.jsonl, of which every complete
-line has to be a record. Then ends it by SIGTERM. Compares the last third of the time with the one before:
-prints a table and exits with 1 where something grew. The figure and the JSON file are written anew at
-every look, so that a run can be watched, and one that is cut short still tells of its hours.
+the workdir; and reads metrics.jsonl, of which every complete line has to be a record. Then ends it by
+SIGTERM. Compares the last third of the time with the one before: prints a table and exits with 1 where
+something grew. The figure and the JSON file are written anew at every look, so that a run can be watched, and
+one that is cut short still tells of its hours.
 """
 
 import argparse
