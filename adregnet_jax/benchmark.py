@@ -220,13 +220,13 @@ def network_parts(config: Config, params: Any, batch: dict[str, Any]) -> Iterato
             flops=sum(call.flops for call in calls if any(_is_inside(call, member) for member in members)),
             paths=tuple(call.path for call in members),
         )
+    aligned: dict[str, list[tuple[Any, ...]]] = {}
     for call in calls:
         if len(call.path) == 1 and call.path[0].startswith("level_") and call.arguments[2] is not None:
-            _, moving, coarser = call.arguments
-            align = functools.partial(_align, with_features=config.model.align_features)
-            yield Part(
-                f"alignment, level {call.path[0].removeprefix('level_')}", align, (), (moving, coarser)
-            )
+            aligned.setdefault(call.path[0].removeprefix("level_"), []).append(call.arguments[1:])
+    align = functools.partial(_align, with_features=config.model.align_features)
+    for level, inputs in aligned.items():
+        yield Part(f"alignment, level {level}", align, (), inputs)
     prediction = jax.eval_shape(model.apply, {"params": params}, *images)
     yield Part("warp", _warp, (), prediction.pyramid[-1], images[1])
 
@@ -419,10 +419,12 @@ def _call_modules(modules: Sequence[nn.Module], params, inputs, _constants):
 
 
 def _align(_params, inputs, _constants, *, with_features):
-    """What a `Level` does before it matches."""
-    moving, coarser = inputs
-    coarser = resize_displacement(coarser, moving.shape[1:4])
-    return coarser, warp(moving, jax.lax.stop_gradient(coarser)) if with_features else None
+    """What a `Level` does before it matches, each time that it refines."""
+    results = []
+    for moving, coarser in inputs:
+        start = resize_displacement(coarser, moving.shape[1:4])
+        results.append((start, warp(moving, jax.lax.stop_gradient(start)) if with_features else None))
+    return results
 
 
 def _warp(_params, displacement, moving):

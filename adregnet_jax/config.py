@@ -118,6 +118,9 @@ class ModelConfig:
     cosine_logits: bool = False  # attention compares directions, with a learned scale; eq. 10: plain products
     shared_projection: bool = False  # one map makes queries and keys of both images: like features match
     match_residual: bool = False  # heads correct the expected offset of the match
+    # Times that a level but the coarsest refines the displacement, each from where it last ended, by the same
+    # parameters: as in RAFT (Teed and Deng, ECCV 2020). Not in the paper; of use with `align_features`.
+    refinements: int = 1
     align_features: bool = True  # moving features are warped by the coarser field before matching
     position_aware: bool = True  # the expected offset of the match goes along with the matched features
     feature_residual: bool = True  # the field heads see the features as well as the attention

@@ -241,7 +241,7 @@ def torch_part_routes(torch, config, part, params, batch, arguments, memory_form
         if modules:
             return [module(*own) for module, own in zip(modules, inputs, strict=True)]
         if part.name.startswith("alignment"):
-            return torch_adregnet.align(*inputs)
+            return [torch_adregnet.align(*own) for own in inputs]
         if part.name == "warp":
             displacement = torch_adregnet.resize_displacement(inputs, constants.shape[2:])
             return torch_adregnet.warp(constants, displacement)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -81,16 +83,20 @@ class AdRegNet(nn.Module):
         pyramid, entropies = [], []
         for level, both in zip(levels, features, strict=True):
             module = Level(config, level, self.axis_name, name=f"level_{level}")
-            arguments = (both[:b], both[b:], displacement)
-            displacement, entropy = recomputed(module, *arguments) if config.remat else module(*arguments)
-            pyramid.append(displacement)
+            call = functools.partial(recomputed, module) if config.remat else module
+            refined, entropy = call(both[:b], both[b:], displacement)
+            if displacement is not None:  # the coarsest level has no fusion, which it would need
+                for _ in range(config.refinements - 1):
+                    refined, entropy = call(both[:b], both[b:], refined)
+            displacement = refined
+            pyramid.append(refined)
             entropies.append(entropy)
         full = resize_displacement(pyramid[-1], whole, axis_name=self.axis_name)
         return Prediction(full[:, :nx, :ny, :nz], tuple(pyramid), tuple(entropies))
 
 
 class Level(nn.Module):
-    """One level: match the features, weigh the regions, refine the displacement of the coarser level."""
+    """One level: match the features, weigh the regions, refine the displacement so far."""
 
     config: ModelConfig
     level: int
@@ -100,7 +106,8 @@ class Level(nn.Module):
     def __call__(
         self, fixed: jax.Array, moving: jax.Array, coarser: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """fixed, moving: [b, x, y, z, c]; coarser: [b, x', y', z', 3], or None at the coarsest level.
+        """fixed, moving: [b, x, y, z, c]; coarser: [b, x', y', z', 3] of the coarser level, or of this
+        one as it was refined before, or None at the coarsest level.
 
         Returns the displacement [b, x, y, z, 3] in voxels of this level, and the match entropy [b, x, y, z].
         """

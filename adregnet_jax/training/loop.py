@@ -70,6 +70,7 @@ AT_LEAST_ONE = (
     "run.checkpoint_every_steps",
     "run.log_every_steps",
     "data.workers",
+    "model.refinements",
 )
 
 

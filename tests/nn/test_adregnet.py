@@ -49,8 +49,9 @@ def assert_equals_the_oracle(prediction, b, expected):
         paper_model(**SMALL),
         ModelConfig(**SMALL, blend_regions=False),
         ModelConfig(**TINY, blend_regions=False, shared_projection=True, match_residual=True),
+        ModelConfig(**TINY, blend_regions=False, refinements=3),
     ],
-    ids=["paper", "default", "match"],
+    ids=["paper", "default", "match", "refinements"],
 )
 def test_network_equals_the_oracle_and_pairs_do_not_mix(config):
     fixed, moving = random_pair(8, 8, 8)
@@ -145,7 +146,8 @@ def test_without_attention_the_network_runs():
 
 
 def test_remat_changes_neither_values_nor_gradients():
-    settings = TINY | {"cross_attention": False}  # its gradients take long to compile
+    # The gradients of cross-attention take long to compile.
+    settings = TINY | {"cross_attention": False, "refinements": 2}
     fixed, moving = random_pair(16, 16, 16, batch=1)
     params = random_parameters(AdRegNet(ModelConfig(**settings)), fixed, moving)
 

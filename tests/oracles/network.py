@@ -188,7 +188,9 @@ def network(p, fixed, moving, config):
         backbone(p["backbone"], fixed, config), backbone(p["backbone"], moving, config), strict=True
     )
     for number, (of_fixed, of_moving) in zip(reversed(range(len(config.channels))), features, strict=False):
-        displacement, entropy = level(p[f"level_{number}"], of_fixed, of_moving, displacement, number, config)
+        for _ in range(1 if displacement is None else config.refinements):
+            given = (of_fixed, of_moving, displacement, number, config)
+            displacement, entropy = level(p[f"level_{number}"], *given)
         pyramid.append(displacement)
         entropies.append(entropy)
     return resize_displacement(displacement, fixed.shape[:3]), pyramid, entropies

@@ -22,6 +22,7 @@ from adregnet_jax.training.loop import check_settings
         (Config(model=ModelConfig(stem_stride=3)), "stem_stride is 3: it must be a power of two"),
         (Config(optimiser=OptimiserConfig(steps_per_epoch=-1)), "steps_per_epoch is -1: from 0"),
         (Config(loss=LossConfig(field=1.0), data=DataConfig(exchange=True)), "exclude each other"),
+        (Config(model=ModelConfig(refinements=0)), "model.refinements must be at least 1, it is 0"),
         (Config(data=DataConfig(workers=0)), "data.workers must be at least 1, it is 0"),
         (Config(optimiser=OptimiserConfig(epochs=0)), "optimiser.epochs must be at least 1, it is 0"),
     ],
