@@ -7,12 +7,17 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from adregnet_jax.ops.chunks import after
+
+SMALL = 2**24  # numbers
+
 
 def recomputed(module: nn.Module, *arguments: Any) -> Any:
     """`module(*arguments)`, of which a gradient keeps the parameters and the arguments alone.
 
     As `nn.remat`, whose second computation XLA on CPU is free to begin long before its results are needed:
-    the whole network is then in memory at once. Here its parameters wait for the gradient of the result.
+    the whole network is then in memory at once. Here it waits for the gradient of the result, and what comes
+    after waits for all that it gives.
 
     Args:
       module: one of a parent, without random numbers of its own.
@@ -25,11 +30,18 @@ def recomputed(module: nn.Module, *arguments: Any) -> Any:
 
     def backward(saved, gradient):
         params, arguments = saved
-        # A sum with nothing, which XLA can't know, since infinity times 0 isn't nothing.
-        nothing = 0 * jax.tree.leaves(gradient)[0].ravel()[0]
-        params = jax.tree.map(lambda values: values + nothing.astype(values.dtype), params)
+        first = jax.tree.leaves(gradient)[0]
+        params = jax.tree.map(lambda values: after(values, first), params)
+        # Large arguments go chunk by chunk through the layers, and would be copied to wait.
+        arguments = jax.tree.map(lambda a: after(a, first) if a.size <= SMALL else a, arguments)
         apply = jax.vjp(lambda params, *a: unbound.apply({"params": params}, *a), params, *arguments)[1]
         to_params, *to_arguments = apply(gradient)
-        return {"params": to_params}, *to_arguments
+        leaves, tree = jax.tree.flatten(to_arguments)
+        # What comes after needs the gradients in the arguments: they wait for the others, so that nothing of
+        # this module is left over by then. It is enough that one does.
+        smallest = min(range(len(leaves)), key=lambda n: leaves[n].size)
+        others = [*jax.tree.leaves(to_params), *leaves[:smallest], *leaves[smallest + 1 :]]
+        leaves[smallest] = after(leaves[smallest], *others)
+        return {"params": to_params}, *jax.tree.unflatten(tree, leaves)
 
     return nn.custom_vjp(lambda module, *a: module(*a), forward, backward)(module, *arguments)

@@ -99,6 +99,15 @@ def full_after(shape: Sequence[int], dtype: Any, *inputs: jax.Array, scale: floa
     return jnp.full(shape, (scale * value).astype(dtype))
 
 
+def after(value: jax.Array, *inputs: jax.Array) -> jax.Array:
+    """`value`, which XLA can't use before the inputs are there: a sum with zero times what they begin with.
+
+    XLA for CPU begins with what it can, however long its result then waits for its use. Where a value waits
+    for another one, no memory is taken for it until then.
+    """
+    return value + full_after((), value.dtype, *inputs, scale=0)
+
+
 def map_nearby(
     function: Callable[..., tuple[jax.Array, ...]],
     volumes: Sequence[jax.Array],

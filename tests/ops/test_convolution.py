@@ -87,3 +87,24 @@ def test_bfloat16_is_near_float32():
 def test_wrong_shapes_are_refused(volume, kernel):
     with pytest.raises(ValueError, match="kernel"):
         conv3d(jnp.zeros(volume), jnp.zeros(kernel))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_keep_one_volume_a_layer(dtype):
+    """What the convolution is made of isn't kept from the forward pass on, only what it was given."""
+    volume = jax.ShapeDtypeStruct((1, 16, 16, 16, 8), dtype)
+
+    def planned_bytes(layers):
+        def loss(kernels, volume):
+            for kernel in kernels:
+                volume = jnp.tanh(conv3d(volume, kernel))
+            return jnp.sum(volume.astype(jnp.float32))
+
+        kernels = [jax.ShapeDtypeStruct((3, 3, 3, 8, 8), dtype)] * layers
+        memory = jax.jit(jax.grad(loss)).lower(kernels, volume).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    a_layer = (planned_bytes(9) - planned_bytes(3)) / 6
+    one_volume = volume.size * volume.dtype.itemsize
+    # The kernel and its gradient come to 0.05 volumes.
+    assert one_volume <= a_layer < 1.2 * one_volume
