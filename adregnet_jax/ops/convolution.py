@@ -23,7 +23,8 @@ def conv3d(
     On GPU and TPU this is `lax.conv_general_dilated`. XLA's 3-D convolution on CPU is slow, so there the taps
     along x become output channels of one 2-D convolution over (y, z), and three of its slices, shifted along
     x, are added. The gradient in the volume is the same convolution with the mirrored kernel; the gradient in
-    the kernel is a sum over x of one matrix product a slice. Large volumes go through it chunk by chunk.
+    the kernel is a sum over x of one matrix product a slice, and is always computed, before the other. Large
+    volumes go through it chunk by chunk.
 
     Args:
       volume: [b, x, y, z, c]; or several, whose channels count as if they were concatenated, which of large
