@@ -82,13 +82,13 @@ def draw(looks: list[dict[str, float]], path: Path) -> None:
 def growth(looks: list[dict[str, float]]) -> list[dict]:
     """A row a quantity: the last third of the looks beside the middle one.
 
-    Memory by its median; counts, which go up and down with checkpoints, by their maximum.
+    By medians: while a checkpoint is written, counts go up, by how much depends on the moment of the look.
     """
     third = len(looks) // 3
     rows = []
     for name, noise in GROWTH.items():
-        typical = statistics.median if name == "MiB" else max
-        middle, last = (typical(one[name] for one in part) for part in (looks[third:-third], looks[-third:]))
+        thirds = (looks[third:-third], looks[-third:])
+        middle, last = (statistics.median(one[name] for one in part) for part in thirds)
         grew = last > middle * (1 + noise)
         row = {"what": name, "middle third": round(middle, 1), "last third": round(last, 1), "grew": grew}
         rows.append(row)
