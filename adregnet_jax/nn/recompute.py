@@ -7,9 +7,9 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from adregnet_jax.ops.chunks import after
+from adregnet_jax.ops.chunks import delayed
 
-SMALL = 2**24  # numbers
+SMALL = 2**24  # numbers of an argument that most layers take whole, and not chunk by chunk
 
 
 def recomputed(module: nn.Module, *arguments: Any) -> Any:
@@ -31,9 +31,9 @@ def recomputed(module: nn.Module, *arguments: Any) -> Any:
     def backward(saved, gradient):
         params, arguments = saved
         first = jax.tree.leaves(gradient)[0]
-        params = jax.tree.map(lambda values: after(values, first), params)
+        params = jax.tree.map(lambda values: delayed(values, first), params)
         # Large arguments go chunk by chunk through the layers, and would be copied to wait.
-        arguments = jax.tree.map(lambda a: after(a, first) if a.size <= SMALL else a, arguments)
+        arguments = jax.tree.map(lambda a: delayed(a, first) if a.size <= SMALL else a, arguments)
         apply = jax.vjp(lambda params, *a: unbound.apply({"params": params}, *a), params, *arguments)[1]
         to_params, *to_arguments = apply(gradient)
         leaves, tree = jax.tree.flatten(to_arguments)
@@ -41,7 +41,7 @@ def recomputed(module: nn.Module, *arguments: Any) -> Any:
         # this module is left over by then. It is enough that one does.
         smallest = min(range(len(leaves)), key=lambda n: leaves[n].size)
         others = [*jax.tree.leaves(to_params), *leaves[:smallest], *leaves[smallest + 1 :]]
-        leaves[smallest] = after(leaves[smallest], *others)
+        leaves[smallest] = delayed(leaves[smallest], *others)
         return {"params": to_params}, *jax.tree.unflatten(tree, leaves)
 
     return nn.custom_vjp(lambda module, *a: module(*a), forward, backward)(module, *arguments)

@@ -99,11 +99,15 @@ def full_after(shape: Sequence[int], dtype: Any, *inputs: jax.Array, scale: floa
     return jnp.full(shape, (scale * value).astype(dtype))
 
 
-def after(value: jax.Array, *inputs: jax.Array) -> jax.Array:
+def delayed(value: jax.Array, *inputs: jax.Array) -> jax.Array:
     """`value`, which XLA can't use before the inputs are there: a sum with zero times what they begin with.
 
     XLA for CPU begins with what it can, however long its result then waits for its use. Where a value waits
     for another one, no memory is taken for it until then.
+
+    Args:
+      value: of any shape and dtype.
+      inputs: arrays of at least one number, which are finite.
     """
     return value + full_after((), value.dtype, *inputs, scale=0)
 

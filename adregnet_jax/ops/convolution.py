@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adregnet_jax.ops.chunks import after, chunk, for_each_chunk, slices_a_chunk
+from adregnet_jax.ops.chunks import chunk, delayed, for_each_chunk, slices_a_chunk
 from adregnet_jax.ops.slabs import beyond
 
 _CHUNK_BYTES = 2**28  # of float32 intermediates that exist at once
@@ -116,7 +116,7 @@ def _folded_backward(saved, gradient):
     parts, kernel = saved
     to_kernel = _kernel_gradient(parts, gradient).astype(kernel.dtype)
     # Only the optimiser waits for the gradient in the kernel: XLA would put it off, and keep the parts.
-    mirrored = after(jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4), to_kernel)
+    mirrored = delayed(jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4), to_kernel)
     ends = np.cumsum([part.shape[-1] for part in parts])
     to_parts = tuple(_folded((gradient,), own) for own in jnp.split(mirrored, ends[:-1], axis=-1))
     return to_parts, to_kernel
@@ -130,7 +130,7 @@ def _kernel_gradient(parts, gradient):
     c, out = sum(part.shape[-1] for part in parts), gradient.shape[-1]
     slices = slices_a_chunk(gradient.shape, 4 * ny * nz * (c + out), _CHUNK_BYTES)
     if slices is None:  # XLA would make the planes of the parts in the forward pass, and keep them
-        return _chunk_kernel_gradient(after(_joined(parts), gradient), _pad_in_x(gradient, 1, 1))
+        return _chunk_kernel_gradient(delayed(_joined(parts), gradient), _pad_in_x(gradient, 1, 1))
 
     def add_chunk(n, total):
         volume = _joined([chunk(part, n, slices) for part in parts])
