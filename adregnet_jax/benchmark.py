@@ -60,6 +60,7 @@ from adregnet_jax.config import Config, DataConfig, LossConfig
 from adregnet_jax.errors import OneLineParser, UserError
 from adregnet_jax.flops import GRADIENTS, Call, module_calls
 from adregnet_jax.losses import total_loss
+from adregnet_jax.nn.descent import level_ascent
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
@@ -223,8 +224,8 @@ def network_parts(config: Config, params: Any, batch: dict[str, Any]) -> Iterato
     aligned: dict[str, list[tuple[Any, ...]]] = {}
     for call in calls:
         if len(call.path) == 1 and call.path[0].startswith("level_") and call.arguments[2] is not None:
-            aligned.setdefault(call.path[0].removeprefix("level_"), []).append(call.arguments[1:])
-    align = functools.partial(_align, with_features=config.model.align_features)
+            aligned.setdefault(call.path[0].removeprefix("level_"), []).append(call.arguments[1:4])
+    align = functools.partial(_align, config.model)
     for level, inputs in aligned.items():
         yield Part(f"alignment, level {level}", align, (), inputs)
     prediction = jax.eval_shape(model.apply, {"params": params}, *images)
@@ -418,12 +419,14 @@ def _call_modules(modules: Sequence[nn.Module], params, inputs, _constants):
     ]
 
 
-def _align(_params, inputs, _constants, *, with_features):
-    """What a `Level` does before it matches, each time that it refines."""
+def _align(config, _params, inputs, _constants):
+    """What a `Level` does beside its modules, each time that it refines."""
     results = []
-    for moving, coarser in inputs:
+    for moving, coarser, images in inputs:
         start = resize_displacement(coarser, moving.shape[1:4])
-        results.append((start, warp(moving, jax.lax.stop_gradient(start)) if with_features else None))
+        warped = warp(moving, jax.lax.stop_gradient(start)) if config.align_features else None
+        ascent = None if images is None else level_ascent(images, start, config.descent_window)
+        results.append((start, warped, ascent))
     return results
 
 

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from adregnet_jax.config import LossConfig
-from adregnet_jax.ops.filters import box_sum, gaussian_filter, window_counts
+from adregnet_jax.ops.filters import gaussian_filter
 from adregnet_jax.ops.jacobian import jacobian_determinant
+from adregnet_jax.ops.local_ncc import local_squared_ncc
 from adregnet_jax.ops.mind import mind_ssc
 from adregnet_jax.ops.sampling import sample_at_points, warp
 from adregnet_jax.ops.slabs import halo, slab_start, whole_width
@@ -66,7 +67,7 @@ def ncc_loss(
     fixed = _centred(fixed, mask, axis_name)
     warped = _centred(warped, mask, axis_name)
     if window:
-        squared = _local_squared_ncc(fixed, warped, window, mask, axis_name)
+        squared = local_squared_ncc(fixed, warped, window, mask, axis_name=axis_name)
         return jnp.mean(1 - _mean(squared, mask, axis_name))
     covariance = _mean(fixed * warped, mask, axis_name)
     variances = _mean(fixed**2, mask, axis_name) * _mean(warped**2, mask, axis_name)
@@ -542,25 +543,6 @@ def _parzen_windows(intensities, bins):
     near = 2 / 3 - distance**2 * (1 - distance / 2)
     far = (2 - distance) ** 3 / 6
     return jnp.where(distance < 1, near, jnp.where(distance < 2, far, 0))
-
-
-def _local_squared_ncc(fixed, warped, window, mask, axis_name):
-    """[b, x, y, z]: squared NCC of the centred images in the window around each voxel."""
-
-    def window_sum(values):
-        return box_sum(values[..., None], window, axis_name=axis_name)[..., 0]
-
-    if mask is None:
-        count = window_counts(fixed.shape[1:], window, axis_name=axis_name)
-    else:
-        count = jnp.maximum(window_sum(mask), 1)
-    fixed_sum, warped_sum = window_sum(fixed), window_sum(warped)
-    covariance = window_sum(fixed * warped) - fixed_sum * warped_sum / count
-    # Rounding can take the variance of a flat window below 0.
-    fixed_variance = jnp.maximum(window_sum(fixed**2) - fixed_sum**2 / count, 0)
-    warped_variance = jnp.maximum(window_sum(warped**2) - warped_sum**2 / count, 0)
-    # VoxelMorph's addend, as there on sums, not means, over the window: flat windows give 0.
-    return covariance**2 / (fixed_variance * warped_variance + 1e-5)
 
 
 def _ssim(fixed, warped, mean):

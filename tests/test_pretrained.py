@@ -91,12 +91,12 @@ def test_a_model_of_another_version_is_refused(packed):
         load_pretrained(folder)
 
 
-def trained_on_from(model, init_from):
+def trained_on_from(model, init_from, say=lambda line: None):
     """The state at the first step, of which nothing is computed but the shapes."""
     mesh = make_mesh(0, 1)
     optimiser = make_optimiser(OptimiserConfig(), 1)
     init = make_init(make_model(model), optimiser, (16, 16, 16), mesh, averaged=True)
-    return initial_state(init, jax.random.key(0), mesh, init_from)
+    return initial_state(init, jax.random.key(0), mesh, init_from, say)
 
 
 def test_training_goes_on_from_packed_parameters(packed):
@@ -108,6 +108,31 @@ def test_training_goes_on_from_packed_parameters(packed):
     assert int(state.step) == 0
     with pytest.raises(UserError, match="init_from="):
         trained_on_from(dataclasses.replace(TINY, channels=(8,)), str(folder))
+
+
+def test_modules_that_the_packed_ones_lack_start_at_random_and_are_told(tmp_path):
+    fewer = dataclasses.replace(TINY, channels=(4, 4), multi_resolution=True)
+    more = dataclasses.replace(fewer, descent_window=3)
+    volume = np.zeros((1, 4, 4, 4, 1), np.float32)
+    params = random_parameters(make_model(fewer), volume, volume)
+    pack_weights(tmp_path, params, config={"model": dataclasses.asdict(fewer)}, scans=SCANS, training={})
+    told = []
+    state = trained_on_from(more, str(tmp_path), told.append)
+    assert told == [f"{tmp_path} has no level_0/descent: these start at random"]
+    descent = state.params["level_0"].pop("descent")
+    in_half_precision = jax.tree.map(lambda values: np.float32(np.float16(values)), params)
+    chex.assert_trees_all_equal(jax.device_get(state.params), in_half_precision)
+    assert np.std(descent["hidden"]["kernel"]) > 0
+    # What the stored ones have and the model lacks would be lost.
+    pack_weights(
+        tmp_path,
+        random_parameters(make_model(more), volume, volume),
+        config={"model": dataclasses.asdict(more)},
+        scans=SCANS,
+        training={},
+    )
+    with pytest.raises(UserError, match=r"descent.* and absent in this config"):
+        trained_on_from(fewer, str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["finetune", "hippocampus", "dirlab_cpu"])

@@ -12,6 +12,7 @@ from adregnet_jax.config import ModelConfig
 from adregnet_jax.nn.backbone import Backbone
 from adregnet_jax.nn.cross_attention import CrossAttention
 from adregnet_jax.nn.deformation import FieldHead, Fusion
+from adregnet_jax.nn.descent import DescentStep, level_ascent
 from adregnet_jax.nn.layers import JoinedDense, space_to_depth
 from adregnet_jax.nn.prediction import Prediction, check_images, pad_to_multiple
 from adregnet_jax.nn.recompute import recomputed
@@ -64,7 +65,6 @@ class AdRegNet(nn.Module):
         images = jnp.concatenate([fixed, moving])
         images = pad_to_multiple(images, self.multiple, axis_name=self.axis_name)
         whole = images.shape[1:4]
-        images = space_to_depth(images, config.stem_stride)
         backbone = Backbone(
             config.channels,
             config.finest_level,
@@ -74,7 +74,8 @@ class AdRegNet(nn.Module):
             axis_name=self.axis_name,
             name="backbone",
         )
-        features = backbone(images.astype(config.dtype))
+        features = backbone(space_to_depth(images, config.stem_stride).astype(config.dtype))
+        seen = images if config.descent_window else None
         levels = list(reversed(range(config.finest_level, len(config.channels))))
         if not config.multi_resolution:
             features, levels = features[-1:], levels[-1:]
@@ -84,10 +85,10 @@ class AdRegNet(nn.Module):
         for level, both in zip(levels, features, strict=True):
             module = Level(config, level, self.axis_name, name=f"level_{level}")
             call = functools.partial(recomputed, module) if config.remat else module
-            refined, entropy = call(both[:b], both[b:], displacement)
+            refined, entropy = call(both[:b], both[b:], displacement, seen)
             if displacement is not None:  # the coarsest level has no fusion, which it would need
                 for _ in range(config.refinements - 1):
-                    refined, entropy = call(both[:b], both[b:], refined)
+                    refined, entropy = call(both[:b], both[b:], refined, seen)
             displacement = refined
             pyramid.append(refined)
             entropies.append(entropy)
@@ -104,10 +105,11 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(
-        self, fixed: jax.Array, moving: jax.Array, coarser: jax.Array | None
+        self, fixed: jax.Array, moving: jax.Array, coarser: jax.Array | None, images: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """fixed, moving: [b, x, y, z, c]; coarser: [b, x', y', z', 3] of the coarser level, or of this
-        one as it was refined before, or None at the coarsest level.
+        one as it was refined before, or None at the coarsest level; images: [2b, X, Y, Z, 1] at the full
+        resolution, fixed before moving, or None for no `DescentStep`.
 
         Returns the displacement [b, x, y, z, 3] in voxels of this level, and the match entropy [b, x, y, z].
         """
@@ -146,6 +148,10 @@ class Level(nn.Module):
             candidate = HEAD_SHARE * candidate + (forth - back) / 2
         if coarser is None:
             return candidate, entropy
+        if images is not None:
+            ascent = level_ascent(images, coarser, config.descent_window, axis_name=axis_name)
+            step = DescentStep(c, dtype=config.dtype, axis_name=axis_name, name="descent")
+            candidate = candidate + step(ascent, coarser, inputs[0])
         if config.align_features:  # what was matched is what the coarser level left over
             candidate = candidate + coarser
         fusion = Fusion(dtype=config.dtype, axis_name=axis_name, name="fusion")

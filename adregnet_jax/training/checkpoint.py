@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from adregnet_jax.config import ModelConfig
@@ -197,13 +198,13 @@ class Checkpoints:
         )
 
 
-def restore_parameters(workdir: Path, abstract_params, which: str = "best") -> tuple[Any, int]:
+def restore_parameters(workdir: Path, abstract_params=None, which: str = "best") -> tuple[Any, int]:
     """The parameters of a trained run, and the step they are from.
 
     Args:
         workdir: of the run.
         abstract_params: their tree of arrays or of `jax.ShapeDtypeStruct`, as `jax.eval_shape` gives it; with
-            a sharding, they are placed by it, else on one device.
+            a sharding, they are placed by it, else on one device. None: whatever tree is stored.
         which: `best` on the validation split (the newest, if none was validated), or `newest`.
 
     Raises:
@@ -227,15 +228,8 @@ def restore_parameters(workdir: Path, abstract_params, which: str = "best") -> t
         chosen = checkpointer.latest
         if which == "best" and validated:
             chosen = min(validated, key=lambda found: found.metrics[METRIC])
-        one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=getattr(x, "sharding", None) or one_device
-            ),
-            abstract_params,
-        )
         try:
-            return _load(checkpointer, chosen, abstract, workdir), chosen.step
+            return _load(checkpointer, chosen, abstract_params, workdir), chosen.step
         except UserError:
             raise
         except Exception as error:  # whatever Orbax and its libraries make of damaged files
@@ -343,8 +337,17 @@ def _load(checkpointer, checkpoint, abstract_params, workdir: Path):
     stored = checkpointer.checkpointables_metadata(checkpoint).metadata["params"]
     if stored is None:
         raise ValueError("its metadata can't be read")
-    check_parameters(stored, abstract_params, f"the checkpoint in {workdir}")
-    return checkpointer.load_checkpointables(checkpoint, {"params": abstract_params})["params"]
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def placed(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or one_device)
+
+    if abstract_params is None:
+        abstract = jax.tree.map(lambda x: placed(x, None), stored)
+    else:
+        check_parameters(stored, abstract_params, f"the checkpoint in {workdir}")
+        abstract = jax.tree.map(lambda x: placed(x, getattr(x, "sharding", None)), abstract_params)
+    return checkpointer.load_checkpointables(checkpoint, {"params": abstract})["params"]
 
 
 def check_parameters(stored: Any, params: Any, what: str) -> None:
@@ -360,6 +363,22 @@ def check_parameters(stored: Any, params: Any, what: str) -> None:
                 f"{what} is of another architecture: parameter {name} is {theirs.get(name, 'absent')} there"
                 f" and {ours.get(name, 'absent')} in this config: use the config of that run, or another"
             )
+
+
+def completed_parameters(stored: Any, start: Any, what: str) -> tuple[Any, list[str]]:
+    """The parameters `stored`, and those of `start` for the modules that these lack.
+
+    Returns:
+        The parameters, with the names and shapes of `start`, and the names that `stored` lacks.
+
+    Raises:
+        UserError: `stored`, which `what` names, has others, or of other shapes, or none that `start` has.
+    """
+    theirs, ours = (flatten_dict(dict(tree), sep="/") for tree in (stored, start))
+    lacking = [name for name in ours if name not in theirs]
+    whole = unflatten_dict(ours | theirs, sep="/")
+    check_parameters(whole if len(lacking) < len(ours) else stored, start, what)
+    return whole, lacking
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:

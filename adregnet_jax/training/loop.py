@@ -37,7 +37,7 @@ from adregnet_jax.pretrained import PRETRAINED, is_packed, load_pretrained
 from adregnet_jax.training.checkpoint import (
     Checkpoints,
     check_architecture,
-    check_parameters,
+    completed_parameters,
     restore_parameters,
 )
 from adregnet_jax.training.lock import only_run
@@ -140,7 +140,7 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
         say = functools.partial(print, file=sys.stderr)
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, say)))
         state = checkpoints.restore(abstract_state(init, key, mesh))
-        state = state or initial_state(init, key, mesh, config.init_from)
+        state = state or initial_state(init, key, mesh, config.init_from, say)
         start, best_metric, best_step = int(state.step), float(state.best_metric), int(state.best_step)
         if append_start(workdir, start, data_fingerprint(config.data)):
             say("the files of the data are not those of the start before: see starts.jsonl")
@@ -247,6 +247,10 @@ def check_settings(config: Config) -> None:
         raise UserError(
             f"model.heads is {model.heads}, which does not divide all model.channels {model.channels}"
         )
+    if model.descent_window and (model.descent_window < 3 or model.descent_window % 2 == 0):
+        raise UserError(
+            f"model.descent_window is {model.descent_window}: it must be 0 (none) or an odd number from 3"
+        )
     if not 0 <= model.dropout < 1:
         raise UserError(f"model.dropout is {model.dropout}: it must be a share from 0 to below 1")
     if not 0 <= config.optimiser.average_decay < 1:
@@ -314,19 +318,27 @@ def abstract_state(init: Callable[[jax.Array], TrainState], key: jax.Array, mesh
 
 
 def initial_state(
-    init: Callable[[jax.Array], TrainState], key: jax.Array, mesh: Mesh, init_from: str
+    init: Callable[[jax.Array], TrainState],
+    key: jax.Array,
+    mesh: Mesh,
+    init_from: str,
+    say: Callable[[str], None],
 ) -> TrainState:
     """The state of step 0: random parameters, or those that `init_from` names.
 
-    They are the best ones of a run, packed ones of a folder, or the shipped ones ("pretrained").
+    They are the best ones of a run, packed ones of a folder, or the shipped ones ("pretrained"). Modules that
+    these lack, because the model has more than theirs, start at random: `say` is told which.
     """
     state = init(key)
     if init_from:
         if init_from == PRETRAINED or is_packed(Path(init_from)):
-            params = load_pretrained(None if init_from == PRETRAINED else init_from).params
-            check_parameters(params, state.params, f"--config.init_from={init_from}")
+            stored = load_pretrained(None if init_from == PRETRAINED else init_from).params
         else:
-            params, _ = restore_parameters(Path(init_from), state.params)
+            stored, _ = restore_parameters(Path(init_from))
+        params, lacking = completed_parameters(stored, state.params, f"--config.init_from={init_from}")
+        if lacking:
+            modules = sorted({name.rsplit("/", 2)[0] for name in lacking})
+            say(f"{init_from} has no {', '.join(modules)}: these start at random")
         params = jax.device_put(params, replicated(mesh))
         state = state.replace(params=params)
         if state.average is not None:

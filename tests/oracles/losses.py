@@ -27,6 +27,18 @@ def local_squared_ncc(fixed, warped, window, mask):
     return np.mean(scores)
 
 
+def local_squared_ncc_by_warped(fixed, warped, window):
+    """The derivative of the sum of the squared NCCs by each voxel of the warped image."""
+    radius, derivative = window // 2, np.zeros(warped.shape)
+    for position in np.ndindex(fixed.shape):
+        cube = tuple(slice(max(p - radius, 0), p + radius + 1) for p in position)
+        f, w = fixed[cube] - fixed[cube].mean(), warped[cube] - warped[cube].mean()
+        covariance, product = (f * w).sum(), (f**2).sum() * (w**2).sum() + 1e-5
+        derivative[cube] += 2 * covariance * f / product
+        derivative[cube] -= 2 * (covariance / product) ** 2 * (f**2).sum() * w
+    return derivative
+
+
 def ssim(fixed, warped, mask):
     """Eq. 22 over one window."""
     f, w = fixed[mask > 0], warped[mask > 0]

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.ndimage
 
 from tests.oracles.attention import attend, global_attention, neighbourhood_attention
+from tests.oracles.losses import local_squared_ncc_by_warped
 
 
 def dense(p, features):
@@ -160,7 +161,28 @@ def interpolate(volume, coordinates):
     )
 
 
-def level(p, fixed, moving, coarser, number, config):
+def ascent(fixed, moving, displacement, window):
+    """The gradient of the sum of the squared local NCCs by the displacement [x, y, z, 3]."""
+    by_warped = local_squared_ncc_by_warped(fixed[..., 0], warp(moving, displacement)[..., 0], window)
+    step = 1e-6 * np.eye(3)  # within a cell of voxels the interpolated image is linear along each axis
+    slopes = [warp(moving, displacement + s) - warp(moving, displacement - s) for s in step]
+    return by_warped[..., None] * np.concatenate(slopes, axis=-1) / 2e-6
+
+
+def descent(p, images, displacement, features, window):
+    """The step of a level, from the mean gradient over the voxels that each of its own covers."""
+    fixed, moving = images
+    by_voxel = ascent(fixed, moving, resize_displacement(displacement, fixed.shape[:3]), window)
+    sides = np.array(fixed.shape[:3]) // displacement.shape[:3]
+    of_level = np.zeros(displacement.shape)
+    for position in np.ndindex(displacement.shape[:3]):
+        block = tuple(slice(i * n, (i + 1) * n) for i, n in zip(position, sides, strict=True))
+        of_level[position] = by_voxel[block].mean((0, 1, 2))
+    hidden = convolution(p["hidden"], np.concatenate([of_level, displacement, features], axis=-1))
+    return convolution(p["step"], np.where(hidden > 0, hidden, 0.2 * hidden))
+
+
+def level(p, fixed, moving, coarser, images, number, config):
     """The displacement of a level, and the entropy of the match."""
     if coarser is not None:
         coarser = resize_displacement(coarser, fixed.shape[:3])
@@ -176,6 +198,8 @@ def level(p, fixed, moving, coarser, number, config):
         candidate = 0.1 * candidate + (offset[..., :3] - offset[..., 3:]) / 2
     if coarser is None:
         return candidate, entropy
+    if config.descent_window:
+        candidate = candidate + descent(p["descent"], images, coarser, features, config.descent_window)
     if config.align_features:
         candidate = candidate + coarser
     return fusion(p["fusion"], candidate, coarser, attended, mask), entropy
@@ -189,7 +213,7 @@ def network(p, fixed, moving, config):
     )
     for number, (of_fixed, of_moving) in zip(reversed(range(len(config.channels))), features, strict=False):
         for _ in range(1 if displacement is None else config.refinements):
-            given = (of_fixed, of_moving, displacement, number, config)
+            given = (of_fixed, of_moving, displacement, (fixed, moving), number, config)
             displacement, entropy = level(p[f"level_{number}"], *given)
         pyramid.append(displacement)
         entropies.append(entropy)

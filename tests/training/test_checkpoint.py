@@ -284,7 +284,13 @@ def test_a_run_can_start_from_the_best_parameters_of_another(tmp_path):
     checkpoints.save(6, make_state(6), metric=2.0)
     checkpoints.close()
     mesh = make_mesh(1, 1)
-    state = initial_state(lambda key: make_state(0), jax.random.key(0), mesh, str(tmp_path))
+    told = []
+    key = jax.random.key(0)
+    state = initial_state(lambda key: make_state(0), key, mesh, str(tmp_path), told.append)
     jax.tree.map(np.testing.assert_array_equal, state, make_state(0).replace(params=make_state(3).params))
-    fresh = initial_state(lambda key: make_state(0), jax.random.key(0), mesh, "")
+    fresh = initial_state(lambda key: make_state(0), key, mesh, "", told.append)
     jax.tree.map(np.testing.assert_array_equal, fresh, make_state(0))
+    assert not told
+    wider = make_state(0, size=9)
+    with pytest.raises(UserError, match=r"init_from=.* is of another architecture"):
+        initial_state(lambda key: wider, key, mesh, str(tmp_path), told.append)

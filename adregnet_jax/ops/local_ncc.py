@@ -1,0 +1,77 @@
+"""Squared normalised cross-correlation in windows, and how it changes with the displacement."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from adregnet_jax.ops.filters import box_sum, window_counts
+from adregnet_jax.ops.sampling import warp
+
+
+def local_squared_ncc(
+    fixed: jax.Array,
+    warped: jax.Array,
+    window: int,
+    mask: jax.Array | None = None,
+    *,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """The squared NCC of two images in the window around each voxel, 0 to 1; 0 where one of them is flat.
+
+    Args:
+      fixed: [b, x, y, z], of means near 0: the NCC is blind to them, but float32 loses digits by them.
+      warped: the same shape.
+      window: width of the cubic windows, an odd number of voxels. What a window holds beyond the border does
+        not count.
+      mask: [b, x, y, z] or None; with it, both images must be 0 where it is 0, which does not count.
+      axis_name: that of `ops.slabs`.
+
+    Returns:
+      [b, x, y, z].
+    """
+
+    def window_sum(values):
+        return box_sum(values[..., None], window, axis_name=axis_name)[..., 0]
+
+    if mask is None:
+        count = window_counts(fixed.shape[1:], window, axis_name=axis_name)
+    else:
+        count = jnp.maximum(window_sum(mask), 1)
+    fixed_sum, warped_sum = window_sum(fixed), window_sum(warped)
+    covariance = window_sum(fixed * warped) - fixed_sum * warped_sum / count
+    # Rounding can take the variance of a flat window below 0.
+    fixed_variance = jnp.maximum(window_sum(fixed**2) - fixed_sum**2 / count, 0)
+    warped_variance = jnp.maximum(window_sum(warped**2) - warped_sum**2 / count, 0)
+    # VoxelMorph's addend, as there on sums, not means, over the window: flat windows give 0.
+    return covariance**2 / (fixed_variance * warped_variance + 1e-5)
+
+
+def ncc_ascent(
+    fixed: jax.Array,
+    moving: jax.Array,
+    displacement: jax.Array,
+    window: int,
+    *,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """Where each voxel would have to go for the images to become more alike.
+
+    The gradient of the sum over all voxels of `local_squared_ncc(fixed, warp(moving, displacement))` by the
+    displacement: blind to gain and offset of either image, and to the size of the volume.
+
+    Args:
+      fixed, moving: [b, x, y, z, 1], of means near 0.
+      displacement: [b, x, y, z, 3] in voxels.
+      window: as for `local_squared_ncc`.
+      axis_name: that of `ops.slabs`.
+
+    Returns:
+      [b, x, y, z, 3], 1/voxel.
+    """
+
+    def similarity(displacement):
+        warped = warp(moving, displacement, axis_name=axis_name)
+        return jnp.sum(local_squared_ncc(fixed[..., 0], warped[..., 0], window, axis_name=axis_name))
+
+    return jax.grad(similarity)(displacement)
