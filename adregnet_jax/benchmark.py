@@ -60,7 +60,6 @@ from adregnet_jax.config import Config, DataConfig, LossConfig
 from adregnet_jax.errors import OneLineParser, UserError
 from adregnet_jax.flops import GRADIENTS, Call, module_calls
 from adregnet_jax.losses import total_loss
-from adregnet_jax.nn.descent import level_ascent
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
@@ -224,8 +223,8 @@ def network_parts(config: Config, params: Any, batch: dict[str, Any]) -> Iterato
     aligned: dict[str, list[tuple[Any, ...]]] = {}
     for call in calls:
         if len(call.path) == 1 and call.path[0].startswith("level_") and call.arguments[2] is not None:
-            aligned.setdefault(call.path[0].removeprefix("level_"), []).append(call.arguments[1:4])
-    align = functools.partial(_align, config.model)
+            aligned.setdefault(call.path[0].removeprefix("level_"), []).append(call.arguments[1:])
+    align = functools.partial(_align, with_features=config.model.align_features)
     for level, inputs in aligned.items():
         yield Part(f"alignment, level {level}", align, (), inputs)
     prediction = jax.eval_shape(model.apply, {"params": params}, *images)
@@ -235,7 +234,8 @@ def network_parts(config: Config, params: Any, batch: dict[str, Any]) -> Iterato
 def part_name(path: tuple[str, ...]) -> str:
     """Of the part that a module belongs to, by its path in the network."""
     if not path[0].startswith("level_"):
-        return "backbone" if path[0] == "backbone" else "layers"
+        named = {"backbone": "backbone", "descent": "descent", "descent_context": "descent"}
+        return named.get(path[0], "layers")
     kinds = {"cross_attention": "cross-attention", "regional_attention": "regional attention"}
     return f"{kinds.get(path[1], 'field synthesis')}, level {path[0].removeprefix('level_')}"
 
@@ -419,14 +419,12 @@ def _call_modules(modules: Sequence[nn.Module], params, inputs, _constants):
     ]
 
 
-def _align(config, _params, inputs, _constants):
-    """What a `Level` does beside its modules, each time that it refines."""
+def _align(_params, inputs, _constants, *, with_features):
+    """What a `Level` does before it matches, each time that it refines."""
     results = []
-    for moving, coarser, images in inputs:
+    for moving, coarser in inputs:
         start = resize_displacement(coarser, moving.shape[1:4])
-        warped = warp(moving, jax.lax.stop_gradient(start)) if config.align_features else None
-        ascent = None if images is None else level_ascent(images, start, config.descent_window)
-        results.append((start, warped, ascent))
+        results.append((start, warp(moving, jax.lax.stop_gradient(start)) if with_features else None))
     return results
 
 

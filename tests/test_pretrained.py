@@ -110,29 +110,21 @@ def test_training_goes_on_from_packed_parameters(packed):
         trained_on_from(dataclasses.replace(TINY, channels=(8,)), str(folder))
 
 
-def test_modules_that_the_packed_ones_lack_start_at_random_and_are_told(tmp_path):
-    fewer = dataclasses.replace(TINY, channels=(4, 4), multi_resolution=True)
-    more = dataclasses.replace(fewer, descent_window=3)
-    volume = np.zeros((1, 4, 4, 4, 1), np.float32)
-    params = random_parameters(make_model(fewer), volume, volume)
-    pack_weights(tmp_path, params, config={"model": dataclasses.asdict(fewer)}, scans=SCANS, training={})
+def test_modules_that_the_packed_ones_lack_start_as_new_and_are_told(packed):
+    folder, params = packed
     told = []
-    state = trained_on_from(more, str(tmp_path), told.append)
-    assert told == [f"{tmp_path} has no level_0/descent: these start at random"]
-    descent = state.params["level_0"].pop("descent")
+    more = dataclasses.replace(TINY, descent_steps=1)
+    state = trained_on_from(more, str(folder), told.append)
+    assert told == [f"{folder} has no descent, descent_context: these start as new"]
+    new = {name: state.params.pop(name) for name in ("descent", "descent_context")}
     in_half_precision = jax.tree.map(lambda values: np.float32(np.float16(values)), params)
     chex.assert_trees_all_equal(jax.device_get(state.params), in_half_precision)
-    assert np.std(descent["hidden"]["kernel"]) > 0
+    assert np.std(new["descent"]["hidden"]["kernel"]) > 0
     # What the stored ones have and the model lacks would be lost.
-    pack_weights(
-        tmp_path,
-        random_parameters(make_model(more), volume, volume),
-        config={"model": dataclasses.asdict(more)},
-        scans=SCANS,
-        training={},
-    )
+    config = {"model": dataclasses.asdict(more)}
+    pack_weights(folder, params | new, config=config, scans=SCANS, training={})
     with pytest.raises(UserError, match=r"descent.* and absent in this config"):
-        trained_on_from(fewer, str(tmp_path))
+        trained_on_from(TINY, str(folder))
 
 
 @pytest.mark.parametrize("name", ["finetune", "hippocampus", "dirlab_cpu"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,8 @@ from adregnet_jax.config import ModelConfig
 from adregnet_jax.nn.backbone import Backbone
 from adregnet_jax.nn.cross_attention import CrossAttention
 from adregnet_jax.nn.deformation import FieldHead, Fusion
-from adregnet_jax.nn.descent import DescentStep, level_ascent
-from adregnet_jax.nn.layers import JoinedDense, space_to_depth
+from adregnet_jax.nn.descent import DescentStep
+from adregnet_jax.nn.layers import Conv, JoinedDense, space_to_depth
 from adregnet_jax.nn.prediction import Prediction, check_images, pad_to_multiple
 from adregnet_jax.nn.recompute import recomputed
 from adregnet_jax.nn.regional_attention import RegionalAttention
@@ -75,7 +76,6 @@ class AdRegNet(nn.Module):
             name="backbone",
         )
         features = backbone(space_to_depth(images, config.stem_stride).astype(config.dtype))
-        seen = images if config.descent_window else None
         levels = list(reversed(range(config.finest_level, len(config.channels))))
         if not config.multi_resolution:
             features, levels = features[-1:], levels[-1:]
@@ -85,15 +85,30 @@ class AdRegNet(nn.Module):
         for level, both in zip(levels, features, strict=True):
             module = Level(config, level, self.axis_name, name=f"level_{level}")
             call = functools.partial(recomputed, module) if config.remat else module
-            refined, entropy = call(both[:b], both[b:], displacement, seen)
+            refined, entropy = call(both[:b], both[b:], displacement)
             if displacement is not None:  # the coarsest level has no fusion, which it would need
                 for _ in range(config.refinements - 1):
-                    refined, entropy = call(both[:b], both[b:], refined, seen)
+                    refined, entropy = call(both[:b], both[b:], refined)
             displacement = refined
             pyramid.append(refined)
             entropies.append(entropy)
+        if config.descent_steps:
+            pyramid[-1] = self._descended(images, pyramid[-1], features[-1][:b])
         full = resize_displacement(pyramid[-1], whole, axis_name=self.axis_name)
         return Prediction(full[:, :nx, :ny, :nz], tuple(pyramid), tuple(entropies))
+
+    def _descended(self, images, displacement, fixed):
+        """The displacement of the finest level after `descent_steps`; fixed: its features of that image."""
+        config, c = self.config, fixed.shape[-1]
+        common: dict[str, Any] = {"dtype": config.dtype, "axis_name": self.axis_name}
+        context = Conv(c, **common, name="descent_context")(fixed)
+        module = DescentStep(c, config.descent_window, **common, name="descent")
+        call = functools.partial(recomputed, module) if config.remat else module
+        step = jnp.zeros_like(displacement)
+        for _ in range(config.descent_steps):
+            step = call(images, displacement, step, context)
+            displacement = displacement + step
+        return displacement
 
 
 class Level(nn.Module):
@@ -105,11 +120,10 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(
-        self, fixed: jax.Array, moving: jax.Array, coarser: jax.Array | None, images: jax.Array | None = None
+        self, fixed: jax.Array, moving: jax.Array, coarser: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """fixed, moving: [b, x, y, z, c]; coarser: [b, x', y', z', 3] of the coarser level, or of this
-        one as it was refined before, or None at the coarsest level; images: [2b, X, Y, Z, 1] at the full
-        resolution, fixed before moving, or None for no `DescentStep`.
+        one as it was refined before, or None at the coarsest level.
 
         Returns the displacement [b, x, y, z, 3] in voxels of this level, and the match entropy [b, x, y, z].
         """
@@ -148,10 +162,6 @@ class Level(nn.Module):
             candidate = HEAD_SHARE * candidate + (forth - back) / 2
         if coarser is None:
             return candidate, entropy
-        if images is not None:
-            ascent = level_ascent(images, coarser, config.descent_window, axis_name=axis_name)
-            step = DescentStep(c, dtype=config.dtype, axis_name=axis_name, name="descent")
-            candidate = candidate + step(ascent, coarser, inputs[0])
         if config.align_features:  # what was matched is what the coarser level left over
             candidate = candidate + coarser
         fusion = Fusion(dtype=config.dtype, axis_name=axis_name, name="fusion")

@@ -1,4 +1,4 @@
-"""A learned step of gradient descent on the similarity of the images. Not in the paper."""
+"""Learned gradient ascent on the similarity of the images. Not in the paper."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from adregnet_jax.nn.layers import Conv
+from adregnet_jax.ops.convolution import conv3d
 from adregnet_jax.ops.local_ncc import ncc_ascent
 from adregnet_jax.ops.resampling import resize_displacement
+
+STEP = 0.5  # voxels of the level for a gradient of 1/voxel, at the start; at 2 it overshoots
 
 
 def level_ascent(
@@ -44,21 +47,44 @@ def level_ascent(
 
 
 class DescentStep(nn.Module):
-    """A correction of the displacement from the way uphill, the displacement itself and the features.
+    """A step from the gradient, the displacement, the step before and what was seen in the images.
 
-    The heads normalise each instance, and lose how large a gradient is. This has no norm, and sees the
-    displacement, so that it can smooth it as it goes.
+    One convolution is linear and knows how large a gradient is: at the start it climbs by a smoothed gradient
+    of fixed length. Small two-layer corrections that see the features come in addition.
     """
 
     features: int
+    window: int
     dtype: str = "float32"
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, ascent: jax.Array, displacement: jax.Array, features: jax.Array) -> jax.Array:
-        """ascent, displacement: [b, x, y, z, 3]; features: [b, x, y, z, c] -> [b, x, y, z, 3] float32."""
+    def __call__(
+        self, images: jax.Array, displacement: jax.Array, before: jax.Array, context: jax.Array
+    ) -> jax.Array:
+        """Takes one step.
+
+        Args:
+          images: [2b, X, Y, Z, 1], fixed before moving, intensities in [0, 1].
+          displacement: [b, x, y, z, 3] in voxels of the level.
+          before: [b, x, y, z, 3], the step that led there.
+          context: [b, x, y, z, c].
+
+        Returns:
+          [b, x, y, z, 3] float32, what is to be added to the displacement.
+        """
         common: dict[str, Any] = {"dtype": self.dtype, "axis_name": self.axis_name}
-        hidden = Conv(self.features, **common, name="hidden")(ascent, displacement, features)
-        # Small at the start, so that a network trained without it goes on from where it was.
-        step = Conv(3, initial_scale=1e-4, **common, name="step")(nn.leaky_relu(hidden, 0.2))
-        return step.astype(jnp.float32)
+        ascent = level_ascent(images, displacement, self.window, axis_name=self.axis_name)
+        state = jnp.concatenate([ascent, displacement, before], axis=-1)
+        kernel = self.param("kernel", _smoothed_first, (3, 3, 3, state.shape[-1], 3))
+        step = conv3d([state], kernel, axis_name=self.axis_name)
+        hidden = nn.leaky_relu(Conv(self.features, **common, name="hidden")(state) + context, 0.2)
+        correction = Conv(3, initial_scale=1e-4, **common, name="correction")(hidden)
+        return step + correction.astype(jnp.float32)
+
+
+def _smoothed_first(_key, shape):
+    """A kernel that smooths the first three channels, times `STEP`, and leaves out the others."""
+    weights = jnp.array([0.25, 0.5, 0.25])
+    smoothing = weights[:, None, None] * weights[:, None] * weights
+    return STEP * smoothing[..., None, None] * jnp.eye(*shape[3:])

@@ -247,10 +247,10 @@ def check_settings(config: Config) -> None:
         raise UserError(
             f"model.heads is {model.heads}, which does not divide all model.channels {model.channels}"
         )
-    if model.descent_window and (model.descent_window < 3 or model.descent_window % 2 == 0):
-        raise UserError(
-            f"model.descent_window is {model.descent_window}: it must be 0 (none) or an odd number from 3"
-        )
+    if model.descent_steps < 0:
+        raise UserError(f"model.descent_steps is {model.descent_steps}: from 0 (none)")
+    if model.descent_window < 3 or model.descent_window % 2 == 0:
+        raise UserError(f"model.descent_window is {model.descent_window}: it must be an odd number from 3")
     if not 0 <= model.dropout < 1:
         raise UserError(f"model.dropout is {model.dropout}: it must be a share from 0 to below 1")
     if not 0 <= config.optimiser.average_decay < 1:
@@ -327,7 +327,7 @@ def initial_state(
     """The state of step 0: random parameters, or those that `init_from` names.
 
     They are the best ones of a run, packed ones of a folder, or the shipped ones ("pretrained"). Modules that
-    these lack, because the model has more than theirs, start at random: `say` is told which.
+    these lack, because the model has more than theirs, start as new ones: `say` is told which.
     """
     state = init(key)
     if init_from:
@@ -337,8 +337,8 @@ def initial_state(
             stored, _ = restore_parameters(Path(init_from))
         params, lacking = completed_parameters(stored, state.params, f"--config.init_from={init_from}")
         if lacking:
-            modules = sorted({name.rsplit("/", 2)[0] for name in lacking})
-            say(f"{init_from} has no {', '.join(modules)}: these start at random")
+            modules = sorted({name.split("/")[0] for name in lacking})
+            say(f"{init_from} has no {', '.join(modules)}: these start as new")
         params = jax.device_put(params, replicated(mesh))
         state = state.replace(params=params)
         if state.average is not None:

@@ -169,8 +169,8 @@ def ascent(fixed, moving, displacement, window):
     return by_warped[..., None] * np.concatenate(slopes, axis=-1) / 2e-6
 
 
-def descent(p, images, displacement, features, window):
-    """The step of a level, from the mean gradient over the voxels that each of its own covers."""
+def descent_step(p, images, displacement, before, context, window):
+    """From the mean gradient over the voxels of the images that each voxel of the level covers."""
     fixed, moving = images
     by_voxel = ascent(fixed, moving, resize_displacement(displacement, fixed.shape[:3]), window)
     sides = np.array(fixed.shape[:3]) // displacement.shape[:3]
@@ -178,11 +178,12 @@ def descent(p, images, displacement, features, window):
     for position in np.ndindex(displacement.shape[:3]):
         block = tuple(slice(i * n, (i + 1) * n) for i, n in zip(position, sides, strict=True))
         of_level[position] = by_voxel[block].mean((0, 1, 2))
-    hidden = convolution(p["hidden"], np.concatenate([of_level, displacement, features], axis=-1))
-    return convolution(p["step"], np.where(hidden > 0, hidden, 0.2 * hidden))
+    state = np.concatenate([of_level, displacement, before], axis=-1)
+    hidden = convolution(p["hidden"], state) + context
+    return convolution(p, state) + convolution(p["correction"], np.where(hidden > 0, hidden, 0.2 * hidden))
 
 
-def level(p, fixed, moving, coarser, images, number, config):
+def level(p, fixed, moving, coarser, number, config):
     """The displacement of a level, and the entropy of the match."""
     if coarser is not None:
         coarser = resize_displacement(coarser, fixed.shape[:3])
@@ -198,8 +199,6 @@ def level(p, fixed, moving, coarser, images, number, config):
         candidate = 0.1 * candidate + (offset[..., :3] - offset[..., 3:]) / 2
     if coarser is None:
         return candidate, entropy
-    if config.descent_window:
-        candidate = candidate + descent(p["descent"], images, coarser, features, config.descent_window)
     if config.align_features:
         candidate = candidate + coarser
     return fusion(p["fusion"], candidate, coarser, attended, mask), entropy
@@ -213,8 +212,13 @@ def network(p, fixed, moving, config):
     )
     for number, (of_fixed, of_moving) in zip(reversed(range(len(config.channels))), features, strict=False):
         for _ in range(1 if displacement is None else config.refinements):
-            given = (of_fixed, of_moving, displacement, (fixed, moving), number, config)
+            given = (of_fixed, of_moving, displacement, number, config)
             displacement, entropy = level(p[f"level_{number}"], *given)
         pyramid.append(displacement)
         entropies.append(entropy)
+    step = np.zeros(displacement.shape)
+    for _ in range(config.descent_steps):
+        context = convolution(p["descent_context"], of_fixed)
+        step = descent_step(p["descent"], (fixed, moving), displacement, step, context, config.descent_window)
+        pyramid[-1] = displacement = displacement + step
     return resize_displacement(displacement, fixed.shape[:3]), pyramid, entropies

@@ -23,10 +23,8 @@ from adregnet_jax.training.loop import check_settings
         (Config(optimiser=OptimiserConfig(steps_per_epoch=-1)), "steps_per_epoch is -1: from 0"),
         (Config(loss=LossConfig(field=1.0), data=DataConfig(exchange=True)), "exclude each other"),
         (Config(model=ModelConfig(refinements=0)), "model.refinements must be at least 1, it is 0"),
-        (
-            Config(model=ModelConfig(descent_window=4)),
-            "descent_window is 4: it must be 0 .*or an odd",
-        ),
+        (Config(model=ModelConfig(descent_steps=-1)), r"descent_steps is -1: from 0 \(none\)"),
+        (Config(model=ModelConfig(descent_window=4)), "descent_window is 4: it must be an odd number from 3"),
         (Config(data=DataConfig(workers=0)), "data.workers must be at least 1, it is 0"),
         (Config(optimiser=OptimiserConfig(epochs=0)), "optimiser.epochs must be at least 1, it is 0"),
     ],
