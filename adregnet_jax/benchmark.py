@@ -234,7 +234,7 @@ def network_parts(config: Config, params: Any, batch: dict[str, Any]) -> Iterato
 def part_name(path: tuple[str, ...]) -> str:
     """Of the part that a module belongs to, by its path in the network."""
     if not path[0].startswith("level_"):
-        named = {"backbone": "backbone", "descent": "descent", "descent_context": "descent"}
+        named = {"backbone": "backbone", "ascent": "ascent", "ascent_context": "ascent"}
         return named.get(path[0], "layers")
     kinds = {"cross_attention": "cross-attention", "regional_attention": "regional attention"}
     return f"{kinds.get(path[1], 'field synthesis')}, level {path[0].removeprefix('level_')}"

@@ -121,10 +121,10 @@ class ModelConfig:
     # Times that a level but the coarsest refines the displacement, each from where it last ended, by the same
     # parameters: as in RAFT (Teed and Deng, ECCV 2020). Not in the paper; of use with `align_features`.
     refinements: int = 1
-    # Learned steps that the finest level goes on, uphill on the local NCC of the images: `nn.descent`. Not in
+    # Learned steps that the finest level goes on, uphill on the local NCC of the images: `nn.ascent`. Not in
     # the paper; for scans of one contrast.
-    descent_steps: int = 0
-    descent_window: int = 5  # of that NCC, in voxels of the scans, an odd number
+    ascent_steps: int = 0
+    ascent_window: int = 5  # of that NCC, in voxels of the scans, an odd number
     align_features: bool = True  # moving features are warped by the coarser field before matching
     position_aware: bool = True  # the expected offset of the match goes along with the matched features
     feature_residual: bool = True  # the field heads see the features as well as the attention

@@ -23,7 +23,7 @@ softer losses with more tries, in another 125 and 13 minutes on one core:
         --config.optimiser.epochs=12
     python train.py --config configs/hippocampus.py --workdir runs/hippocampus_3 \
         --config.data.files.pairs=FOLDER --config.init_from=runs/hippocampus_2 \
-        --config.model.refinements=3 --config.model.descent_steps=8 \
+        --config.model.refinements=3 --config.model.ascent_steps=8 \
         --config.loss.smoothness=0.5 --config.loss.bending=2 --config.loss.jacobian=300 \
         --config.optimiser.learning_rate=4e-4 --config.optimiser.warmup_steps=100 \
         --config.optimiser.epochs=1

@@ -113,17 +113,17 @@ def test_training_goes_on_from_packed_parameters(packed):
 def test_modules_that_the_packed_ones_lack_start_as_new_and_are_told(packed):
     folder, params = packed
     told = []
-    more = dataclasses.replace(TINY, descent_steps=1)
+    more = dataclasses.replace(TINY, ascent_steps=1)
     state = trained_on_from(more, str(folder), told.append)
-    assert told == [f"{folder} has no descent, descent_context: these start as new"]
-    new = {name: state.params.pop(name) for name in ("descent", "descent_context")}
+    assert told == [f"{folder} has no ascent, ascent_context: these start as new"]
+    new = {name: state.params.pop(name) for name in ("ascent", "ascent_context")}
     in_half_precision = jax.tree.map(lambda values: np.float32(np.float16(values)), params)
     chex.assert_trees_all_equal(jax.device_get(state.params), in_half_precision)
-    assert np.std(new["descent"]["hidden"]["kernel"]) > 0
+    assert np.std(new["ascent"]["hidden"]["kernel"]) > 0
     # What the stored ones have and the model lacks would be lost.
     config = {"model": dataclasses.asdict(more)}
     pack_weights(folder, params | new, config=config, scans=SCANS, training={})
-    with pytest.raises(UserError, match=r"descent.* and absent in this config"):
+    with pytest.raises(UserError, match=r"ascent.* and absent in this config"):
         trained_on_from(TINY, str(folder))
 
 

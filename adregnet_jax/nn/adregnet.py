@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from adregnet_jax.config import ModelConfig
+from adregnet_jax.nn.ascent import AscentStep
 from adregnet_jax.nn.backbone import Backbone
 from adregnet_jax.nn.cross_attention import CrossAttention
 from adregnet_jax.nn.deformation import FieldHead, Fusion
-from adregnet_jax.nn.descent import DescentStep
 from adregnet_jax.nn.layers import Conv, JoinedDense, space_to_depth
 from adregnet_jax.nn.prediction import Prediction, check_images, pad_to_multiple
 from adregnet_jax.nn.recompute import recomputed
@@ -92,20 +92,20 @@ class AdRegNet(nn.Module):
             displacement = refined
             pyramid.append(refined)
             entropies.append(entropy)
-        if config.descent_steps:
-            pyramid[-1] = self._descended(images, pyramid[-1], features[-1][:b])
+        if config.ascent_steps:
+            pyramid[-1] = self._ascended(images, pyramid[-1], features[-1][:b])
         full = resize_displacement(pyramid[-1], whole, axis_name=self.axis_name)
         return Prediction(full[:, :nx, :ny, :nz], tuple(pyramid), tuple(entropies))
 
-    def _descended(self, images, displacement, fixed):
-        """The displacement of the finest level after `descent_steps`; fixed: its features of that image."""
+    def _ascended(self, images, displacement, fixed):
+        """The displacement of the finest level after `ascent_steps`; fixed: its features of that image."""
         config, c = self.config, fixed.shape[-1]
         common: dict[str, Any] = {"dtype": config.dtype, "axis_name": self.axis_name}
-        context = Conv(c, **common, name="descent_context")(fixed)
-        module = DescentStep(c, config.descent_window, **common, name="descent")
+        context = Conv(c, **common, name="ascent_context")(fixed)
+        module = AscentStep(c, config.ascent_window, **common, name="ascent")
         call = functools.partial(recomputed, module) if config.remat else module
         step = jnp.zeros_like(displacement)
-        for _ in range(config.descent_steps):
+        for _ in range(config.ascent_steps):
             step = call(images, displacement, step, context)
             displacement = displacement + step
         return displacement

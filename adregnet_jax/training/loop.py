@@ -247,10 +247,10 @@ def check_settings(config: Config) -> None:
         raise UserError(
             f"model.heads is {model.heads}, which does not divide all model.channels {model.channels}"
         )
-    if model.descent_steps < 0:
-        raise UserError(f"model.descent_steps is {model.descent_steps}: from 0 (none)")
-    if model.descent_window < 3 or model.descent_window % 2 == 0:
-        raise UserError(f"model.descent_window is {model.descent_window}: it must be an odd number from 3")
+    if model.ascent_steps < 0:
+        raise UserError(f"model.ascent_steps is {model.ascent_steps}: from 0 (none)")
+    if model.ascent_window < 3 or model.ascent_window % 2 == 0:
+        raise UserError(f"model.ascent_window is {model.ascent_window}: it must be an odd number from 3")
     if not 0 <= model.dropout < 1:
         raise UserError(f"model.dropout is {model.dropout}: it must be a share from 0 to below 1")
     if not 0 <= config.optimiser.average_decay < 1:

@@ -50,9 +50,9 @@ def assert_equals_the_oracle(prediction, b, expected):
         ModelConfig(**SMALL, blend_regions=False),
         ModelConfig(**TINY, blend_regions=False, shared_projection=True, match_residual=True),
         ModelConfig(**TINY, blend_regions=False, refinements=3),
-        ModelConfig(**SMALL, finest_level=1, blend_regions=False, descent_steps=2, descent_window=3),
+        ModelConfig(**SMALL, finest_level=1, blend_regions=False, ascent_steps=2, ascent_window=3),
     ],
-    ids=["paper", "default", "match", "refinements", "descent"],
+    ids=["paper", "default", "match", "refinements", "ascent"],
 )
 def test_network_equals_the_oracle_and_pairs_do_not_mix(config):
     fixed, moving = random_pair(8, 8, 8)

@@ -53,10 +53,10 @@ def test_regions_that_slabs_cut(region):
         ModelConfig(channels=(2, 4), global_attention_tokens=100, region_size=3, heads=2),
         paper_model(channels=(2, 4), global_attention_tokens=0, finest_level=1, dropout=0.5),
         ModelConfig(channels=(2, 4), stem_stride=2, region_size=4, global_attention_tokens=0),
-        ModelConfig(channels=(2, 4), stem_stride=2, region_size=4, descent_steps=2),
+        ModelConfig(channels=(2, 4), stem_stride=2, region_size=4, ascent_steps=2),
         ModelConfig(architecture="voxelmorph-1"),
     ],
-    ids=["ours", "paper", "strided", "descent", "voxelmorph"],
+    ids=["ours", "paper", "strided", "ascent", "voxelmorph"],
 )
 def test_network(config):
     n = 64 if config.architecture == "voxelmorph-1" else 8 * config.stem_stride

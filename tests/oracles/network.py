@@ -169,7 +169,7 @@ def ascent(fixed, moving, displacement, window):
     return by_warped[..., None] * np.concatenate(slopes, axis=-1) / 2e-6
 
 
-def descent_step(p, images, displacement, before, context, window):
+def ascent_step(p, images, displacement, before, context, window):
     """From the mean gradient over the voxels of the images that each voxel of the level covers."""
     fixed, moving = images
     by_voxel = ascent(fixed, moving, resize_displacement(displacement, fixed.shape[:3]), window)
@@ -217,8 +217,8 @@ def network(p, fixed, moving, config):
         pyramid.append(displacement)
         entropies.append(entropy)
     step = np.zeros(displacement.shape)
-    for _ in range(config.descent_steps):
-        context = convolution(p["descent_context"], of_fixed)
-        step = descent_step(p["descent"], (fixed, moving), displacement, step, context, config.descent_window)
+    for _ in range(config.ascent_steps):
+        context = convolution(p["ascent_context"], of_fixed)
+        step = ascent_step(p["ascent"], (fixed, moving), displacement, step, context, config.ascent_window)
         pyramid[-1] = displacement = displacement + step
     return resize_displacement(displacement, fixed.shape[:3]), pyramid, entropies

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 from scipy import ndimage
 
-from adregnet_jax.nn.descent import STEP, DescentStep, level_ascent
+from adregnet_jax.nn.ascent import STEP, AscentStep, level_ascent
 from adregnet_jax.ops.local_ncc import local_squared_ncc
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
@@ -24,7 +24,7 @@ CONTEXT = RNG.random((1, 8, 10, 6, 4), np.float32)
 
 
 def new_step(window=5):
-    module = DescentStep(4, window)
+    module = AscentStep(4, window)
     params = module.init(jax.random.key(0), IMAGES, START, START, CONTEXT)
     return jax.jit(lambda *arguments: module.apply(params, *arguments))
 

@@ -46,11 +46,14 @@ def level_ascent(
     return ascent.reshape(b, x, sides[0], y, sides[1], z, sides[2], 3).mean((2, 4, 6))
 
 
-class DescentStep(nn.Module):
+class AscentStep(nn.Module):
     """A step from the gradient, the displacement, the step before and what was seen in the images.
 
     One convolution is linear and knows how large a gradient is: at the start it climbs by a smoothed gradient
     of fixed length. Small two-layer corrections that see the features come in addition.
+
+    No gradient goes through the way uphill, so that in a long training the levels before drift, as if nothing
+    came after them (docs/decisions.md): train these, then go on with the steps for a while.
     """
 
     features: int
