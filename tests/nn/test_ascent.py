@@ -35,8 +35,9 @@ def test_a_new_step_is_the_smoothed_ascent():
     binomial = np.array([0.25, 0.5, 0.25])
     for axis in range(3):
         ascent = ndimage.convolve1d(ascent, binomial, axis=axis, mode="constant")
+    assert np.abs(STEP * ascent).max() > 0.3  # voxels
     # What the features add is small, not nothing: else they could not learn.
-    np.testing.assert_allclose(step[0], STEP * ascent, atol=0.05)
+    np.testing.assert_allclose(step[0], STEP * ascent, atol=0.02)
     assert np.abs(step[0] - STEP * ascent).max() > 0
 
 
