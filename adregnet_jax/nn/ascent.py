@@ -52,8 +52,8 @@ class AscentStep(nn.Module):
     One convolution is linear and knows how large a gradient is: at the start it climbs by a smoothed gradient
     of fixed length. Small two-layer corrections that see the features come in addition.
 
-    No gradient goes through the way uphill, so that in a long training the levels before drift, as if nothing
-    came after them (docs/decisions.md): train these, then go on with the steps for a while.
+    In a long training the levels before drift, probably because no gradient goes through the way uphill
+    (docs/decisions.md): train these, then go on with the steps for a while.
     """
 
     features: int
