@@ -6,35 +6,44 @@ Each row and seed has its own folder in the workdir, which `train.py` and `eval.
 The same command again reads the rows that are finished and goes on with the others. At the end the table is
 printed and written to table_v.csv and table_v.md. --seeds N takes the seeds 0 to N - 1, or else 0 to 2;
 --baselines adds VoxelMorph-1 and -2. Any field of the config can be set, as for training.
+
+Other questions than the paper's: each --row is the config with the fields set that it names, in the place of
+the paper's rows; the table is then ablation.csv and ablation.md.
+
+    python -m adregnet_jax.ablation --config configs/phantom.py --workdir runs/ablation \\
+        --row model.align_features=False --row "loss.smoothness=2 loss.jacobian=20"
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import csv
 import dataclasses
 import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from adregnet_jax.config import Config
 from adregnet_jax.entry import main as entry_main
+from adregnet_jax.entry import override
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import tables
 
-Rows = dict[str, dict[str, Any]]  # by name, what a row changes in `ModelConfig`
+Rows = dict[str, Sequence[str]]  # by name, what a row sets: "model.region_size=8"
 
+FULL: Rows = {"full": ()}
 ROWS: Rows = {
-    "full": {},
-    "without cross-attention": {"cross_attention": False},
-    "without regional attention": {"regional_attention": False},
-    "without multi-resolution synthesis": {"multi_resolution": False},
-    "without both attentions": {"cross_attention": False, "regional_attention": False},
+    "full": (),
+    "without cross-attention": ("model.cross_attention=False",),
+    "without regional attention": ("model.regional_attention=False",),
+    "without multi-resolution synthesis": ("model.multi_resolution=False",),
+    "without both attentions": ("model.cross_attention=False", "model.regional_attention=False"),
 }
-BASELINES: Rows = {name: {"architecture": name} for name in ("voxelmorph-1", "voxelmorph-2")}
+BASELINES: Rows = {name: (f"model.architecture={name}",) for name in ("voxelmorph-1", "voxelmorph-2")}
 COLUMNS = (  # heading, metric (its name in cases.csv), format
     ("TRE, mm", "tre_mm", ".2f"),
     ("Dice", "dice", ".3f"),
@@ -45,15 +54,12 @@ COLUMNS = (  # heading, metric (its name in cases.csv), format
 )
 
 
-def ablate(config: Config, workdir: Path, *, seeds: int = 3, rows: Rows = ROWS) -> None:
-    """Trains and evaluates what isn't finished of every row and seed, then prints and writes the table.
+def table_v(config: Config, workdir: Path, *, seeds: int = 3, baselines: bool = False) -> None:
+    """The paper's Table V, by `ablate`.
 
     Raises:
         UserError: a base that isn't the full network, and whatever stops a training or an evaluation.
     """
-    from adregnet_jax.evaluation.evaluate import evaluate, write_atomically  # JAX, once the config is good
-    from adregnet_jax.training.loop import train
-
     model = config.model
     parts = (model.cross_attention, model.regional_attention, model.multi_resolution)
     if model.architecture != "adregnet" or not all(parts):
@@ -61,9 +67,33 @@ def ablate(config: Config, workdir: Path, *, seeds: int = 3, rows: Rows = ROWS) 
             "the config must be of the full network, it lacks a part that the rows take away: set"
             " model.architecture=adregnet, and cross_attention, regional_attention, multi_resolution to True"
         )
+    rows = ROWS | BASELINES if baselines else ROWS
+    ablate(config, workdir, rows, seeds=seeds, name="table_v", title="Table V")
+
+
+def ablate(
+    config: Config,
+    workdir: Path,
+    rows: Rows,
+    *,
+    seeds: int = 3,
+    name: str = "ablation",
+    title: str = "Ablation",
+) -> None:
+    """Trains and evaluates what isn't finished of every row and seed, then prints and writes the table.
+
+    Raises:
+        UserError: a row that sets what can't be set, and whatever stops a training or an evaluation.
+    """
+    configs = {
+        row: row_config(config, changes) for row, changes in rows.items()
+    }  # all, before one is trained
+    from adregnet_jax.evaluation.evaluate import evaluate, write_atomically
+    from adregnet_jax.training.loop import train
+
     for seed in range(seeds):  # one after the other: an interruption leaves whole rows, of fewer seeds
-        for row, changes in rows.items():
-            changed, folder = row_config(config, changes, seed), row_folder(workdir, row, seed)
+        for row, of_row in configs.items():
+            changed, folder = dataclasses.replace(of_row, seed=seed), row_folder(workdir, row, seed)
             if is_finished(changed, folder):
                 print(f"{folder} is finished.")
                 continue
@@ -76,21 +106,21 @@ def ablate(config: Config, workdir: Path, *, seeds: int = 3, rows: Rows = ROWS) 
 
     lines = [table_row(row, [row_folder(workdir, row, seed) for seed in range(seeds)]) for row in rows]
     columns = table_columns(with_sd=seeds > 1)
-    write_atomically(workdir / "table_v.csv", tables.to_csv(lines).encode())
-    write_atomically(workdir / "table_v.md", tables.to_markdown(lines, columns).encode())
+    write_atomically(workdir / f"{name}.csv", tables.to_csv(lines).encode())
+    write_atomically(workdir / f"{name}.md", tables.to_markdown(lines, columns).encode())
     what = f"mean (sample SD) over {seeds} seeds" if seeds > 1 else "one seed"
-    print(f"\nTable V on the test split of {config.data.kind} data: means over the cases, {what}.")
+    print(f"\n{title} on the test split of {config.data.kind} data: means over the cases, {what}.")
     print("Measured as in the tables above; network alone, best checkpoint of each run.\n")
     print(tables.to_text(lines, columns))
-    print(f"Written to {workdir / 'table_v.csv'} and {workdir / 'table_v.md'}.")
+    print(f"Written to {workdir / f'{name}.csv'} and {workdir / f'{name}.md'}.")
 
 
-def row_config(config: Config, changes: Mapping[str, Any], seed: int) -> Config:
-    return dataclasses.replace(config, seed=seed, model=dataclasses.replace(config.model, **changes))
+def row_config(config: Config, changes: Sequence[str]) -> Config:
+    return override(copy.deepcopy(config), [f"--config.{change}" for change in changes])
 
 
 def row_folder(workdir: Path, row: str, seed: int) -> Path:
-    return workdir / f"{row.replace(' ', '-')}-seed{seed}"
+    return workdir / f"{re.sub(r'[^A-Za-z0-9._=-]+', '-', row)}-seed{seed}"
 
 
 def is_finished(config: Config, folder: Path) -> bool:
@@ -130,12 +160,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--seeds", nargs="?", default="3", const="")
     parser.add_argument("--baselines", action="store_true")
+    parser.add_argument("--row", action="append", default=[], dest="rows")
     own, shared = parser.parse_known_args(argv)
 
     def run(config: Config, workdir: Path) -> None:
         if not own.seeds.isdecimal() or int(own.seeds) < 1:
             raise UserError(f"--seeds must be a whole number from 1, it is {own.seeds!r}: for instance 3")
-        ablate(config, workdir, seeds=int(own.seeds), rows=ROWS | BASELINES if own.baselines else ROWS)
+        if not all(row.split() for row in own.rows):
+            raise UserError("--row is empty: it sets fields, for instance --row model.align_features=False")
+        if own.rows:
+            rows = FULL | {row: row.split() for row in own.rows} | (BASELINES if own.baselines else {})
+            ablate(config, workdir, rows, seeds=int(own.seeds))
+        else:
+            table_v(config, workdir, seeds=int(own.seeds), baselines=own.baselines)
 
     return entry_main(run, __doc__, shared)
 

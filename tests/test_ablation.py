@@ -61,23 +61,24 @@ def trained(monkeypatch):
 def test_rows_differ_from_the_base_in_the_part_they_lack():
     base = Config(model=ModelConfig(channels=(4, 8)))
     found = {
-        row: differences(ablation.row_config(base, changes, seed=1), base)
+        row: differences(ablation.row_config(base, changes), base)
         for row, changes in (ablation.ROWS | ablation.BASELINES).items()
     }
     cross, regional = {"model.cross_attention": False}, {"model.regional_attention": False}
     assert found == {
-        "full": {"seed": 1},
-        "without cross-attention": {"seed": 1} | cross,
-        "without regional attention": {"seed": 1} | regional,
-        "without multi-resolution synthesis": {"seed": 1, "model.multi_resolution": False},
-        "without both attentions": {"seed": 1} | cross | regional,
-        "voxelmorph-1": {"seed": 1, "model.architecture": "voxelmorph-1"},
-        "voxelmorph-2": {"seed": 1, "model.architecture": "voxelmorph-2"},
+        "full": {},
+        "without cross-attention": cross,
+        "without regional attention": regional,
+        "without multi-resolution synthesis": {"model.multi_resolution": False},
+        "without both attentions": cross | regional,
+        "voxelmorph-1": {"model.architecture": "voxelmorph-1"},
+        "voxelmorph-2": {"model.architecture": "voxelmorph-2"},
     }
+    assert base == Config(model=ModelConfig(channels=(4, 8)))
 
 
 def test_the_table_holds_means_over_cases_then_mean_and_sd_over_seeds(trained, tmp_path, capsys):
-    ablation.ablate(Config(), tmp_path, seeds=2)
+    ablation.table_v(Config(), tmp_path, seeds=2)
     assert trained[:2] == ["full-seed0", "without-cross-attention-seed0"] and len(trained) == 10
 
     with (tmp_path / "table_v.csv").open(newline="") as file:
@@ -99,15 +100,15 @@ def test_the_table_holds_means_over_cases_then_mean_and_sd_over_seeds(trained, t
 
 
 def test_one_seed_has_no_sd(trained, tmp_path):
-    ablation.ablate(Config(), tmp_path, seeds=1, rows={"full": {}})
-    assert "| full | 1.50 | 0.500 | 0.0100 | 0.750 | 0.250 |" in (tmp_path / "table_v.md").read_text()
+    ablation.ablate(Config(), tmp_path, ablation.FULL, seeds=1)
+    assert "| full | 1.50 | 0.500 | 0.0100 | 0.750 | 0.250 |" in (tmp_path / "ablation.md").read_text()
 
 
 def test_finished_rows_are_read_and_the_others_trained(trained, tmp_path):
-    ablation.ablate(Config(), tmp_path, seeds=1)
+    ablation.table_v(Config(), tmp_path, seeds=1)
     (tmp_path / "without-both-attentions-seed0" / "eval" / "summary.json").unlink()
     trained.clear()
-    ablation.ablate(Config(), tmp_path, seeds=2, rows=ablation.ROWS | ablation.BASELINES)
+    ablation.table_v(Config(), tmp_path, seeds=2, baselines=True)
     assert [name for name in trained if name.endswith("seed0")] == [
         "without-both-attentions-seed0", "voxelmorph-1-seed0", "voxelmorph-2-seed0",
     ]  # fmt: skip
@@ -115,8 +116,7 @@ def test_finished_rows_are_read_and_the_others_trained(trained, tmp_path):
 
 
 def test_a_row_of_another_config_is_not_finished_even_after_an_interruption(trained, tmp_path, monkeypatch):
-    rows = {"full": {}}
-    ablation.ablate(Config(), tmp_path, seeds=1, rows=rows)
+    ablation.ablate(Config(), tmp_path, ablation.FULL, seeds=1)
     longer = Config()
     longer.optimiser.epochs += 1
 
@@ -127,10 +127,10 @@ def test_a_row_of_another_config_is_not_finished_even_after_an_interruption(trai
     with monkeypatch.context() as patched:
         patched.setattr(loop, "train", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            ablation.ablate(longer, tmp_path, seeds=1, rows=rows)
+            ablation.ablate(longer, tmp_path, ablation.FULL, seeds=1)
     trained.clear()
     for _ in range(2):
-        ablation.ablate(longer, tmp_path, seeds=1, rows=rows)
+        ablation.ablate(longer, tmp_path, ablation.FULL, seeds=1)
     assert trained == ["full-seed0"]
     written = json.loads((tmp_path / "full-seed0" / "config.json").read_text())
     assert written["config"]["optimiser"]["epochs"] == longer.optimiser.epochs
@@ -139,15 +139,57 @@ def test_a_row_of_another_config_is_not_finished_even_after_an_interruption(trai
 @pytest.mark.parametrize("model", [{"cross_attention": False}, {"architecture": "voxelmorph-1"}])
 def test_a_base_that_lacks_a_part_is_refused(model, trained, tmp_path):
     with pytest.raises(UserError, match="must be of the full network"):
-        ablation.ablate(Config(model=ModelConfig(**model)), tmp_path)
+        ablation.table_v(Config(model=ModelConfig(**model)), tmp_path)
+    assert not trained
+
+
+@pytest.fixture
+def default_config(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text("from adregnet_jax.config import Config as get_config\n")
+    return str(path)
+
+
+def test_rows_of_ones_own_take_the_place_of_the_papers(default_config, trained, tmp_path):
+    two = "model.region_size=8 model.channels=(4,8)"
+    arguments = ["--config", default_config, "--workdir", str(tmp_path), "--seeds", "1"]
+    rows = ["--row", "model.cross_attention=False", "--row", two, "--config.loss.dice=2"]
+    assert ablation.main([*arguments, *rows]) == 0
+    assert trained == [
+        "full-seed0", "model.cross_attention=False-seed0", "model.region_size=8-model.channels=-4-8--seed0",
+    ]  # fmt: skip
+    written = json.loads((tmp_path / trained[2] / "config.json").read_text())["config"]
+    assert (written["model"]["region_size"], written["model"]["channels"]) == (8, [4, 8])
+    assert written["loss"]["dice"] == 2
+
+    assert not (tmp_path / "table_v.md").exists()
+    lines = (tmp_path / "ablation.md").read_text().splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [
+        ["| full", "1.50"], ["| model.cross_attention=False", "2.50"], [f"| {two}", "1.50"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("model.regionsize=8", "no field regionsize; did you mean region_size?"),
+        ("model.region_size=small", "small"),
+        ("", "--row is empty"),
+    ],
+)
+def test_a_row_that_can_not_be_is_refused_before_anything_is_trained(
+    row, message, default_config, trained, tmp_path, capsys
+):
+    arguments = ["--config", default_config, "--workdir", str(tmp_path), "--row", "loss.dice=1", "--row", row]
+    assert ablation.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
     assert not trained
 
 
 @pytest.mark.parametrize("seeds", [["--seeds", "0"], ["--seeds=-1"], ["--seeds", "many"], ["--seeds"]])
-def test_a_number_of_seeds_that_can_not_be_is_one_line(seeds, trained, tmp_path, capsys):
-    path = tmp_path / "config.py"
-    path.write_text("from adregnet_jax.config import Config as get_config\n")
-    assert ablation.main(["--config", str(path), "--workdir", str(tmp_path), *seeds]) == 2
+def test_a_number_of_seeds_that_can_not_be_is_one_line(seeds, default_config, trained, tmp_path, capsys):
+    assert ablation.main(["--config", default_config, "--workdir", str(tmp_path), *seeds]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --seeds must be a whole number from 1") and error.count("\n") == 1
     assert not trained

@@ -49,7 +49,7 @@ def chunk(volume: jax.Array, n: jax.Array, slices: int, halo: int = 0) -> jax.Ar
     width = min(slices + 2 * halo, nx)
     # Where the chunk and its halo reach over an end, what is read is shifted inwards, and rolled back.
     start = jnp.clip(first - halo, 0, nx - width)
-    bits = _to_bits(volume)
+    bits = to_bits(volume)
     read = jax.lax.dynamic_slice(
         bits, (batch, start, *[0] * (volume.ndim - 2)), (1, width, *volume.shape[2:])
     )
@@ -58,15 +58,16 @@ def chunk(volume: jax.Array, n: jax.Array, slices: int, halo: int = 0) -> jax.Ar
         rolled = jnp.take(read, jnp.clip(index - start, 0, width - 1), axis=1)
         inside = ((index >= 0) & (index < nx)).reshape(1, -1, *[1] * (volume.ndim - 2))
         read = jnp.where(inside, rolled, 0)
-    return _from_bits(read, volume.dtype)
+    return from_bits(read, volume.dtype)
 
 
-def _to_bits(array: jax.Array) -> jax.Array:
+def to_bits(array: jax.Array) -> jax.Array:
     """bfloat16 as the bits that it is: XLA for CPU would turn all of it into float32 to copy a part."""
     return jax.lax.bitcast_convert_type(array, jnp.uint16) if array.dtype == jnp.bfloat16 else array
 
 
-def _from_bits(array: jax.Array, dtype: Any) -> jax.Array:
+def from_bits(array: jax.Array, dtype: Any) -> jax.Array:
+    """The inverse of `to_bits`."""
     return array if array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
 
 
@@ -81,13 +82,13 @@ def for_each_chunk(function: Callable[[jax.Array], Any], count: int, *inputs: ja
 
     def write(n, written):
         return jax.tree.map(
-            lambda total, new: jax.lax.dynamic_update_index_in_dim(total, _to_bits(new), n, 0),
+            lambda total, new: jax.lax.dynamic_update_index_in_dim(total, to_bits(new), n, 0),
             written,
             function(n),
         )
 
-    written = jax.lax.fori_loop(0, count, write, jax.tree.map(_to_bits, start))
-    return jax.tree.map(lambda bits, one: _from_bits(bits, one.dtype), written, shapes)
+    written = jax.lax.fori_loop(0, count, write, jax.tree.map(to_bits, start))
+    return jax.tree.map(lambda bits, one: from_bits(bits, one.dtype), written, shapes)
 
 
 def full_after(shape: Sequence[int], dtype: Any, *inputs: jax.Array, scale: float = 1.0) -> jax.Array:
@@ -238,13 +239,13 @@ def _map_backward(function, slices, halo, saved, cotangents):
         )
 
     wide = [
-        _to_bits(full_after((b, nx + 2 * halo, *volume.shape[2:]), volume.dtype, *cotangents, scale=0))
+        to_bits(full_after((b, nx + 2 * halo, *volume.shape[2:]), volume.dtype, *cotangents, scale=0))
         for volume in volumes
     ]
     nothing = (jax.tree.map(jnp.zeros_like, shared), wide)
     to_shared, to_volumes = jax.lax.fori_loop(0, b * nx // slices, add_chunk, nothing)
     to_volumes = [
-        _from_bits(total[:, halo : halo + nx], volume.dtype)
+        from_bits(total[:, halo : halo + nx], volume.dtype)
         for total, volume in zip(to_volumes, volumes, strict=True)
     ]
     return None, to_shared, *to_volumes
@@ -252,8 +253,8 @@ def _map_backward(function, slices, halo, saved, cotangents):
 
 def _add_at(total, new, place):
     start = (*place, *[0] * (total.ndim - 2))
-    there = _from_bits(jax.lax.dynamic_slice(total, start, new.shape), new.dtype)
-    return jax.lax.dynamic_update_slice(total, _to_bits(there + new), start)
+    there = from_bits(jax.lax.dynamic_slice(total, start, new.shape), new.dtype)
+    return jax.lax.dynamic_update_slice(total, to_bits(there + new), start)
 
 
 _map.defvjp(_map_forward, _map_backward)

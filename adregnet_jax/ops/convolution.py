@@ -8,10 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adregnet_jax.ops.chunks import chunk, delayed, for_each_chunk, slices_a_chunk
+from adregnet_jax.ops.chunks import chunk, delayed, from_bits, full_after, slices_a_chunk, to_bits
 from adregnet_jax.ops.slabs import beyond
 
-_CHUNK_BYTES = 2**28  # of float32 intermediates that exist at once
+_CHUNK_BYTES = 2**28  # of float32 intermediates of a kernel gradient that exist at once
+_AT_ONCE_BYTES = 2**24  # of planes before they are added up: more are made and added group by group,
+_GROUP_BYTES = 2**22  # of this size, which is in the cache still when it is read again
+_ROWS_BYTES = 2**20  # of shifted copies in one product of a kernel gradient, for the cache as well
+_ONE_PRODUCT_VOXELS = 1024  # up to which the whole kernel gradient is one product
 _EIGEN_CHANNELS = 4  # from how many input channels on Eigen on all cores beats YNNPACK on one
 
 
@@ -78,17 +82,43 @@ def _folded(parts, kernel):
     c, out = kernel.shape[-2:]
     # XLA for CPU makes float32 of what it convolves.
     columns = 3 * out + (c if parts[0].dtype == jnp.bfloat16 else 0)
-    slices = slices_a_chunk(parts[0].shape, 4 * ny * nz * columns, _CHUNK_BYTES)
-    if slices is None:
-        return _folded_chunk(_joined(parts), kernel)
-
-    def convolve(n):
-        return _folded_chunk(_joined([chunk(part, n, slices, halo=1) for part in parts]), kernel)[0, 1:-1]
-
-    return for_each_chunk(convolve, b * nx // slices, *parts, kernel).reshape(b, nx, ny, nz, out)
+    slice_bytes = 4 * ny * nz * columns
+    if b * nx * slice_bytes > _AT_ONCE_BYTES:
+        return _folded_by_groups(parts, kernel, slices_a_chunk(parts[0].shape, slice_bytes, _GROUP_BYTES))
+    before, here, after = _planes(_joined(parts), kernel)
+    return here + _pad_in_x(before[:, :-1], 1, 0) + _pad_in_x(after[:, 1:], 0, 1)
 
 
-def _folded_chunk(volume, kernel):
+def _folded_by_groups(parts, kernel, slices):
+    """As `_folded`, `slices` slices at a time, each of which is convolved once.
+
+    What a group's first slice adds to the slice before it goes there at once, what its last one adds to the
+    slice after it is handed on.
+    """
+    b, nx, ny, nz, _ = parts[0].shape
+    out, dtype = kernel.shape[-1], parts[0].dtype
+
+    def add_group(n, carry):
+        written, handed_on = carry
+        before, here, after = (
+            one[0] for one in _planes(_joined([chunk(p, n, slices) for p in parts]), kernel)
+        )
+        inside = n % (nx // slices) > 0  # else a volume of the batch begins here
+        group = here.at[1:].add(before[:-1]).at[:-1].add(after[1:])
+        group = group.at[0].add(jnp.where(inside, handed_on, 0))
+        last = jnp.maximum(n * slices - 1, 0)  # of the group before; at first, what is overwritten below
+        corrected = from_bits(jax.lax.dynamic_index_in_dim(written, last, keepdims=False), dtype)
+        corrected = corrected + jnp.where(inside, after[0], 0)
+        written = jax.lax.dynamic_update_index_in_dim(written, to_bits(corrected), last, 0)
+        return jax.lax.dynamic_update_slice_in_dim(written, to_bits(group), n * slices, 0), before[-1]
+
+    start = to_bits(full_after((b * nx, ny, nz, out), dtype, *parts, kernel))
+    written, _ = jax.lax.fori_loop(0, b * nx // slices, add_group, (start, jnp.zeros((ny, nz, out), dtype)))
+    return from_bits(written, dtype).reshape(b, nx, ny, nz, out)
+
+
+def _planes(volume, kernel):
+    """What each slice of [b, x, y, z, c] adds to the one after it, to itself and to the one before it."""
     b, nx, ny, nz, c = volume.shape
     out = kernel.shape[-1]
     # [y taps, z taps, c, x taps * out]
@@ -103,8 +133,7 @@ def _folded_chunk(volume, kernel):
         ((1, 1), (1, 1 + spare)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )[:, :, :nz].reshape(b, nx, ny, nz, 3 * out)
-    before, here, after = (slices[..., n * out : (n + 1) * out] for n in range(3))
-    return here + _pad_in_x(before[:, :-1], 1, 0) + _pad_in_x(after[:, 1:], 0, 1)
+    return tuple(slices[..., n * out : (n + 1) * out] for n in range(3))
 
 
 def _pad_in_x(slices, before, after):
@@ -141,29 +170,65 @@ def _kernel_gradient(parts, gradient):
 
 
 def _chunk_kernel_gradient(volume, gradient):
-    """A sum over the slices x of one product: nine shifted copies of the slice by three of the gradient.
+    """Of a chunk, whose gradient has a slice more on either side.
 
-    Planar, [c, y, z]: the copies are long runs of memory, and the three slices of the gradient are a view.
-    The gradient has a slice more on either side.
+    It is a product of nine copies of the volume, shifted in y and z, by three of the gradient, shifted in x.
+    The tap i of slice x meets the output slice x + 1 - i, which is x + 2 - i with the slice more: so the
+    three are in the order of 2 - i.
     """
     b, nx, ny, nz, c = volume.shape
     out = gradient.shape[-1]
-    slices = jnp.moveaxis(volume, -1, 2).reshape(b * nx, c, ny, nz)
-    slices = jnp.pad(slices, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    outputs = jnp.moveaxis(gradient, -1, 2).reshape(b * (nx + 2), out, ny * nz)
+    few = b * nx * ny * nz <= _ONE_PRODUCT_VOXELS
+    total = (_one_product if few else _sum_of_products)(volume, gradient)
+    return jnp.transpose(total.reshape(3, 3, c, 3, out)[:, :, :, ::-1], (3, 0, 1, 2, 4))
 
-    def add_slice(total, n):
-        plane = jax.lax.dynamic_index_in_dim(slices, n, keepdims=False)
-        shifted = [plane[:, j : j + ny, k : k + nz].reshape(c, ny * nz) for j in range(3) for k in range(3)]
-        # Without the barrier XLA copies and concatenates in one loop, number by number.
-        rows = jnp.concatenate(jax.lax.optimization_barrier(shifted))
-        # The tap i of slice x meets the output slice x + 1 - i, which is x + 2 - i in the padded volume: the
-        # three are here in the order of 2 - i.
-        columns = jax.lax.dynamic_slice_in_dim(outputs, n + 2 * (n // nx), 3).reshape(3 * out, ny * nz)
+
+def _one_product(volume, gradient):
+    nx, ny, nz = volume.shape[1:4]
+    padded = jnp.pad(volume, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    shifted = [padded[:, :, j : j + ny, k : k + nz] for j in range(3) for k in range(3)]
+    outputs = [gradient[:, n : n + nx] for n in range(3)]
+    return jnp.einsum(
+        "bxyzi,bxyzo->io",
+        jnp.concatenate(shifted, axis=-1),
+        jnp.concatenate(outputs, axis=-1),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _sum_of_products(volume, gradient):
+    """A few rows of voxels at a time, planar and flat: [slice, c, y * z], with a voxel of zeros around.
+
+    So a shift in y and z is another place to begin at, and a copy is one long run of memory; what runs over
+    the end of a row meets zeros of the gradient.
+    """
+    b, nx, ny, nz, c = volume.shape
+    out, width = gradient.shape[-1], nz + 2
+    blocks = max(1, round(36 * c * ny * width / _ROWS_BYTES))
+    rows = -(-ny // blocks)
+    blocks = -(-ny // rows)
+    spare, length = blocks * rows - ny, rows * width
+
+    def flat(array, in_y, in_z):
+        planar = jnp.moveaxis(array, -1, 2)
+        planar = planar.reshape(-1, *planar.shape[2:])
+        return jnp.pad(planar, ((0, 0), (0, 0), in_y, in_z)).reshape(*planar.shape[:2], -1)
+
+    slices = flat(volume, (1, 2 + spare), (1, 1))  # a row more, for the last two voxels of the last shift
+    outputs = flat(gradient, (0, spare), (0, 2))
+
+    def add_block(total, n):
+        x, first = n // blocks, n % blocks * length
+        block = jax.lax.dynamic_slice(slices, (x, 0, first), (1, c, length + 2 * width + 2))[0]
+        starts = [j * width + k for j in range(3) for k in range(3)]
+        columns = jax.lax.dynamic_slice(outputs, (x + 2 * (x // nx), 0, first), (3, out, length))
         product = jax.lax.dot_general(
-            rows, columns, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+            jnp.concatenate([block[:, start : start + length] for start in starts]),
+            columns.reshape(3 * out, length),
+            (((1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
         )
         return total + product, None
 
-    total, _ = jax.lax.scan(add_slice, jnp.zeros((9 * c, 3 * out), jnp.float32), jnp.arange(b * nx))
-    return jnp.transpose(total.reshape(3, 3, c, 3, out)[:, :, :, ::-1], (3, 0, 1, 2, 4))
+    total, _ = jax.lax.scan(add_block, jnp.zeros((9 * c, 3 * out), jnp.float32), jnp.arange(b * nx * blocks))
+    return total

@@ -38,10 +38,22 @@ def test_values_are_those_of_scipy(shape, out):
     np.testing.assert_allclose(conv3d(volume, kernel), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("chunk_bytes", [2**28, 1, 2000], ids=["one chunk", "of a slice", "of slices"])
+LIMITS = {
+    "at once": {},
+    "slice by slice": {"_AT_ONCE_BYTES": 0, "_GROUP_BYTES": 0},
+    "by groups": {"_AT_ONCE_BYTES": 1300, "_GROUP_BYTES": 1300},
+    "gradient by all rows": {"_ONE_PRODUCT_VOXELS": 0},
+    "gradient by two rows": {"_ONE_PRODUCT_VOXELS": 0, "_ROWS_BYTES": 1300},
+    "gradient by chunks of a slice": {"_CHUNK_BYTES": 0},
+    "gradient by chunks of rows": {"_CHUNK_BYTES": 1000, "_ONE_PRODUCT_VOXELS": 0, "_ROWS_BYTES": 1},
+}
+
+
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 @pytest.mark.parametrize(("shape", "out"), [*CASES, ((2, 6, 3, 4, 4), 3)])
-def test_values_and_both_gradients_are_those_of_xla(shape, out, chunk_bytes, monkeypatch):
-    monkeypatch.setattr(convolution, "_CHUNK_BYTES", chunk_bytes)
+def test_values_and_both_gradients_are_those_of_xla(shape, out, limits, monkeypatch):
+    for name, limit in limits.items():
+        monkeypatch.setattr(convolution, name, limit)
     volume, kernel = random_case(shape, out)
     cotangent = np.random.default_rng(1).normal(size=(*shape[:-1], out)).astype(np.float32)
 
