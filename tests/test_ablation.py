@@ -100,7 +100,7 @@ def test_the_table_holds_means_over_cases_then_mean_and_sd_over_seeds(trained, t
 
 
 def test_one_seed_has_no_sd(trained, tmp_path):
-    ablation.ablate(Config(), tmp_path, ablation.FULL, seeds=1)
+    ablation.ablate(Config(), tmp_path, {"full": ()}, seeds=1)
     assert "| full | 1.50 | 0.500 | 0.0100 | 0.750 | 0.250 |" in (tmp_path / "ablation.md").read_text()
 
 
@@ -116,7 +116,7 @@ def test_finished_rows_are_read_and_the_others_trained(trained, tmp_path):
 
 
 def test_a_row_of_another_config_is_not_finished_even_after_an_interruption(trained, tmp_path, monkeypatch):
-    ablation.ablate(Config(), tmp_path, ablation.FULL, seeds=1)
+    ablation.ablate(Config(), tmp_path, {"full": ()}, seeds=1)
     longer = Config()
     longer.optimiser.epochs += 1
 
@@ -127,13 +127,25 @@ def test_a_row_of_another_config_is_not_finished_even_after_an_interruption(trai
     with monkeypatch.context() as patched:
         patched.setattr(loop, "train", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            ablation.ablate(longer, tmp_path, ablation.FULL, seeds=1)
+            ablation.ablate(longer, tmp_path, {"full": ()}, seeds=1)
     trained.clear()
     for _ in range(2):
-        ablation.ablate(longer, tmp_path, ablation.FULL, seeds=1)
+        ablation.ablate(longer, tmp_path, {"full": ()}, seeds=1)
     assert trained == ["full-seed0"]
     written = json.loads((tmp_path / "full-seed0" / "config.json").read_text())
     assert written["config"]["optimiser"]["epochs"] == longer.optimiser.epochs
+
+
+def test_a_folder_of_another_run_is_refused(trained, tmp_path):
+    ablation.ablate(Config(), tmp_path, {"full": ()}, seeds=1)
+    other = Config()
+    other.loss.smoothness, other.loss.dice_labels, other.run.memory = 2.0, (1,), "off"
+    with pytest.raises(
+        UserError, match=r"full-seed0 holds a run with another loss\.smoothness, loss\.dice_l"
+    ):
+        ablation.ablate(other, tmp_path, {"full": ()}, seeds=1)
+    assert trained == ["full-seed0"]
+    assert (tmp_path / "full-seed0" / "eval" / "summary.json").is_file()
 
 
 @pytest.mark.parametrize("model", [{"cross_attention": False}, {"architecture": "voxelmorph-1"}])
@@ -151,21 +163,23 @@ def default_config(tmp_path):
 
 
 def test_rows_of_ones_own_take_the_place_of_the_papers(default_config, trained, tmp_path):
-    two = "model.region_size=8 model.channels=(4,8)"
+    two = "model.region_size=8 model.channels=(4, 8)"
     arguments = ["--config", default_config, "--workdir", str(tmp_path), "--seeds", "1"]
-    rows = ["--row", "model.cross_attention=False", "--row", two, "--config.loss.dice=2"]
+    rows = ["--row", "model.cross_attention=False", "--row", f" {two} ", "--config.loss.ncc=2"]
     assert ablation.main([*arguments, *rows]) == 0
     assert trained == [
-        "full-seed0", "model.cross_attention=False-seed0", "model.region_size=8-model.channels=-4-8--seed0",
+        "config-seed0",
+        "model.cross_attention=False-seed0",
+        "model.region_size=8-model.channels=(4,-8)-seed0",
     ]  # fmt: skip
     written = json.loads((tmp_path / trained[2] / "config.json").read_text())["config"]
     assert (written["model"]["region_size"], written["model"]["channels"]) == (8, [4, 8])
-    assert written["loss"]["dice"] == 2
+    assert written["loss"]["ncc"] == 2
 
     assert not (tmp_path / "table_v.md").exists()
     lines = (tmp_path / "ablation.md").read_text().splitlines()
     assert [line.split(" | ")[:2] for line in lines[2:]] == [
-        ["| full", "1.50"], ["| model.cross_attention=False", "2.50"], [f"| {two}", "1.50"],
+        ["| config", "1.50"], ["| model.cross_attention=False", "2.50"], [f"| {two}", "1.50"],
     ]  # fmt: skip
 
 
@@ -174,13 +188,29 @@ def test_rows_of_ones_own_take_the_place_of_the_papers(default_config, trained, 
     [
         ("model.regionsize=8", "no field regionsize; did you mean region_size?"),
         ("model.region_size=small", "small"),
-        ("", "--row is empty"),
+        ("model.heads=7", "model.heads is 7, which does not divide"),
+        ("", "--row '': expected fields and values"),
+        ("model.dtype model.heads=2", "expected fields and values"),
+        ("seed=5", "a row can't set the seed"),
+        ("loss.ncc=2/1", "ncc"),
+        ("init_from=" + "a" * 200, "too long for the name of a folder"),
+        ("init_from=a-b", "would share the folder"),
+        ("init_from=a/b", "two rows"),
     ],
 )
 def test_a_row_that_can_not_be_is_refused_before_anything_is_trained(
     row, message, default_config, trained, tmp_path, capsys
 ):
-    arguments = ["--config", default_config, "--workdir", str(tmp_path), "--row", "loss.dice=1", "--row", row]
+    arguments = [
+        "--config",
+        default_config,
+        "--workdir",
+        str(tmp_path),
+        "--row",
+        "init_from=a/b",
+        "--row",
+        row,
+    ]
     assert ablation.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -2,8 +2,9 @@
 
 A CSV has one row a pair and the columns `split` (train, validation or test), `fixed`, `moving`, and, as far
 as there are any, `fixed_labels` and `moving_labels`, `fixed_landmarks` and `moving_landmarks`. Paths are
-relative to the CSV. Landmark files hold x y z a line: 0-based voxels of their own scan, separated by commas
-or blanks. Fixed and moving lie on one grid: one shape, one affine.
+relative to the CSV. Fixed and moving lie on one grid: one shape, one affine. Landmark files are those of
+`adregnet register`, in RAS mm: .fcsv, .mrk.json, and .csv with the header x,y,z. Without this header, in any
+text file, x y z a line are 0-based voxels of their own scan, separated by commas or blanks.
 
 A folder has `images/` with one NIfTI a subject and, as an option, `labels/` with the same file names. Pairs
 are of different subjects, no subject is in two splits. Here shapes may differ: scans are laid centre on
@@ -26,6 +27,7 @@ import numpy as np
 from adregnet_jax.config import FilesConfig
 from adregnet_jax.data import nifti
 from adregnet_jax.data.pair import Pair, PairMaker
+from adregnet_jax.data.points import has_header, read_points
 from adregnet_jax.data.preprocessing import rescale_percentiles
 from adregnet_jax.errors import UserError
 
@@ -81,7 +83,7 @@ def file_splits(
 
 
 def read_voxel_points(path: Path) -> np.ndarray:
-    """Points [n, 3] from a text file with x y z a line, by commas or blanks; a line of names may lead."""
+    """Points [n, 3] of a text file with x y z a line, by commas or blanks; a line of names may lead."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -208,7 +210,7 @@ def _row(affine: np.ndarray) -> str:
 
 def _load(files: PairFiles, shape: tuple[int, ...]) -> Pair:
     fixed, affine, spacing_mm = nifti.read_volume(files.fixed)
-    moving, _, _ = nifti.read_volume(files.moving)
+    moving, moving_affine, _ = nifti.read_volume(files.moving)
     low, fixed_inside = _padding(fixed.shape, shape)
     moving_low, moving_inside = _padding(moving.shape, shape)
     shift = np.eye(4)
@@ -230,8 +232,8 @@ def _load(files: PairFiles, shape: tuple[int, ...]) -> Pair:
             moving_labels=_pad(_labels(files.moving_labels, moving.shape), shape),
         )
     if files.fixed_landmarks and files.moving_landmarks:
-        fixed_points = _landmarks(files.fixed_landmarks, fixed.shape)
-        moving_points = _landmarks(files.moving_landmarks, moving.shape)
+        fixed_points = _landmarks(files.fixed_landmarks, fixed.shape, affine)
+        moving_points = _landmarks(files.moving_landmarks, moving.shape, moving_affine)
         if len(fixed_points) != len(moving_points):
             raise UserError(
                 f"{files.fixed_landmarks} has {len(fixed_points)} landmarks, {files.moving_landmarks} "
@@ -261,13 +263,19 @@ def _labels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return labels
 
 
-def _landmarks(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    points = read_voxel_points(path)
+def _landmarks(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    """In voxels, [n, 3], of a scan."""
+    in_the_world = has_header(path)
+    if in_the_world:
+        points = (read_points(path) - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
+    else:
+        points = read_voxel_points(path)
     outside = ((points < -0.5) | (points > np.array(shape) - 0.5)).any(axis=1)
     if outside.any():
         raise UserError(
             f"{path}: {outside.sum()} of {len(points)} landmarks are outside of the {shape} voxels, "
-            f"the first is {points[outside][0]}: expected 0-based voxels, not millimetres"
+            f"the first is {points[outside][0]}: expected "
+            + ("RAS mm of this scan" if in_the_world else "0-based voxels; RAS mm have the header x,y,z")
         )
     return points
 

@@ -49,6 +49,19 @@ def read_points(path: str | Path) -> np.ndarray:
     return np.array(points)
 
 
+def has_header(path: Path) -> bool:
+    """Whether `read_points` is to read a file: it is Slicer's, or a .csv that begins with x,y,z."""
+    if path.name.endswith((".fcsv", ".mrk.json")):
+        return True
+    if path.suffix != ".csv":
+        return False
+    try:
+        first = path.read_text(encoding="utf-8-sig").lstrip().partition("\n")[0]
+    except (OSError, UnicodeDecodeError):
+        return False  # who reads it says what is wrong
+    return [name.strip().lower() for name in first.split(",")] == COLUMNS
+
+
 def write_points(path: str | Path, points_mm: np.ndarray, *, overwrite: bool = False) -> None:
     """Writes points [n, 3] in RAS mm as .csv, .fcsv or .mrk.json.
 

@@ -67,7 +67,7 @@ def to_bits(array: jax.Array) -> jax.Array:
 
 
 def from_bits(array: jax.Array, dtype: Any) -> jax.Array:
-    """The inverse of `to_bits`."""
+    """The inverse of `to_bits`, for an array that had `dtype`."""
     return array if array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)
 
 

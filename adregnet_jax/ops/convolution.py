@@ -11,11 +11,13 @@ import numpy as np
 from adregnet_jax.ops.chunks import chunk, delayed, from_bits, full_after, slices_a_chunk, to_bits
 from adregnet_jax.ops.slabs import beyond
 
-_CHUNK_BYTES = 2**28  # of float32 intermediates of a kernel gradient that exist at once
-_AT_ONCE_BYTES = 2**24  # of planes before they are added up: more are made and added group by group,
-_GROUP_BYTES = 2**22  # of this size, which is in the cache still when it is read again
-_ROWS_BYTES = 2**20  # of shifted copies in one product of a kernel gradient, for the cache as well
-_ONE_PRODUCT_VOXELS = 1024  # up to which the whole kernel gradient is one product
+_AT_ONCE_BYTES = 2**24  # of what slices add to each other: more is made and added up group by group
+_GROUP_BYTES = 2**22  # of a group, which is in the cache still when it is read again; no more than the above
+_CHUNK_BYTES = (
+    2**28
+)  # of a volume and a gradient as float32: of larger ones, kernel gradients go chunk by chunk
+_ROWS_BYTES = 2**20  # of the shifted copies in one product of a kernel gradient, about: for the cache as well
+_ONE_PRODUCT_VOXELS = 1024  # up to which a kernel gradient is one product
 _EIGEN_CHANNELS = 4  # from how many input channels on Eigen on all cores beats YNNPACK on one
 
 
@@ -26,9 +28,9 @@ def conv3d(
 
     On GPU and TPU this is `lax.conv_general_dilated`. XLA's 3-D convolution on CPU is slow, so there the taps
     along x become output channels of one 2-D convolution over (y, z), and three of its slices, shifted along
-    x, are added. The gradient in the volume is the same convolution with the mirrored kernel; the gradient in
-    the kernel is a sum over x of one matrix product a slice, and is always computed, before the other. Large
-    volumes go through it chunk by chunk.
+    x, are added, of large volumes a group of slices at a time. The gradient in the volume is the same
+    convolution with the mirrored kernel; the gradient in the kernel is a sum of matrix products, each of a
+    few rows of voxels, and is always computed, before the other.
 
     Args:
       volume: [b, x, y, z, c]; or several, whose channels count as if they were concatenated, which of large
@@ -84,7 +86,8 @@ def _folded(parts, kernel):
     columns = 3 * out + (c if parts[0].dtype == jnp.bfloat16 else 0)
     slice_bytes = 4 * ny * nz * columns
     if b * nx * slice_bytes > _AT_ONCE_BYTES:
-        return _folded_by_groups(parts, kernel, slices_a_chunk(parts[0].shape, slice_bytes, _GROUP_BYTES))
+        slices = slices_a_chunk(parts[0].shape, slice_bytes, _GROUP_BYTES) or nx  # a single large slice
+        return _folded_by_groups(parts, kernel, slices)
     before, here, after = _planes(_joined(parts), kernel)
     return here + _pad_in_x(before[:, :-1], 1, 0) + _pad_in_x(after[:, 1:], 0, 1)
 
@@ -96,16 +99,19 @@ def _folded_by_groups(parts, kernel, slices):
     slice after it is handed on.
     """
     b, nx, ny, nz, _ = parts[0].shape
-    out, dtype = kernel.shape[-1], parts[0].dtype
+    out, dtype = kernel.shape[-1], jnp.result_type(*parts)
 
     def add_group(n, carry):
         written, handed_on = carry
-        before, here, after = (
-            one[0] for one in _planes(_joined([chunk(p, n, slices) for p in parts]), kernel)
-        )
+        volume = _joined([chunk(part, n, slices) for part in parts])
+        before, here, after = (planes[0] for planes in _planes(volume, kernel))
         inside = n % (nx // slices) > 0  # else a volume of the batch begins here
-        group = here.at[1:].add(before[:-1]).at[:-1].add(after[1:])
-        group = group.at[0].add(jnp.where(inside, handed_on, 0))
+        first = jnp.where(inside, handed_on, 0)[None]
+        group = (
+            here
+            + jnp.concatenate([first, before[:-1]])
+            + jnp.pad(after[1:], ((0, 1), (0, 0), (0, 0), (0, 0)))
+        )
         last = jnp.maximum(n * slices - 1, 0)  # of the group before; at first, what is overwritten below
         corrected = from_bits(jax.lax.dynamic_index_in_dim(written, last, keepdims=False), dtype)
         corrected = corrected + jnp.where(inside, after[0], 0)
@@ -113,7 +119,8 @@ def _folded_by_groups(parts, kernel, slices):
         return jax.lax.dynamic_update_slice_in_dim(written, to_bits(group), n * slices, 0), before[-1]
 
     start = to_bits(full_after((b * nx, ny, nz, out), dtype, *parts, kernel))
-    written, _ = jax.lax.fori_loop(0, b * nx // slices, add_group, (start, jnp.zeros((ny, nz, out), dtype)))
+    nothing = full_after((ny, nz, out), dtype, *parts, kernel, scale=0)
+    written, _ = jax.lax.fori_loop(0, b * nx // slices, add_group, (start, nothing))
     return from_bits(written, dtype).reshape(b, nx, ny, nz, out)
 
 
@@ -200,11 +207,11 @@ def _sum_of_products(volume, gradient):
     """A few rows of voxels at a time, planar and flat: [slice, c, y * z], with a voxel of zeros around.
 
     So a shift in y and z is another place to begin at, and a copy is one long run of memory; what runs over
-    the end of a row meets zeros of the gradient.
+    the end of a row meets zeros of the gradient. Rows of a few voxels waste a share on these.
     """
     b, nx, ny, nz, c = volume.shape
     out, width = gradient.shape[-1], nz + 2
-    blocks = max(1, round(36 * c * ny * width / _ROWS_BYTES))
+    blocks = max(1, round(4 * 9 * c * ny * width / _ROWS_BYTES))  # nine copies of float32
     rows = -(-ny // blocks)
     blocks = -(-ny // rows)
     spare, length = blocks * rows - ny, rows * width

@@ -1401,6 +1401,18 @@ EVALUATION = [
         config(),
         "the config must be of the full network",
     ),
+    Case(
+        "ablation_row_without_a_row",
+        "adregnet_jax.ablation --config config.py --workdir run --row",
+        config(),
+        "--row '': expected fields and values",
+    ),
+    Case(
+        "ablation_row_of_no_field",
+        "adregnet_jax.ablation --config config.py --workdir run --row model.regions=8",
+        config(),
+        "no field regions",
+    ),
     Case("ablation_without_config", "adregnet_jax.ablation --workdir run", nothing, "--config is missing"),
     Case(
         "ablation_in_a_file",

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from adregnet_jax.config import FilesConfig
 from adregnet_jax.data import nifti
 from adregnet_jax.data.files import file_splits, read_voxel_points
+from adregnet_jax.data.points import write_points
 from adregnet_jax.errors import UserError
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
@@ -68,7 +69,7 @@ def test_csv_rows_go_to_their_splits(folder):
 def test_shapes_are_padded_to_a_common_one_and_landmarks_follow(folder):
     scan(folder / "big_f.nii", (9, 6, 8))
     scan(folder / "big_m.nii", (9, 6, 8))
-    (folder / "f.csv").write_text("x,y,z\n1,2,3\n7.5,0,4\n")
+    (folder / "f.csv").write_text("1,2,3\n7.5,0,4\n")
     (folder / "m.txt").write_text("2 2 3\n7 1 4\n")
     nifti.write_volume(folder / "l.nii", np.arange(240).reshape(8, 6, 5), AFFINE)
     config = table(
@@ -161,9 +162,28 @@ def test_labels_and_landmarks_that_do_not_fit(folder):
         assert "outside of the (8, 6, 5) voxels" in refusal(
             table(folder, "train,f.nii,f.nii,a.txt,b.txt", columns=columns)
         )
-    (folder / "b.txt").write_text("7.4 -0.4 4.4\n")
+    (folder / "b.txt").write_text("x y z\n7.4 -0.4 4.4\n")
     (load,), _, _ = file_splits(table(folder, "train,f.nii,f.nii,a.txt,b.txt", columns=columns))
     np.testing.assert_allclose(load().moving_landmarks, [[7.4, -0.4, 4.4]])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".fcsv", ".mrk.json"])
+def test_landmarks_in_the_world_are_those_of_register(suffix, folder):
+    voxels = np.array([[1, 2, 3], [7, 0.5, 4]])
+    affine = np.array([[0, -2, 0, 30], [1, 0, 0, -5], [0, 0, 3, 7], [0, 0, 0, 1]])  # turned and shifted
+    for name in ("f.nii", "sub/m.nii.gz"):
+        scan(folder / name, affine=affine)
+    world = voxels @ affine[:3, :3].T + affine[:3, 3]
+    write_points(folder / f"w{suffix}", world)
+    (folder / "v.csv").write_text("".join(f"{x},{y},{z}\n" for x, y, z in voxels))
+    columns = "split,fixed,moving,fixed_landmarks,moving_landmarks"
+    (load,), _, _ = file_splits(table(folder, f"train,f.nii,sub/m.nii.gz,w{suffix},v.csv", columns=columns))
+    np.testing.assert_allclose(load().fixed_landmarks, voxels, atol=1e-5)
+    np.testing.assert_array_equal(load().moving_landmarks, voxels)
+
+    write_points(folder / f"w{suffix}", world + 1000, overwrite=True)
+    message = refusal(table(folder, f"train,f.nii,f.nii,w{suffix},v.csv", columns=columns))
+    assert "2 of 2 landmarks are outside" in message and "RAS mm of this scan" in message
 
 
 def subjects(folder, count):

@@ -8,7 +8,7 @@ from adregnet_jax.ops import convolution
 from adregnet_jax.ops.convolution import conv3d
 
 # volume, output channels: odd and even sizes, sizes below the kernel, one channel, a batch.
-CASES = [((2, 5, 3, 4, 1), 2), ((2, 1, 2, 1, 3), 1), ((1, 3, 4, 5, 2), 3)]
+CASES = [((2, 5, 3, 4, 1), 2), ((2, 1, 2, 1, 3), 1), ((1, 1, 3, 4, 2), 3), ((1, 3, 4, 5, 2), 3)]
 
 
 def random_case(shape, out):
@@ -49,11 +49,24 @@ LIMITS = {
 }
 
 
+@pytest.fixture
+def limited(monkeypatch):
+    """Sets limits of the module; what JAX has traced with others is forgotten, before and after."""
+
+    def limit(**limits):
+        for name, value in limits.items():
+            monkeypatch.setattr(convolution, name, value)
+        jax.clear_caches()
+
+    yield limit
+    monkeypatch.undo()
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 @pytest.mark.parametrize(("shape", "out"), [*CASES, ((2, 6, 3, 4, 4), 3)])
-def test_values_and_both_gradients_are_those_of_xla(shape, out, limits, monkeypatch):
-    for name, limit in limits.items():
-        monkeypatch.setattr(convolution, name, limit)
+def test_values_and_both_gradients_are_those_of_xla(shape, out, limits, limited):
+    limited(**limits)
     volume, kernel = random_case(shape, out)
     cotangent = np.random.default_rng(1).normal(size=(*shape[:-1], out)).astype(np.float32)
 
@@ -65,6 +78,24 @@ def test_values_and_both_gradients_are_those_of_xla(shape, out, limits, monkeypa
     theirs = jax.jit(lambda: value_and_gradients(xla_convolution))()
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("groups", "dtype"), [(0, "float32"), (2, "float32"), (4, "float32"), (4, "bfloat16")]
+)
+def test_parts_by_groups_are_the_whole_at_once(groups, dtype, limited):
+    volume, kernel = random_case((2, 8, 3, 4, 5), 3)
+    volume, kernel = jnp.asarray(volume, dtype), jnp.asarray(kernel, dtype)
+    expected = xla_convolution(volume.astype(jnp.float32), kernel.astype(jnp.float32))
+
+    columns = 3 * 3 + (5 if dtype == "bfloat16" else 0)
+    limit = 2**24 if not groups else 8 // groups * 4 * 3 * 4 * columns
+    limited(_AT_ONCE_BYTES=limit, _GROUP_BYTES=limit)
+    program = jax.jit(jax.vmap(lambda v: conv3d((v[..., :2], v[..., 2:]), kernel))).lower(volume[:, None])
+    assert program.as_text().count("stablehlo.while") == (groups > 0)
+    # bfloat16 keeps 8 bits: 2^-8 of results of about 10, in three partial sums.
+    result = program.compile()(volume[:, None])[:, 0].astype(jnp.float32)
+    np.testing.assert_allclose(result, expected, atol=0.15 if dtype == "bfloat16" else 2e-5)
 
 
 def test_the_centre_tap_is_the_identity():
@@ -101,9 +132,11 @@ def test_wrong_shapes_are_refused(volume, kernel):
         conv3d(jnp.zeros(volume), jnp.zeros(kernel))
 
 
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "by groups"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gradients_keep_one_volume_a_layer(dtype):
+def test_gradients_keep_one_volume_a_layer(dtype, at_once, limited):
     """What the convolution is made of isn't kept from the forward pass on, only what it was given."""
+    limited(**({} if at_once else {"_AT_ONCE_BYTES": 2**17, "_GROUP_BYTES": 2**17}))
     volume = jax.ShapeDtypeStruct((1, 16, 16, 16, 8), dtype)
 
     def planned_bytes(layers):
