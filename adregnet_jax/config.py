@@ -58,7 +58,7 @@ class DirLabConfig:
 class FilesConfig:
     """Pairs of NIfTI files (`adregnet_jax.data.files`): a CSV with one row a pair, or a folder."""
 
-    pairs: str = ""  # path of the CSV (columns: split, fixed, moving, and optional labels and landmarks)
+    pairs: str = ""  # a folder, or a CSV (columns: split, fixed, moving, and optional labels and landmarks)
     # Of a folder (images/, and labels/ of the same names) only, which is split by subject:
     validation_fraction: float = 0.1
     test_fraction: float = 0.1

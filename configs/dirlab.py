@@ -8,8 +8,12 @@
 One run a case that is left out. Hardware: one GPU of the A100 class. Result: not yet run (the original images
 can't be redistributed, and no such GPU was at hand).
 
-Where it differs from the paper: the test case is never trained on; the grid is 288 voxels wide, since the
-paper's 256 mm cut landmarks of case 2 off; see `DirLabConfig` for the paper's other preprocessing, `native`.
+The network is our default. For the paper's equations as written, add `--config.model.align_features=False
+--config.model.position_aware=False --config.model.feature_residual=False
+--config.model.scale_region_weights=False --config.model.blend_regions=False`.
+
+Where the data differ from the paper's: the test case is never trained on; the grid is 288 voxels wide, since
+the paper's 256 mm cut landmarks of case 2 off; `DirLabConfig` has the paper's other preprocessing, `native`.
 """
 
 from adregnet_jax.config import (

@@ -4,10 +4,12 @@
     adregnet register fixed.nii.gz moving.nii.gz --output out --weights runs/finetune
 
 FOLDER holds images/ with one NIfTI a subject, of one spacing, and labels/ where there are any: see
-`adregnet_jax.data.files`, also for a CSV of pairs. Scans go in with the voxels that they have, and so they do
-in `register` afterwards. By images only; --config.loss.dice=1 --config.loss.dice_labels="(1, 2)" adds labels.
+`adregnet_jax.data.files`, also for a CSV of pairs. In training, scans go in with the voxels that they have;
+`register` brings others to their spacing and axes. By images only; --config.loss.dice=1
+--config.loss.dice_labels="(1, 2)" adds labels.
 
-The network knows motions of some 14 voxels and less: bring scans of 200 voxels and more to about 100 first.
+The network knows motions of some 14 voxels and less: bring scans of 200 voxels and more to about 100 first
+(`nibabel.processing.resample_to_output`, or any other resampler).
 
 Hardware: anything; a CPU core makes a step of 64^3 voxels in about a second. The same way was measured with
 configs/hippocampus.py and configs/dirlab_cpu.py, this config itself not.

@@ -6,7 +6,12 @@
 IXI-FOLDER is the preprocessed data that TransMorph distributes: Train, Val, Test and atlas.pkl. Labels only
 score the test. Hardware: one GPU of the A100 class. Result: not yet run (no such GPU was at hand).
 
-Where it differs from the paper: TransMorph's split as published, 403 / 58 / 115. The paper says 80 % / 20 %.
+The network is our default. For the paper's equations as written, add `--config.model.align_features=False
+--config.model.position_aware=False --config.model.feature_residual=False
+--config.model.scale_region_weights=False --config.model.blend_regions=False`.
+
+Where the data differ from the paper's: TransMorph's split as published, 403 / 58 / 115. The paper says
+80 % / 20 %.
 """
 
 from adregnet_jax.config import (
