@@ -147,6 +147,20 @@ def paper_model(**changes) -> ModelConfig:
     return ModelConfig(**(as_written | changes))
 
 
+def pretrained_model(**changes) -> ModelConfig:
+    """The model of the shipped weights, for a run that starts from them; `changes` set further fields."""
+    shipped = {
+        "channels": (16, 32, 64),
+        "stem_stride": 2,
+        "global_attention_tokens": 0,
+        "region_size": 16,
+        "cosine_logits": True,
+        "shared_projection": True,
+        "match_residual": True,
+    }
+    return ModelConfig(**(shipped | changes))
+
+
 @dataclasses.dataclass
 class LossConfig:
     """Weights of eq. 16-18. A term of weight zero is not computed."""

@@ -22,9 +22,9 @@ from adregnet_jax.config import (
     DirLabConfig,
     InstanceConfig,
     LossConfig,
-    ModelConfig,
     OptimiserConfig,
     RunConfig,
+    pretrained_model,
 )
 
 
@@ -39,16 +39,7 @@ def get_config() -> Config:
             flip_axes=(0,),
             intensity_jitter=0.03,
         ),
-        # That of configs/synthetic_cpu.py, whose parameters these are.
-        model=ModelConfig(
-            channels=(16, 32, 64),
-            stem_stride=2,
-            global_attention_tokens=0,
-            region_size=16,
-            cosine_logits=True,
-            shared_projection=True,
-            match_residual=True,
-        ),
+        model=pretrained_model(),
         loss=LossConfig(ncc_window=7),
         # An epoch is three steps.
         optimiser=OptimiserConfig(learning_rate=2e-4, warmup_steps=10, halve_every_epochs=10, epochs=20),

@@ -15,23 +15,14 @@ Hardware: anything; a CPU core makes a step of 64^3 voxels in about a second. Th
 configs/hippocampus.py and configs/dirlab_cpu.py, this config itself not.
 """
 
-from adregnet_jax.config import Config, DataConfig, FilesConfig, LossConfig, ModelConfig, OptimiserConfig
+from adregnet_jax.config import Config, DataConfig, FilesConfig, LossConfig, OptimiserConfig, pretrained_model
 
 
 def get_config() -> Config:
     return Config(
         init_from="pretrained",
         data=DataConfig(kind="files", files=FilesConfig(), intensity_jitter=0.05),
-        # That of configs/synthetic_cpu.py, whose parameters these are.
-        model=ModelConfig(
-            channels=(16, 32, 64),
-            stem_stride=2,
-            global_attention_tokens=0,
-            region_size=16,
-            cosine_logits=True,
-            shared_projection=True,
-            match_residual=True,
-        ),
+        model=pretrained_model(),
         loss=LossConfig(ncc_window=5, smoothness=1.0, bending=10.0, masked=False),
         optimiser=OptimiserConfig(
             learning_rate=2e-4, warmup_steps=50, halve_every_epochs=2, epochs=6, average_decay=0.999

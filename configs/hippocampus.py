@@ -48,9 +48,9 @@ from adregnet_jax.config import (
     FilesConfig,
     InstanceConfig,
     LossConfig,
-    ModelConfig,
     OptimiserConfig,
     RunConfig,
+    pretrained_model,
 )
 
 
@@ -64,16 +64,7 @@ def get_config() -> Config:
             ),
             intensity_jitter=0.05,
         ),
-        # That of configs/synthetic_cpu.py, whose parameters these are.
-        model=ModelConfig(
-            channels=(16, 32, 64),
-            stem_stride=2,
-            global_attention_tokens=0,
-            region_size=16,
-            cosine_logits=True,
-            shared_projection=True,
-            match_residual=True,
-        ),
+        model=pretrained_model(),
         loss=LossConfig(ncc_window=5, smoothness=1.0, bending=10.0, masked=False),
         optimiser=OptimiserConfig(
             learning_rate=5e-4,

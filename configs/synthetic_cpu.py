@@ -22,10 +22,10 @@ from adregnet_jax.config import (
     Config,
     DataConfig,
     LossConfig,
-    ModelConfig,
     OptimiserConfig,
     RunConfig,
     SyntheticConfig,
+    pretrained_model,
 )
 
 
@@ -38,15 +38,7 @@ def get_config() -> Config:
             ),
             flip_axes=(0, 1, 2),
         ),
-        model=ModelConfig(
-            channels=(16, 32, 64),
-            stem_stride=2,
-            global_attention_tokens=0,
-            region_size=16,
-            cosine_logits=True,
-            shared_projection=True,
-            match_residual=True,
-        ),
+        model=pretrained_model(),
         # Labels and field are known, so that image terms, of pairs of one contrast, only refine.
         loss=LossConfig(
             ncc_window=5, similarity=0.2, smoothness=0.1, dice=0.5, dice_labels=(1, 2, 3, 4), field=0.3
