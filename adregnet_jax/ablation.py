@@ -112,7 +112,9 @@ def ablate(
             train(changed, folder)
             evaluate(changed, folder, figures=0)
 
-    lines = [table_row(row, [row_folder(workdir, row, seed) for seed in range(seeds)]) for row in rows]
+    folders = {row: [row_folder(workdir, row, seed) for seed in range(seeds)] for row in rows}
+    check_cases([folder for of_row in folders.values() for folder in of_row])
+    lines = [table_row(row, folders[row]) for row in rows]
     columns = table_columns(with_sd=seeds > 1)
     write_atomically(workdir / f"{name}.csv", tables.to_csv(lines).encode())
     write_atomically(workdir / f"{name}.md", tables.to_markdown(lines, columns).encode())
@@ -196,12 +198,24 @@ def differing_fields(ours: Any, theirs: Any, path: str = "") -> list[str]:
     return [name for names in found for name in names]
 
 
+def read_cases(folder: Path) -> list[tables.Row]:
+    with (folder / "eval" / "cases.csv").open(newline="") as file:
+        return tables.from_cells(csv.DictReader(file))
+
+
+def check_cases(folders: Sequence[Path]) -> None:
+    """Refuses evaluations of other cases, as eval.py with another test split leaves them."""
+    names = [[case["name"] for case in read_cases(folder)] for folder in folders]
+    for folder, of_folder in zip(folders, names, strict=True):
+        if of_folder != names[0]:
+            raise UserError(
+                f"{folder} was evaluated on other cases than {folders[0]}: delete its folder eval"
+            )
+
+
 def table_row(name: str, folders: Sequence[Path]) -> tables.Row:
     """Of each metric the mean over the cases, and of these the mean and the SD over the seeds' folders."""
-    runs = []
-    for folder in folders:
-        with (folder / "eval" / "cases.csv").open(newline="") as file:
-            runs.append(tables.from_cells(csv.DictReader(file)))
+    runs = [read_cases(folder) for folder in folders]
     row: tables.Row = {"network": name, "seeds": len(folders), "cases": len(runs[0])}
     for _, metric, _ in COLUMNS:
         means = [tables.mean_and_sd(case[metric] for case in cases)[0] for cases in runs]

@@ -6,6 +6,7 @@ the command line by its path, for instance `--config.optimiser.learning_rate=3e-
 
 import dataclasses
 from dataclasses import field
+from typing import Any
 
 
 @dataclasses.dataclass
@@ -149,7 +150,7 @@ def paper_model(**changes) -> ModelConfig:
 
 def pretrained_model(**changes) -> ModelConfig:
     """The model of the shipped weights, for a run that starts from them; `changes` set further fields."""
-    shipped = {
+    shipped: dict[str, Any] = {
         "channels": (16, 32, 64),
         "stem_stride": 2,
         "global_attention_tokens": 0,

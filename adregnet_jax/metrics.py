@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import ndimage
 
 from adregnet_jax.losses import ncc_loss, ssim_loss
 from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant
@@ -64,26 +65,31 @@ def jacobian_statistics(displacement: ArrayLike, mask: ArrayLike | None = None) 
     }
 
 
-def sd_log_jacobian(displacement: ArrayLike) -> float:
+def sd_log_jacobian(displacement: ArrayLike, mask: ArrayLike | None = None) -> float:
     """SDlogJ as Learn2Reg computes it: SD of log(clip(det + 3, 1e-9, 1e9)), 2 voxels inside the border.
+
+    The border is that of the mask, which is False in padding, where there is one.
 
     The 3 is in the code of the challenge, so that folds have a logarithm; it makes the figure smaller than
     the SD of log(det).
 
     Raises:
-      ValueError: a grid of 4 voxels or fewer along an axis.
+      ValueError: a grid, or a mask, of 4 voxels or fewer along an axis.
     """
     determinant = np.asarray(
         _jacobian_determinant(jnp.asarray(displacement, jnp.float32)[None])[0], np.float64
-    )[2:-2, 2:-2, 2:-2]
+    )
+    scan = np.ones(determinant.shape, bool) if mask is None else np.asarray(mask, bool)
+    determinant = determinant[ndimage.binary_erosion(scan, np.ones((5, 5, 5)))]
     if not determinant.size:
         raise ValueError(f"SDlogJ takes 5 voxels or more an axis, got {np.shape(displacement)}")
     return float(np.std(np.log(np.clip(determinant + 3, 1e-9, 1e9))))
 
 
-def folded_volume_percent(displacement: ArrayLike) -> float:
-    """The non-diffeomorphic volume by tetrahedra (`ops.jacobian.folded_volume`), in percent."""
-    return 100 * float(_folded_volume(jnp.asarray(displacement, jnp.float32)[None])[0])
+def folded_volume_percent(displacement: ArrayLike, mask: ArrayLike | None = None) -> float:
+    """The non-diffeomorphic volume by tetrahedra (`ops.jacobian.folded_volume`) in the mask, in percent."""
+    inside = None if mask is None else jnp.asarray(mask, bool)[None]
+    return 100 * float(_folded_volume(jnp.asarray(displacement, jnp.float32)[None], inside)[0])
 
 
 def tre_mm(displacement: ArrayLike, fixed: ArrayLike, moving: ArrayLike, spacing_mm: ArrayLike) -> np.ndarray:

@@ -148,6 +148,14 @@ def test_a_folder_of_another_run_is_refused(trained, tmp_path):
     assert (tmp_path / "full-seed0" / "eval" / "summary.json").is_file()
 
 
+def test_rows_that_were_evaluated_on_other_cases_make_no_table(trained, tmp_path):
+    ablation.ablate(Config(), tmp_path, {"full": ()}, seeds=2)
+    path = tmp_path / "full-seed1" / "eval" / "cases.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match=r"full-seed1 was evaluated on other cases than .*full-seed0"):
+        ablation.ablate(Config(), tmp_path, {"full": ()}, seeds=2)
+
+
 @pytest.mark.parametrize("model", [{"cross_attention": False}, {"architecture": "voxelmorph-1"}])
 def test_a_base_that_lacks_a_part_is_refused(model, trained, tmp_path):
     with pytest.raises(UserError, match="must be of the full network"):

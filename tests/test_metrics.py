@@ -143,6 +143,16 @@ def test_sd_log_jacobian_is_that_of_the_challenge():
         sd_log_jacobian(np.zeros((4, 6, 6, 3)))
 
 
+def test_padding_counts_in_no_statistic_of_the_jacobian():
+    displacement = np.random.default_rng(0).normal(0, 1, (8, 9, 10, 3)).astype(np.float32)
+    padded = np.pad(displacement, ((3, 0), (1, 2), (0, 4), (0, 0)), mode="edge")
+    mask = np.pad(np.ones((8, 9, 10), bool), ((3, 0), (1, 2), (0, 4)))
+    for measure in (sd_log_jacobian, folded_volume_percent):
+        assert measure(padded, mask) == pytest.approx(measure(displacement), rel=1e-5)
+        assert measure(padded) != pytest.approx(measure(displacement), rel=0.01)
+        assert measure(displacement, np.ones((8, 9, 10))) == pytest.approx(measure(displacement))
+
+
 def test_folded_volume_is_in_percent():
     mirror = np.zeros((4, 4, 4, 3))
     mirror[..., 0] = -2 * np.arange(4)[:, None, None]

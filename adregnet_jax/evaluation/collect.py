@@ -24,8 +24,9 @@ from adregnet_jax.evaluation import published, tables
 from adregnet_jax.evaluation import report as html
 from adregnet_jax.evaluation.evaluate import landmark_figure, write_atomically, write_figure
 from adregnet_jax.evaluation.statistics import compare, holm
+from adregnet_jax.training.record import describe_origin
 
-DIRLAB_NAME = re.compile(r"case(\d+)( \(.*\))?$")
+DIRLAB_NAME = re.compile(r"case(\d+)( \(.*\))?")
 TABLE_II = (tables.Column("case", "{name}"), tables.Column("landmarks", "{landmarks:.0f}"),
             *tables.SIMILARITY[1:],
             tables.Column("folded, %", "{folded_percent:.3f}"))  # fmt: skip
@@ -61,13 +62,17 @@ def collect(
     rows = _joined([folder / "cases.csv" for folder in folders])
     distances = [row for folder in folders for row in _read_distances(folder / "landmarks.csv")]
     names = [row["name"] for row in rows]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    cases = [re.sub(r" \(trained on\)$", "", name) for name in names]
+    if twice := sorted({name for name in cases if cases.count(name) > 1}):
         raise UserError(f"{', '.join(twice)}: in more than one run, each case counts once: leave one out")
+    kinds = {_recorded_data(run).get("kind") for run in runs}
+    is_dirlab = kinds == {"dirlab"} and all(_dirlab_number(row) and row.get("landmarks") for row in rows)
+    method = METHODS[instance]
     result = [
-        Table("table_1", _caption(rows), *_table_1(rows)),
-        Table("table_2", "Similarity and deformation", tables.with_mean_and_sd(rows), TABLE_II),
+        Table("table_1", f"{_caption(is_dirlab=is_dirlab)}. {method}", *_table_1(rows, is_dirlab=is_dirlab)),
+        Table("table_2", f"{SIMILARITY_CAPTION}. {method}", tables.with_mean_and_sd(rows), TABLE_II),
     ]
-    if comparisons := _comparisons(rows, against):
+    if comparisons := _comparisons(rows, against, is_dirlab=is_dirlab):
         result.append(Table("statistics", STATISTICS_CAPTION, comparisons, STATISTICS))
 
     sections = []
@@ -78,7 +83,8 @@ def collect(
             ("tex", tables.to_latex),
         ):
             text = render(table.rows, table.columns)
-            write_atomically(output / f"{table.name}.{suffix}", text.encode())
+            caption = f"% {table.caption}\n" if suffix == "tex" else f"{table.caption}\n\n"
+            write_atomically(output / f"{table.name}.{suffix}", (caption + text).encode())
         write_atomically(output / f"{table.name}.csv", tables.to_csv(table.rows).encode())
         heading = html.Section(table.caption, tables.to_html(table.rows, table.columns))
         sections.append(heading)
@@ -95,9 +101,18 @@ def collect(
     return result
 
 
+METHODS = {
+    False: "Network alone",
+    True: "Network, then instance optimisation on the images of each test pair",
+}
+SIMILARITY_CAPTION = (
+    "Similarity and deformation: SSIM of one global window, SDlogJ of det + 3 as Learn2Reg, folded volume by"
+    " tetrahedra"
+)
 STATISTICS_CAPTION = (
     "Two-sided Wilcoxon signed-rank tests over the cases, Holm's correction; difference: ours minus theirs; "
-    "interval: BCa bootstrap of the mean; effect: matched-pairs rank-biserial correlation"
+    "interval: bootstrap of the mean, BCa over the cases, over the subjects where pairs share them; effect: "
+    "matched-pairs rank-biserial correlation"
 )
 
 
@@ -156,42 +171,43 @@ def _order(row: Mapping) -> tuple:
 
 
 def _dirlab_number(row: tables.Row) -> int | None:
-    found = DIRLAB_NAME.search(row["name"])
+    found = DIRLAB_NAME.fullmatch(row["name"])
     return int(found[1]) if found and 1 <= int(found[1]) <= 10 else None
-
-
-def _is_dirlab(rows: Sequence[tables.Row]) -> bool:
-    return all(_dirlab_number(row) and row.get("landmarks") for row in rows)
 
 
 def _published(rows: Sequence[tables.Row], method: str) -> list[float]:
     return [published.DIRLAB_TRE_MM[method][(_dirlab_number(row) or 0) - 1] for row in rows]
 
 
-def _caption(rows: Sequence[tables.Row]) -> str:
-    if not _is_dirlab(rows):
-        return "Alignment"
+def _caption(*, is_dirlab: bool) -> str:
+    if not is_dirlab:
+        return "Alignment; Dice of labels warped by nearest neighbour"
     return (
         "TRE in mm, mean (SD over the landmarks), and published means on the original DIR-Lab images "
         f"(ORRN, of which no cases are published: {published.ORRN_MEAN_MM} over the ten). "
-        f"Snapped to voxels: {', '.join(sorted(published.SNAPPED))}; the others continuous or not said"
+        f"Snapped to voxels: {', '.join(sorted(published.SNAPPED))}; the others continuous or not said. "
+        f"Optimised on each test pair: {', '.join(sorted(published.OPTIMISED))}"
     )
 
 
-def _table_1(rows: Sequence[tables.Row]) -> tuple[list[tables.Row], tuple[tables.Column, ...]]:
+def _table_1(
+    rows: Sequence[tables.Row], *, is_dirlab: bool
+) -> tuple[list[tables.Row], tuple[tables.Column, ...]]:
     columns: tuple[tables.Column, ...] = tables.ALIGNMENT
-    if _is_dirlab(rows):
+    if is_dirlab:
         values = {method: _published(rows, method) for method in published.DIRLAB_TRE_MM}
         rows = [row | {m: values[m][n] for m in values} for n, row in enumerate(rows)]
         columns += tuple(tables.Column(method, "{" + method + ":.2f}") for method in values)
     return tables.with_mean_and_sd(rows), columns
 
 
-def _comparisons(rows: Sequence[tables.Row], against: Sequence[Path]) -> list[tables.Row]:
-    others: dict[str, tuple[list[float], list[float]]] = {}
-    if _is_dirlab(rows):
-        ours = [row["tre_mm"] for row in rows]
-        others = {method: (ours, _published(rows, method)) for method in published.DIRLAB_TRE_MM}
+def _comparisons(rows: Sequence[tables.Row], against: Sequence[Path], *, is_dirlab: bool) -> list[tables.Row]:
+    others: dict[str, tuple[Sequence[tables.Row], str, list[float | None]]] = {}
+    if is_dirlab:
+        for method in published.DIRLAB_TRE_MM:  # a snapped distance with a snapped one
+            snapped = method in published.SNAPPED
+            name = f"{method} (snapped)" if snapped else method
+            others[name] = (rows, "tre_snapped_mm" if snapped else "tre_mm", list(_published(rows, method)))
     for path in against:
         theirs = {row["name"]: row for row in read_cases(path)}
         if set(theirs) != {row["name"] for row in rows}:
@@ -200,14 +216,24 @@ def _comparisons(rows: Sequence[tables.Row], against: Sequence[Path]) -> list[ta
                 f"{path}: has other cases than these runs ({', '.join(different[:4])}, ...): "
                 "a paired test needs the same ones"
             )
-        measure = "tre_mm" if rows[0].get("tre_mm") is not None else "dice"
-        if any(measure not in row for row in (rows[0], *theirs.values())):
-            raise UserError(f"{path}: {measure} is not in both tables, so nothing can be compared")
-        others[f"{path} ({measure})"] = (
-            [row[measure] for row in rows],
-            [theirs[row["name"]][measure] for row in rows],
+        measure = "tre_mm" if any(row.get("tre_mm") is not None for row in rows) else "dice"
+        values = [theirs[row["name"]].get(measure) for row in rows]
+        others[f"{path} ({measure})"] = (rows, measure, values)
+
+    compared = {}
+    for name, (ours, measure, values) in others.items():
+        both = [
+            (row, value)
+            for row, value in zip(ours, values, strict=True)
+            if row.get(measure) is not None and value is not None
+        ]
+        if not both:
+            raise UserError(f"{name}: {measure} of no case is in both tables, so nothing can be compared")
+        known = f"{name}, {len(both)} of {len(rows)} cases" if len(both) < len(rows) else name
+        subjects = [(row["fixed"], row["moving"]) for row, _ in both] if "fixed" in rows[0] else None
+        compared[known] = compare(
+            [row[measure] for row, _ in both], [value for _, value in both], subjects=subjects
         )
-    compared = {name: compare(*values) for name, values in others.items()}
     corrected = holm([comparison.p for comparison in compared.values()])
     return [
         {
@@ -227,17 +253,37 @@ def _comparisons(rows: Sequence[tables.Row], against: Sequence[Path]) -> list[ta
 
 def _protocol(runs: Sequence[Path], instance: bool) -> str:
     """What the runs were trained and tested on, as their configs say, and a warning where that leaks."""
-    method = (
-        "Network, then instance optimisation on the images of each test pair" if instance else "Network alone"
-    )
-    lines = [f"{method}; the best checkpoint of each run by its validation cases.", ""]
+    lines = [f"{METHODS[instance]}; the best checkpoint of each run by its validation cases.", ""]
     for run in runs:
         try:
-            data = json.loads((run / "config.json").read_text())["config"]["data"]
-            lines.append(f"{run.name}: {_data(data)}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            lines.append(f"{run.name}: {_data(_recorded_data(run))}. {_origin(run)}".strip())
+        except (KeyError, TypeError, AttributeError):
             lines.append(f"{run.name}: no config.json that can be read, its protocol is not known")
     return "\n".join(lines)
+
+
+def _recorded_data(run: Path) -> Mapping:
+    """The settings `data` of a run; {} where they can't be read."""
+    config = _recorded_config(run)
+    return config["data"] if isinstance(config.get("data"), dict) else {}
+
+
+def _recorded_config(run: Path) -> Mapping:
+    try:
+        config = json.loads((run / "config.json").read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _origin(run: Path) -> str:
+    """What the parameters of a run come from, by its records."""
+    try:
+        pairs = json.loads((run / "splits.json").read_text())["test"]["pairs"]
+        tested = {fixed for fixed, _ in pairs}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        tested = set()
+    return describe_origin(_recorded_config(run).get("init_from", ""), tested)
 
 
 def _data(data: Mapping) -> str:

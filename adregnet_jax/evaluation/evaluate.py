@@ -38,7 +38,7 @@ from adregnet_jax import metrics, provenance
 from adregnet_jax.config import Config, DataConfig
 from adregnet_jax.data import ixi
 from adregnet_jax.data.pair import Pair
-from adregnet_jax.data.splits import load_splits
+from adregnet_jax.data.splits import LazyPairs, load_splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import baselines, tables
 from adregnet_jax.evaluation import figures as draw
@@ -50,7 +50,7 @@ from adregnet_jax.ops.jacobian import jacobian_determinant
 from adregnet_jax.ops.sampling import warp, warp_labels
 from adregnet_jax.registration import dropout_sd_mm, register
 from adregnet_jax.training.checkpoint import check_architecture, restore_parameters
-from adregnet_jax.training.record import check_splits
+from adregnet_jax.training.record import check_splits, describe_origin
 from adregnet_jax.unfinished import tidy, unfinished
 
 # Column of landmarks.csv, its name and unit, and the figure that tells what it is worth.
@@ -149,8 +149,10 @@ def evaluate(
 
     method = "network, then instance optimisation" if instance else "network alone"
     protocol = describe_protocol(found.rows, config.data, method=method, step=step)
+    origin = describe_origin(config.init_from, {maker.fixed for maker in pairs.makers})
+    protocol += f"{origin.strip()}\n" if origin else ""
     protocol += "".join(f"{text}\n" for text in rank_correlations(found.landmarks))
-    parts = _write_tables(folder, found, config.data)
+    parts = _write_tables(folder, found, config.data, protocol)
     _write_report(folder, workdir, found, parts, protocol=protocol, kind=config.data.kind)
     print(protocol)
     for _, lines, columns in parts:
@@ -160,7 +162,7 @@ def evaluate(
 
 
 def _measure(
-    pairs: Sequence[Pair],
+    pairs: LazyPairs,
     network: Callable[[Pair], Registered],
     folder: Path,
     config: Config,
@@ -181,7 +183,9 @@ def _measure(
             scores["dice_affine"] = aligned.dice
         row |= mean_dice(scores, _published_labels(config.data))
         found.scores.append(scores)
-        found.rows.append(row | {"seconds": registered.seconds})
+        maker = pairs.makers[index]
+        subjects = {"fixed": maker.fixed, "moving": maker.moving}
+        found.rows.append(row | {"seconds": registered.seconds} | subjects)
         found.landmarks.extend(
             landmark_rows(pair, registered.displacement, registered.match_entropy, registered.dropout_sd_mm)
         )
@@ -194,7 +198,7 @@ def _measure(
     return found
 
 
-def _write_tables(folder: Path, found: Measured, data: DataConfig) -> list[Part]:
+def _write_tables(folder: Path, found: Measured, data: DataConfig, protocol: str) -> list[Part]:
     """Writes everything but the report and its figures; returns the tables to print."""
     write_atomically(folder / "cases.csv", tables.to_csv(found.rows).encode())
     if found.landmarks:
@@ -207,10 +211,14 @@ def _write_tables(folder: Path, found: Measured, data: DataConfig) -> list[Part]
         Part("Alignment", lines, tables.ALIGNMENT),
         Part("Similarity and deformation", lines, tables.SIMILARITY),
     ]
-    for suffix, render in (("md", tables.to_markdown), ("tex", tables.to_latex)):
-        text = "\n".join(render(part.lines, part.columns) for part in parts)
+    comment = "".join(f"% {line}\n" for line in protocol.splitlines())
+    for suffix, above, render in (
+        ("md", f"{protocol}\n", tables.to_markdown),
+        ("tex", comment, tables.to_latex),
+    ):
+        text = above + "\n".join(render(part.lines, part.columns) for part in parts)
         write_atomically(folder / f"tables.{suffix}", text.encode())
-    if _published_labels(data):
+    if data.kind == "ixi" and data.ixi.mode == "atlas":  # what the published rows are of
         table_3 = write_ixi(folder, found.rows, found.scores)
         parts.append(Part("Dice as published", table_3, ixi_scores.TABLE_3))
     return parts
@@ -278,11 +286,11 @@ def case_metrics(pair: Pair, displacement: np.ndarray, warped: np.ndarray) -> ta
         "jacobian_sd": tables.finite(jacobian["sd"]),
         "jacobian_min": tables.finite(jacobian["minimum"]),
         "folded_percent": tables.finite(jacobian["folded_percent"]),
-        "folded_volume_percent": tables.finite(metrics.folded_volume_percent(displacement)),
+        "folded_volume_percent": tables.finite(metrics.folded_volume_percent(displacement, pair.mask)),
         "sd_log_jacobian": None,
     }
-    if min(displacement.shape[:3]) > 4:
-        row["sd_log_jacobian"] = tables.finite(metrics.sd_log_jacobian(displacement))
+    with contextlib.suppress(ValueError):  # too few voxels
+        row["sd_log_jacobian"] = tables.finite(metrics.sd_log_jacobian(displacement, pair.mask))
     return row
 
 
@@ -339,7 +347,7 @@ def describe_protocol(rows: Sequence[tables.Row], data: DataConfig, *, method: s
         "a voxel of the native scan. Dice: labels warped by nearest neighbour; one-hot: by one trilinear\n"
         "image a label, the largest wins. SSIM: one global window. Folded: Jacobian determinant <= 0 by\n"
         "central differences; folded volume: by tetrahedra. SDlogJ: as Learn2Reg, of det + 3. The last two\n"
-        "rows are mean and SD over the cases; every SD is the sample SD.\n"
+        "rows are mean and sample SD over the cases.\n"
     )
 
 
@@ -389,11 +397,21 @@ def summary_figures(
 
 def rank_correlations(landmarks: Sequence[tables.Row]) -> list[str]:
     """A line for each uncertainty that `landmark_rows` knows: how it goes along with the error."""
-    return [
-        f"Spearman's rank correlation of {measure}, with the error of the landmarks: {found[2]:+.2f}."
-        for column, measure, _ in UNCERTAINTIES
-        if (found := _calibration(landmarks, column)) is not None
-    ]
+    lines = []
+    for column, measure, _ in UNCERTAINTIES:
+        if (found := _calibration(landmarks, column)) is None:
+            continue
+        cases = [
+            _calibration([row for row in landmarks if row["name"] == name], column)
+            for name in dict.fromkeys(row["name"] for row in landmarks)
+        ]
+        rho = [of_case[2] for of_case in cases if of_case is not None]
+        within = f"; within a case {np.mean(rho):+.2f} ({min(rho):+.2f} to {max(rho):+.2f})" if rho else ""
+        lines.append(
+            f"Spearman's rank correlation of {measure}, with the error: {found[2]:+.2f} over all landmarks"
+            f"{within}."
+        )
+    return lines
 
 
 def _calibration(landmarks: Sequence[tables.Row], column: str) -> tuple[np.ndarray, np.ndarray, float] | None:

@@ -20,6 +20,7 @@ DIRLAB_TRE_MM: dict[str, tuple[float, ...]] = {
     "IDIR": (0.76, 0.76, 0.94, 1.32, 1.23, 1.09, 1.12, 1.21, 1.22, 1.01),
 }
 SNAPPED = frozenset({"pTVreg"})
+OPTIMISED = frozenset({"pTVreg", "IDIR"})
 ORRN_MEAN_MM = 1.26  # published as a mean only
 
 # Table III of the AD-RegNet paper: Dice over 17 groups of labels x cases, and folded voxels in percent (mean,

@@ -1,10 +1,13 @@
 """Is one method better than another on the same cases? Paired signed-rank tests, effect sizes, intervals.
 
 Pure functions around `scipy.stats`. A case is one observation: landmarks of one scan are not independent.
+Nor are pairs that share a subject, to which the signed-rank test does not apply: of these the interval is a
+bootstrap over the subjects, and there is no p.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,40 +22,96 @@ class Comparison(NamedTuple):
 
     pairs: int
     mean_difference: float
-    interval: tuple[float, float] | None  # 95 % of the mean difference, None for fewer than 2 cases
+    interval: tuple[float, float] | None  # 95 % of the mean difference, None for fewer than `FEWEST_PAIRS`
     effect: float | None  # matched-pairs rank-biserial correlation, -1 (ours always lower) to 1
     p: float | None  # two-sided Wilcoxon signed-rank test; None with a note
     note: str  # why there is no p
 
 
-def compare(ours: Sequence[float], theirs: Sequence[float], *, seed: int = 0) -> Comparison:
+def compare(
+    ours: Sequence[float],
+    theirs: Sequence[float],
+    *,
+    subjects: Sequence[Sequence[str]] | None = None,
+    seed: int = 0,
+) -> Comparison:
     """Compares two methods on the same cases.
 
     The test is exact where no two differences tie, and leaves out differences of zero (Wilcoxon's own way).
-    The interval is a bias-corrected bootstrap over the cases (BCa, 10,000 samples).
+    The interval is a bias-corrected bootstrap over the cases (BCa, 10,000 samples). Where cases share
+    subjects, but for one that is in all of them, such as an atlas, there is no test, and the interval is
+    that of `subject_interval`.
 
     Args:
         ours: one value a case.
         theirs: of the same cases, in the same order.
+        subjects: whose scans each case is made of; None: nobody is in two cases.
         seed: of the bootstrap.
 
     Raises:
-        ValueError: lengths that differ, or no cases.
+        ValueError: lengths that differ, no cases, or a value that is not finite.
     """
     ours_, theirs_ = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if ours_.shape != theirs_.shape or ours_.ndim != 1 or not ours_.size:
         raise ValueError(f"expected one value a case from both, got {ours_.shape} and {theirs_.shape}")
+    if not np.isfinite([ours_, theirs_]).all():
+        raise ValueError("expected finite values of both")
     # Published figures have two digits: without rounding, equal differences would not tie.
     difference = np.round(ours_ - theirs_, 9)
     moved = difference[difference != 0]
     ranks = stats.rankdata(np.abs(moved))
     effect = float(np.sum(np.sign(moved) * ranks) / np.sum(ranks)) if moved.size else None
     p, note = None, ""
-    if len(moved) < FEWEST_PAIRS:
+    shared = shared_subjects(subjects or [])
+    if shared:
+        note = f"n/a: {shared} subjects are in several pairs, the interval is over subjects"
+    elif len(moved) < FEWEST_PAIRS:
         note = f"n/a: {len(moved)} pairs differ, a signed-rank test takes {FEWEST_PAIRS}"
     else:
         p = float(stats.wilcoxon(moved).pvalue)
-    return Comparison(len(difference), float(difference.mean()), _interval(difference, seed), effect, p, note)
+    if len(difference) < FEWEST_PAIRS:
+        interval = None  # a bootstrap of so few never leaves the range that they span
+    elif shared:
+        interval = subject_interval(difference, subjects or [], seed=seed)
+    else:
+        interval = _interval(difference, seed)
+    return Comparison(len(difference), float(difference.mean()), interval, effect, p, note)
+
+
+def shared_subjects(subjects: Sequence[Sequence[str]]) -> int:
+    """How many subjects are in more than one case, but not in all of them."""
+    counts = Counter(name for case in subjects for name in set(case))
+    return sum(1 < count < len(subjects) for count in counts.values())
+
+
+def subject_interval(
+    values: np.ndarray, subjects: Sequence[Sequence[str]], *, seed: int = 0, samples: int = 10_000
+) -> tuple[float, float]:
+    """95 % interval of a mean over cases that share subjects, by a bootstrap over the subjects (percentiles).
+
+    Subjects are drawn with replacement; a case counts as often as all of its subjects were drawn together,
+    the product of their numbers. A subject that is in all cases is not drawn.
+
+    Args:
+        values: [n], one a case.
+        subjects: of each case.
+        seed: of the draws.
+        samples: how many there are.
+
+    Reference:
+        The pigeonhole bootstrap: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007).
+    """
+    everywhere = set.intersection(*(set(case) for case in subjects))
+    names = sorted({name for case in subjects for name in case} - everywhere)
+    place = {name: index for index, name in enumerate(names)}
+    counts = np.random.default_rng(seed).multinomial(len(names), [1 / len(names)] * len(names), samples)
+    weights = np.stack(
+        [counts[:, [place[name] for name in set(case) - everywhere]].prod(axis=1) for case in subjects],
+        axis=1,
+    )
+    weights = weights[weights.sum(axis=1) > 0]  # a draw may leave no case
+    low, high = np.percentile(weights @ values / weights.sum(axis=1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -66,9 +125,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def _interval(values: np.ndarray, seed: int) -> tuple[float, float] | None:
-    if len(values) < 2:
-        return None
+def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
     found = stats.bootstrap(

@@ -3,8 +3,8 @@
 A row is a dict from name to value. `None` stands for "does not apply" (no landmarks, no labels) and for a
 value that isn't finite: it is an empty cell in CSV, a dash in a printed table and null in JSON.
 
-Every standard deviation is the sample SD (divisor n - 1), as in the published DIR-Lab tables: the landmark
-distances of case 4 give 4.86 mm with n - 1, the published figure, and 4.85 mm with n.
+Every standard deviation over cases or landmarks is the sample SD (divisor n - 1), as in the published DIR-Lab
+tables: the landmark distances of case 4 give 4.86 mm with n - 1, the published figure, and 4.85 mm with n.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Row = dict[str, Any]
-TEXTS = ("name",)  # the columns of cases.csv that hold no numbers
+TEXTS = ("name", "fixed", "moving")  # the columns of cases.csv that hold no numbers
 
 
 class Column(NamedTuple):
@@ -47,7 +47,7 @@ ALIGNMENT = (
     Column("Dice", "{dice:.3f}"),
     Column("Dice, one-hot", "{dice_onehot:.3f}"),
     Column("folded, %", "{folded_percent:.3f}"),
-    Column("network, s", "{seconds:.2f}"),
+    Column("time, s", "{seconds:.2f}"),
 )
 SIMILARITY = (
     Column("case", "{name}"),
@@ -79,7 +79,7 @@ def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | N
 
 def with_mean_and_sd(rows: Sequence[Row]) -> list[Row]:
     """The rows, then their mean and their SD over the cases, column by column."""
-    numbers = {name: mean_and_sd(row[name] for row in rows) for name in rows[0] if name != "name"}
+    numbers = {name: mean_and_sd(row[name] for row in rows) for name in rows[0] if name not in TEXTS}
     mean: Row = {"name": "mean"} | {name: pair[0] for name, pair in numbers.items()}
     sd: Row = {"name": "SD"} | {name: pair[1] for name, pair in numbers.items()}
     return [*rows, mean, sd]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -78,7 +79,7 @@ def _gradient(volume, spacing, axis_name):
     return [along_x / spacing[0], *jnp.gradient(volume, *spacing[1:], axis=(2, 3))]
 
 
-def folded_volume(displacement: jax.Array) -> jax.Array:
+def folded_volume(displacement: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Share of the volume that the map `p + u(p)` turns inside out, by tetrahedra.
 
     No fold between voxels hides from them, as it may from central differences.
@@ -90,9 +91,10 @@ def folded_volume(displacement: jax.Array) -> jax.Array:
 
     Args:
       displacement: [b, x, y, z, 3] in voxels of its grid.
+      mask: [b, x, y, z], or None for the whole grid: only cubes whose eight voxels are in it count.
 
     Returns:
-      [b], 0 without a fold; it may pass 1.
+      [b], 0 without a fold; it may pass 1. NaN where no cube is in the mask.
 
     Raises:
       ValueError: wrong shape, or an axis of a single voxel.
@@ -112,6 +114,15 @@ def folded_volume(displacement: jax.Array) -> jax.Array:
         for bits in itertools.product((0, 1), repeat=3)
     }
 
+    inside = jnp.ones(mapped.shape[:-1], bool) if mask is None else mask.astype(bool)
+    whole = functools.reduce(
+        jnp.logical_and,
+        (inside[(slice(None), *(high if bit else low for bit in bits))] for bits in vertex),
+    )
+
+    def inverted(signed):
+        return jnp.sum(jnp.where(whole, jnp.maximum(-signed, 0), 0), axis=(1, 2, 3))
+
     def determinant(origin, *others):
         a, b, c = (vertex[other] - vertex[origin] for other in others)
         return jnp.sum(jnp.cross(a, b) * c, axis=-1)
@@ -123,7 +134,7 @@ def folded_volume(displacement: jax.Array) -> jax.Array:
         for i, j, k in corners:
             sign = (-1) ** (i + j + k)  # the three edges of an odd vertex are a mirrored frame
             at_vertex = sign * determinant((i, j, k), (1 - i, j, k), (i, 1 - j, k), (i, j, 1 - k))
-            total = total + jnp.mean(jnp.maximum(-at_vertex, 0), axis=(1, 2, 3))
+            total = total + inverted(at_vertex)
         sign = 1 if parity else -1
-        total = total + jnp.mean(jnp.maximum(-sign * determinant(*middle), 0), axis=(1, 2, 3))
-    return total / 6 / 2
+        total = total + inverted(sign * determinant(*middle))
+    return total / jnp.sum(whole, axis=(1, 2, 3)) / 6 / 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import jax
 from adregnet_jax import provenance
 from adregnet_jax.data.splits import Splits
 from adregnet_jax.errors import UserError
+from adregnet_jax.pretrained import PRETRAINED
 
 
 @contextlib.contextmanager
@@ -92,6 +93,36 @@ def write_splits(workdir: Path, kind: str, splits: Splits) -> None:
         for split, pairs in splits._asdict().items()
     }
     write_record(workdir / "splits.json", {"data": kind, **parts})
+
+
+def describe_origin(init_from: str, tested: Collection[str]) -> str:
+    """What the parameters of a run with this `init_from` come from, and a warning where that leaks.
+
+    Args:
+        init_from: of its config.
+        tested: subjects whose scans are the fixed ones of test pairs.
+
+    Returns:
+        "" for random parameters; else a sentence. A run that it started from may have started from another.
+    """
+    if not init_from:
+        return ""
+    if init_from == PRETRAINED:
+        return "Trained on from the shipped weights, which have seen synthetic anatomy alone."
+    try:
+        splits = json.loads((Path(init_from) / "splits.json").read_text())
+        seen = {subject for split in ("train", "validation") for subject in splits[split]["subjects"]}
+        before = json.loads((Path(init_from) / "config.json").read_text())["config"].get("init_from", "")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError):
+        return f"Trained on from {init_from}, of which it is not known what it was trained with."
+    if leaked := sorted(seen & set(tested)):
+        named = ", ".join(leaked[:4]) + (", ..." if len(leaked) > 4 else "")
+        return (
+            f"WARNING: LEAKAGE, trained on from {init_from}, which was trained with test subjects: {named}."
+        )
+    return f"Trained on from {init_from}, which has not seen the test subjects. " + describe_origin(
+        before, tested
+    )
 
 
 def check_splits(workdir: Path, kind: str, splits: Splits) -> None:

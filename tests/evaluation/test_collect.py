@@ -76,6 +76,33 @@ def test_a_run_that_was_trained_on_its_test_case_is_never_called_leave_one_out(f
     assert "leave-one-out" not in page
 
 
+def test_published_columns_are_of_dirlab_alone_and_snapped_goes_with_snapped(folds, tmp_path):
+    runs, values = folds
+    statistics = {row["name"]: row for row in collect(runs, tmp_path / "out")[2].rows}
+    assert statistics["pTVreg (snapped)"]["mean_difference"] == pytest.approx(
+        0.5 - np.mean(DIRLAB_TRE_MM["pTVreg"])
+    )
+    assert statistics["IDIR"]["mean_difference"] == pytest.approx(
+        np.mean(values) - np.mean(DIRLAB_TRE_MM["IDIR"])
+    )
+    assert "Network alone" in (tmp_path / "out" / "table_1.md").read_text()
+
+    for run in runs:
+        (run / "config.json").write_text(json.dumps({"config": {"data": {"kind": "files"}}}))
+    assert len(collect(runs, tmp_path / "out")) == 2
+    others = [evaluated(tmp_path / f"other{n}", f"mycase{n}", 1.0) for n in range(1, 8)]
+    assert len(collect(others, tmp_path / "out")) == 2
+
+
+def test_cases_that_either_side_lacks_are_left_out_and_told(tmp_path):
+    ours = [evaluated(tmp_path / f"a{n}", f"x{n}", 1.0 + n if n else None, landmarks=None) for n in range(8)]
+    other = tmp_path / "other.csv"
+    other.write_text(tables.to_csv([{"name": f"x{n}", "tre_mm": None if n == 1 else 1.0} for n in range(8)]))
+    (row,) = collect(ours, tmp_path / "out", [other])[2].rows
+    assert row["pairs"] == 6 and row["name"].endswith("(tre_mm), 6 of 8 cases")
+    assert row["mean_difference"] == pytest.approx(np.mean(range(2, 8)))
+
+
 def test_few_folds_have_no_p_and_the_table_says_why(folds, tmp_path):
     statistics = collect(folds[0][:3], tmp_path / "out")[2]
     assert {row["p"] for row in statistics.rows} == {None}
@@ -102,6 +129,10 @@ def test_what_is_missing_or_there_twice_is_one_line(folds, tmp_path, capsys):
     (run, *_), _ = folds
     assert main([str(run), str(tmp_path / "nothing"), "--output", str(tmp_path / "out")]) == 2
     assert "run eval.py with this workdir first" in capsys.readouterr().err
+    (tmp_path / "leaking").mkdir()
+    leaking = evaluated(tmp_path / "leaking" / "run", "case1 (trained on)", 1.0)
+    assert main([str(run), str(leaking), "--output", str(tmp_path / "out")]) == 2
+    assert "case1: in more than one run" in capsys.readouterr().err
     assert main([str(run), str(run), "--output", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == (
         "error: case1: in more than one run, each case counts once: leave one out\n"

@@ -13,8 +13,8 @@ import pytest
 from flax import linen as nn
 
 from adregnet_jax.config import AffineConfig, Config, DataConfig, InstanceConfig, IxiConfig, ModelConfig
-from adregnet_jax.data.pair import Pair
-from adregnet_jax.data.splits import Splits
+from adregnet_jax.data.pair import Pair, PairMaker
+from adregnet_jax.data.splits import LazyPairs, Splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import evaluate as evaluation
 from adregnet_jax.evaluation.collect import read_cases
@@ -73,9 +73,10 @@ def run(monkeypatch, tmp_path):
     """Evaluates pairs with the stand-in network; `shift` is its parameter."""
 
     def evaluate(pairs, shift=SHIFT, config=None, model=None, **options):
+        kept = LazyPairs([PairMaker(f"{pair.name}f", f"{pair.name}m", lambda p=pair: p) for pair in pairs])
         monkeypatch.setattr(evaluation, "make_model", lambda config: model or Shift())
         monkeypatch.setattr(evaluation, "register", register)
-        monkeypatch.setattr(evaluation, "load_splits", lambda config: Splits([], [], pairs))
+        monkeypatch.setattr(evaluation, "load_splits", lambda config: Splits([], [], kept))
         monkeypatch.setattr(
             evaluation,
             "restore_parameters",
@@ -151,6 +152,13 @@ def test_the_folder_holds_tables_summary_and_figures(run, tmp_path, capsys):
     assert summary["cases"] == 3
     assert summary["tre_before_mm"] == pytest.approx({"mean": 3.0, "sd": 0.0}, abs=1e-6)
     assert summary["tre_mm"] == pytest.approx({"mean": 0.0, "sd": 0.0}, abs=1e-5)
+    rows = read_cases(folder / "cases.csv")
+    assert [(row["fixed"], row["moving"]) for row in rows][:2] == [
+        ("case/1f", "case/1m"),
+        ("case 2f", "case 2m"),
+    ]
+    for name in ("tables.md", "tables.tex"):
+        assert "network alone, best checkpoint (step 5)" in (folder / name).read_text()
     printed = capsys.readouterr().out
     assert "figures of 2 of 3 cases" in printed
     assert "pull-back" in printed
@@ -244,6 +252,32 @@ def test_t1_to_t2_has_no_labels_to_score(run):
     assert (folder / "cases.csv").exists() and not (folder / "table_3.csv").exists()
 
 
+def test_published_rows_stand_beside_the_atlas_only(run):
+    data = DataConfig(kind="ixi", ixi=IxiConfig(mode="pairs"))
+    folder = run([shifted_pair()], config=Config(data=data), figures=0)
+    assert not (folder / "table_3.csv").exists()
+
+
+def test_what_a_network_started_from_is_told(run, tmp_path, capsys):
+    ancestor = tmp_path / "ancestor"
+    ancestor.mkdir()
+    record = {split: {"subjects": ["x"]} for split in ("train", "validation")}
+    (ancestor / "splits.json").write_text(json.dumps(record))
+    (ancestor / "config.json").write_text(json.dumps({"config": {"init_from": "pretrained"}}))
+    run([shifted_pair("a")], config=Config(init_from=str(ancestor)), figures=0)
+    printed = capsys.readouterr().out
+    assert "which has not seen the test subjects" in printed and "synthetic anatomy alone" in printed
+
+    record["train"]["subjects"].append("af")
+    (ancestor / "splits.json").write_text(json.dumps(record))
+    folder = run([shifted_pair("a")], config=Config(init_from=str(ancestor)), figures=0)
+    assert "WARNING: LEAKAGE" in capsys.readouterr().out
+    assert "with test subjects: af" in (folder / "tables.md").read_text()
+
+    run([shifted_pair("a")], config=Config(init_from=str(tmp_path / "gone")), figures=0)
+    assert "it is not known what it was trained with" in capsys.readouterr().out
+
+
 def test_the_uncertainty_of_a_landmark_is_that_of_its_voxel():
     points = np.array([[0.0, 0.0, 0.0], [15.4, 3.0, 11.0], [7.6, 13.0, 4.0]])
     pair = shifted_pair(fixed_landmarks=points, moving_landmarks=points)
@@ -265,13 +299,23 @@ def test_the_uncertainty_of_a_landmark_is_that_of_its_voxel():
 
 def test_rank_correlations_of_both_uncertainties():
     rows = [
-        {"after_mm": error_mm, "match_entropy": -error_mm, "dropout_sd_mm": error_mm**2}
+        {"name": "a", "after_mm": error_mm, "match_entropy": -error_mm, "dropout_sd_mm": error_mm**2}
         for error_mm in (0.5, 3.0, 1.0, 2.0)
     ]
     entropy, dropout = evaluation.rank_correlations(rows)
-    assert "entropy" in entropy and entropy.endswith("-1.00.")
-    assert "SD by dropout, mm" in dropout and dropout.endswith("+1.00.")
+    assert (
+        "entropy" in entropy and "-1.00 over all landmarks; within a case -1.00 (-1.00 to -1.00)" in entropy
+    )
+    assert "SD by dropout, mm" in dropout and "+1.00 over all landmarks" in dropout
     assert evaluation.rank_correlations([row | {"dropout_sd_mm": None} for row in rows]) == [entropy]
+
+    # A case of larger errors and larger entropy: between the cases they go together, within them they don't.
+    worse = [
+        row | {"name": "b", "after_mm": row["after_mm"] + 9, "match_entropy": 9 + row["match_entropy"]}
+        for row in rows
+    ]
+    (both, _) = evaluation.rank_correlations([*rows, *worse])
+    assert "+0.52 over all landmarks; within a case -1.00 (-1.00 to -1.00)" in both
 
 
 class Scattered(nn.Module):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adregnet_jax.evaluation.published import DIRLAB_TRE_MM
-from adregnet_jax.evaluation.statistics import compare, holm
+from adregnet_jax.evaluation.statistics import compare, holm, subject_interval
 
 
 def slow_signed_rank_p(differences):
@@ -65,9 +65,46 @@ def test_too_few_pairs_have_no_p_and_a_reason():
     assert comparison.p is None
     assert "5 pairs differ" in comparison.note
     assert compare([1.0], [2.0]).interval is None
+    assert compare([1.0, 2, 3, 4, 5], [2.0, 2, 2, 2, 2]).interval is None
+    with pytest.raises(ValueError, match="finite"):
+        compare([1.0, float("nan")], [1.0, 2.0])
     assert compare([1.0, 2.0], [1.0, 2.0]).effect is None
     with pytest.raises(ValueError, match="one value a case"):
         compare([1.0], [1.0, 2.0])
+
+
+def shared_pairs(subjects, rng, effect_sd):
+    """Each subject with the next five: a difference that is a sum of both subjects' own, and noise."""
+    own = rng.normal(0, effect_sd, subjects)
+    pairs = [(i, (i + k) % subjects) for i in range(subjects) for k in range(1, 6)]
+    values = np.array([own[i] + own[j] for i, j in pairs]) + rng.normal(0, 1, len(pairs))
+    return values, [(f"s{i}", f"s{j}") for i, j in pairs]
+
+
+def test_pairs_that_share_subjects_have_an_interval_over_subjects_and_no_p():
+    """The interval holds the true mean, 0, as often as it says; one over the pairs would not."""
+    rng = np.random.default_rng(0)
+    over_subjects = over_pairs = 0
+    for _ in range(60):
+        values, subjects = shared_pairs(20, rng, effect_sd=1.0)
+        low, high = subject_interval(values, subjects, samples=1000)
+        over_subjects += low < 0 < high
+        half = 1.96 * values.std(ddof=1) / len(values) ** 0.5
+        over_pairs += abs(values.mean()) < half
+    assert over_subjects >= 54 and over_pairs < 48  # of 60, 57 are expected
+
+    comparison = compare(values, np.zeros(len(values)), subjects=subjects)
+    assert comparison.p is None and comparison.interval is not None
+    assert "20 subjects are in several pairs" in comparison.note
+
+
+def test_an_atlas_that_is_in_all_pairs_makes_none_of_them_depend_on_another():
+    values = np.random.default_rng(0).normal(0.3, 1, 30)
+    atlas = [(f"s{n}", "atlas") for n in range(30)]
+    assert compare(values, np.zeros(30), subjects=atlas) == compare(values, np.zeros(30))
+    low, high = subject_interval(values, atlas)
+    standard_error = values.std() / 30**0.5
+    assert (high - low) / 2 / 1.96 == pytest.approx(standard_error, rel=0.05)
 
 
 def test_holm_corrects_for_the_number_of_comparisons():
