@@ -96,7 +96,7 @@ class DataConfig:
     intensity_jitter: float = 0.0  # training augmentation: SD of a random gain and offset of each image
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(unsafe_hash=True)  # a module that has it may be a static argument of jax.jit
 class ModelConfig:
     """AD-RegNet. The defaults are ours; `paper_model()` returns the equations as written."""
 

@@ -140,11 +140,13 @@ def ssd_loss(
     """
     if fixed.ndim != 5 or warped.shape != fixed.shape:
         raise ValueError(f"both must be [b, x, y, z, c] on one grid, got {fixed.shape} and {warped.shape}")
-    squared = jnp.sum((fixed - warped) ** 2, axis=-1)
+    difference = fixed - warped
     if mask is None:
-        return jnp.mean(_mean(squared, None, axis_name))
-    valid = mask[..., 0] > 0
-    return jnp.mean(_mean(jnp.where(valid, squared, 0), valid.astype(fixed.dtype), axis_name))
+        return jnp.mean(_mean(jnp.sum(difference**2, axis=-1), None, axis_name))
+    # What is no number outside the mask would come back through the gradient of its square.
+    difference = jnp.where(mask > 0, difference, 0)
+    valid = (mask[..., 0] > 0).astype(fixed.dtype)
+    return jnp.mean(_mean(jnp.sum(difference**2, axis=-1), valid, axis_name))
 
 
 def mutual_information_loss(
@@ -379,6 +381,8 @@ def field_loss(
             f" {displacement.shape}, {truth.shape} and {spacing_mm.shape}"
         )
     error_mm = (displacement - truth) * spacing_mm[:, None, None, None]
+    if mask is not None:
+        error_mm = jnp.where(mask > 0, error_mm, 0)
     # A micrometre, so that the root has a gradient at 0.
     distance_mm = jnp.sqrt(jnp.sum(error_mm**2, axis=-1) + 1e-6)
     valid = None if mask is None else (mask[..., 0] > 0).astype(distance_mm.dtype)

@@ -42,7 +42,7 @@ def register(
     """Aligns moving images with fixed images, by the network, by instance optimisation or by both.
 
     Pure: it goes under `jit` (with what follows the star static or closed over, but for the masks), `vmap`
-    and `grad`.
+    and, but for an instance optimisation with a `tolerance`, `grad`.
 
     Args:
       params: parameters of `model`; None without one.

@@ -31,12 +31,14 @@ IMAGE_LOSSES = {
     "local ncc": partial(ncc_loss, window=5),
     "global ssim": partial(ssim_loss, window=0),
     "local ssim": partial(ssim_loss, window=5),
+    "ssd": ssd_loss,
 }
 ORACLES = {
     "global ncc": oracle.ncc,
     "local ncc": lambda f, w, mask: oracle.local_squared_ncc(f, w, 5, mask),
     "global ssim": oracle.ssim,
     "local ssim": lambda f, w, mask: oracle.local_ssim(f, w, 5, mask),
+    "ssd": lambda f, w, mask: 1 - ((f - w)[mask > 0] ** 2).mean(),
 }
 VALUE_AND_GRADIENT = {name: jax.jit(jax.value_and_grad(f, argnums=1)) for name, f in IMAGE_LOSSES.items()}
 each_image_loss = pytest.mark.parametrize("name", IMAGE_LOSSES)

@@ -56,6 +56,13 @@ def test_volumes_of_several_devices_are_registered_as_on_one(params, pair):
         sharded(params, *(np.pad(image, ((0, 0), (0, 2), *[(0, 0)] * 3)) for image in pair))
 
 
+def test_the_model_may_be_a_static_argument(params, pair):
+    compiled = jax.jit(register, static_argnames="model")
+    result = compiled(params, *pair, model=MODEL)
+    expected = register(params, *pair, model=MODEL)
+    np.testing.assert_allclose(result.displacement, expected.displacement, atol=1e-5)
+
+
 def test_vmap_over_pairs_is_the_batch(params, pair):
     one_by_one = jax.vmap(lambda fixed, moving: register(params, fixed[None], moving[None], model=MODEL))
     registrations = jax.jit(one_by_one)(*pair)

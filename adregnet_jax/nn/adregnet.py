@@ -91,7 +91,8 @@ class AdRegNet(nn.Module):
                     refined, entropy = call(both[:b], both[b:], refined)
             displacement = refined
             pyramid.append(refined)
-            entropies.append(entropy)
+            if config.cross_attention:
+                entropies.append(entropy)
         if config.ascent_steps:
             pyramid[-1] = self._ascended(images, pyramid[-1], features[-1][:b])
         full = resize_displacement(pyramid[-1], whole, axis_name=self.axis_name)
@@ -154,7 +155,10 @@ class Level(nn.Module):
             inputs += [fixed, moving]
         if len(inputs) > 1:
             inputs = [JoinedDense(c, dtype=config.dtype, name="mix")(*inputs)]
-        candidate = FieldHead(c, dtype=config.dtype, axis_name=axis_name, name="head")(inputs[0])  # eq. 13
+        # A whole displacement in bfloat16 has steps of a sixteenth of a voxel from 8 on.
+        field_dtype = config.dtype if config.align_features else "float32"
+        head = FieldHead(c, config.dtype, field_dtype, axis_name, name="head")
+        candidate = head(inputs[0])  # eq. 13
         if config.cross_attention and config.match_residual:
             # Not in the paper, whose heads normalise each instance and so can't tell how far all of it moved.
             # Both ways, the border pulls offsets inwards alike: that cancels, and equal images match at 0.

@@ -103,15 +103,17 @@ class CrossAttention(nn.Module):
             # Not in the paper: plain products of small features leave the weights close to equal.
             query, key = _unit(query), _unit(key)
             # The attention divides by the root.
-            query = query * (parameters["scale"] * query.shape[-1] ** 0.5).astype(query.dtype)
+            scale = parameters["scale"] * query.shape[-1] ** 0.5
+            query = (query.astype(jnp.float32) * scale).astype(query.dtype)  # its gradient is a long sum
         return query, key, value
 
     def _match(self, parameters, attended, offset, entropy):
         """What the attention of both directions says: the fields of a `Match`."""
         to_fixed, to_moving = jnp.split(self._batch_to_heads(attended), 2)  # eq. 10, 11
         back, forth = jnp.split(self._head_mean(offset), 2)
-        alpha = parameters["alpha"].astype(self.config.dtype)
-        features = alpha * to_fixed + (1 - alpha) * to_moving  # eq. 12
+        alpha = parameters["alpha"]  # in float32, as is its gradient, a sum over all voxels
+        blended = alpha * to_fixed.astype(jnp.float32) + (1 - alpha) * to_moving.astype(jnp.float32)  # eq. 12
+        features = blended.astype(self.config.dtype)
         both = jnp.concatenate([forth, back], axis=-1)
         return features, both, jnp.split(self._head_mean(entropy), 2)[1]
 
@@ -158,10 +160,11 @@ def _attend_globally(tokens, locality, block, axis_name):
         query = jnp.concatenate([query * (scale / c**0.5), scale * place, scale * ones], axis=-1)
         squared = jnp.sum(place**2, axis=-1, keepdims=True)
         key = jnp.concatenate([key, 2 * locality * place, -locality * squared], axis=-1)
-    values = jnp.concatenate([value, place.astype(value.dtype)], axis=-1)
+    # In float32: the offset is a small difference of places.
+    values = jnp.concatenate([value.astype(jnp.float32), place], axis=-1)
     if axis_name is not None:  # the level is coarse: every device can hold all of its keys and values
         key, values = jax.lax.all_gather((key, values), axis_name, axis=1, tiled=True)
     attended, entropy = blocked_attention(query, key, values, block=block)
-    offset = attended[..., c:].astype(jnp.float32) - place
-    attended = attended[..., :c].reshape(b, *shape, c)
+    offset = attended[..., c:] - place
+    attended = attended[..., :c].astype(value.dtype).reshape(b, *shape, c)
     return attended, offset.reshape(b, *shape, 3), entropy.reshape(b, *shape)

@@ -16,6 +16,7 @@ class FieldHead(nn.Module):
 
     features: int
     dtype: str = "float32"
+    field_dtype: str = "float32"  # in which the field is made; a small correction may be made in bfloat16
     axis_name: str | None = None
 
     @nn.compact
@@ -24,7 +25,8 @@ class FieldHead(nn.Module):
         common: dict[str, Any] = {"dtype": self.dtype, "axis_name": self.axis_name}
         hidden = ConvBlock(self.features, **common, name="block")(features)
         # Small at the start, so that training begins near the identity.
-        field = Conv(3, initial_scale=1e-4, **common, name="field")(hidden)
+        last = Conv(3, initial_scale=1e-4, dtype=self.field_dtype, axis_name=self.axis_name, name="field")
+        field = last(hidden)
         return field.astype(jnp.float32)
 
 

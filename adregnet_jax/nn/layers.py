@@ -36,8 +36,16 @@ class Conv(nn.Module):
         result = conv3d(parts, kernel.astype(self.dtype), axis_name=self.axis_name)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            result = result + bias.astype(self.dtype)
+            result = add_bias(result, bias)
         return result
+
+
+def add_bias(features: jax.Array, bias: jax.Array) -> jax.Array:
+    """`features` [..., c] with `bias` [c] added in float32.
+
+    The gradient of the bias is a sum over all voxels, which stops growing early in bfloat16.
+    """
+    return (features.astype(jnp.float32) + bias).astype(features.dtype)
 
 
 class DenseParameters(nn.Module):
@@ -80,7 +88,7 @@ class JoinedDense(nn.Module):
 
 
 def _dense(features, kernel, bias):
-    return features @ kernel.astype(features.dtype) + bias.astype(features.dtype)
+    return add_bias(features @ kernel.astype(features.dtype), bias)
 
 
 def _in_chunks(function, volumes, parameters, channels):

@@ -80,8 +80,9 @@ class VoxelMorph(nn.Module):
 
         # The SD of the flow's kernel is 1e-5 at the start.
         scale = 1e-5**2 * 27 * volume.shape[-1]
-        flow = Conv(3, initial_scale=scale, **common, name="flow")(volume)
-        displacement = flow.astype(jnp.float32)[:, :nx, :ny, :nz]
+        # In float32: bfloat16 has steps of a sixteenth of a voxel from 8 on.
+        flow = Conv(3, initial_scale=scale, axis_name=self.axis_name, name="flow")(volume)
+        displacement = flow[:, :nx, :ny, :nz]
         return Prediction(displacement, (displacement,), ())
 
 

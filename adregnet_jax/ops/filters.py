@@ -112,7 +112,9 @@ def gaussian_filter(
         near = (jnp.abs(distance) <= width // 2) & jnp.logical_not(outside)
         weights = jnp.where(near, jnp.exp(-0.5 * (distance / sigma) ** 2), 0)
         weights = (weights / weights.sum(axis=1, keepdims=True)).astype(volume.dtype)
-        volume = jnp.moveaxis(jnp.tensordot(weights, volume, axes=(1, axis)), 0, axis)
+        # TF32, the default of newer GPUs, has too few digits for variances as differences of such means.
+        smoothed = jnp.tensordot(weights, volume, axes=(1, axis), precision="highest")
+        volume = jnp.moveaxis(smoothed, 0, axis)
     return volume
 
 

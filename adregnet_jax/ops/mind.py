@@ -62,6 +62,7 @@ def mind_ssc(
     if axis_name is not None:
         typical = jax.lax.pmean(typical, axis_name)
     low, high = VARIANCE_RANGE
-    # A constant volume has no variance at all: 0 / tiny, where 0 / 0 would be NaN.
-    variance = jnp.maximum(jnp.clip(variance, low * typical, high * typical), jnp.finfo(volume.dtype).tiny)
+    # A constant volume has no variance at all: 0 / tiny, where 0 / 0 would be NaN. The gradient divides by
+    # the square of it.
+    variance = jnp.maximum(jnp.clip(variance, low * typical, high * typical), 1e-18)
     return jnp.exp(-distances / variance)

@@ -1,7 +1,8 @@
 """The training loop, top to bottom.
 
 Whatever decides how a run goes on is a function of the step or lies in the `TrainState`, hence in the
-checkpoint: a run that was killed and started again ends with the same parameters, bit for bit.
+checkpoint: a run that was killed and started again ends with the same parameters, bit for bit. With
+`run.memory="auto"` this takes as much free memory as before: with less, sums may come in another order.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ AT_LEAST_ONE = (
     "run.log_every_steps",
     "data.workers",
     "model.refinements",
+    "model.neighbourhood_radius",
+    "model.attention_block",
 )
+AT_LEAST_ZERO = ("optimiser.gradient_clip", "optimiser.halve_every_epochs", "optimiser.steps_per_epoch")
 
 
 def train(config: Config, workdir: Path) -> None:
@@ -224,8 +228,11 @@ def check_settings(config: Config) -> None:
             "loss.field and data.exchange exclude each other: of scans that changed places the true"
             " displacement is not known; set one of them to 0"
         )
-    if config.optimiser.steps_per_epoch < 0:
-        raise UserError(f"optimiser.steps_per_epoch is {config.optimiser.steps_per_epoch}: from 0")
+    for path in AT_LEAST_ZERO:
+        section, name = path.split(".")
+        value = getattr(getattr(config, section), name)
+        if not value >= 0:
+            raise UserError(f"{path} is {value}: from 0")
     if config.loss.dice > 0 and not config.loss.dice_labels:
         raise UserError("loss.dice is set and loss.dice_labels is empty: name the labels, as in (1, 2)")
     if not 0 < config.optimiser.learning_rate < math.inf:

@@ -52,6 +52,30 @@ def test_cross_attention_equals_the_oracle(config):
             np.testing.assert_allclose(ours[b], slow, atol=1e-4)
 
 
+@pytest.mark.parametrize("tokens", [0, 4096], ids=["local", "global"])
+def test_bfloat16_keeps_offsets_and_the_gradients_of_scalars(tokens):
+    """Both are sums in float32: in bfloat16 offsets are rounded with places, and long sums stand still."""
+    moving, fixed = np.random.default_rng(0).normal(1, 1, (2, 1, 16, 12, 10, 4)).astype(np.float32)
+
+    def outputs(dtype):
+        options = {"global_attention_tokens": tokens, "cosine_logits": True, "shared_projection": True}
+        module = CrossAttention(ModelConfig(**options, dtype=dtype))
+        params = random_parameters(module, moving, fixed)
+
+        def loss(params):
+            match = module.apply({"params": params}, moving, fixed)
+            return match.features.astype(np.float32).sum() + match.entropy.sum(), match.offset
+
+        gradient, offset = jax.jit(jax.grad(loss, has_aux=True))(params)
+        return gradient, offset
+
+    (exact, offset), (gradient, rounded) = outputs("float32"), outputs("bfloat16")
+    for name in ("alpha", "scale"):
+        np.testing.assert_allclose(gradient[name], exact[name], rtol=0.05)
+    # Queries and keys are rounded to 8 bits; so would be places of up to 8 voxels, by 0.03.
+    assert np.sqrt(np.mean((rounded - offset) ** 2)) < 0.01
+
+
 def test_a_shift_is_found_in_both_directions():
     """Anatomy lies one voxel further on in the moving image: fixed voxels look ahead, moving ones back."""
     config = ModelConfig()

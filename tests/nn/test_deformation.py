@@ -44,6 +44,6 @@ def test_where_the_mask_is_0_the_coarser_field_stays():
 
 def test_fields_are_float32_whatever_the_activations():
     _, _, features, _ = random_inputs()
-    head = FieldHead(4, dtype="bfloat16")
-    field, _ = jax.eval_shape(head.init_with_output, jax.random.key(0), features)
-    assert field.dtype == jnp.float32
+    for head in (FieldHead(4, dtype="bfloat16"), FieldHead(4, "bfloat16", "bfloat16")):
+        field, _ = jax.eval_shape(head.init_with_output, jax.random.key(0), features)
+        assert field.dtype == jnp.float32

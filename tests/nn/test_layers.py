@@ -3,7 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adregnet_jax.nn.layers import ChannelDropout, Conv, ConvBlock, Downsample, InstanceNorm, Upsample
+from adregnet_jax.nn.layers import (
+    ChannelDropout,
+    Conv,
+    ConvBlock,
+    Downsample,
+    InstanceNorm,
+    JoinedDense,
+    Upsample,
+)
 from tests.oracles import network as oracle
 from tests.random_parameters import random_parameters
 
@@ -28,6 +36,17 @@ def test_layer_equals_the_oracle(layer, slow_layer):
     result = jax.jit(layer.apply)({"params": params}, volume)
     expected = np.stack([slow_layer(params, v.astype(np.float64)) for v in volume])
     np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [Conv(3, dtype="bfloat16"), JoinedDense(3, dtype="bfloat16")])
+def test_gradients_of_biases_are_sums_in_float32(layer):
+    """In bfloat16 a sum of ones stops at 256: this would be the gradient of each bias."""
+    volume = random_volume(1, 16, 16, 16, 2)
+    params = random_parameters(layer, volume)
+    gradient = jax.grad(lambda params: layer.apply({"params": params}, volume).astype(jnp.float32).sum())(
+        params
+    )
+    np.testing.assert_allclose(gradient["bias"], 16**3, rtol=1e-6)
 
 
 def test_downsample_is_the_strided_convolution_of_xla():

@@ -128,6 +128,16 @@ def test_bfloat16_gives_a_float32_displacement():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype("float32")}
 
 
+def test_a_large_displacement_is_as_fine_in_bfloat16():
+    fixed, moving = np.random.default_rng(0).random((2, 1, 16, 16, 16, 1), np.float32)
+    model = SMALL.clone(dtype="bfloat16")
+    params = random_parameters(model, fixed, moving)
+    params["flow"]["bias"] = np.full(3, 20.0, np.float32)
+    params["flow"]["kernel"] = params["flow"]["kernel"] / 100
+    displacement = model.apply({"params": params}, fixed, moving).displacement
+    assert len(np.unique(displacement)) > 2000  # steps of bfloat16 at 20 voxels leave some thirty
+
+
 def test_networks_are_made_by_name():
     config = ModelConfig(channels=(4, 8))
     assert make_model(config) == AdRegNet(config)

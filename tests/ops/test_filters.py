@@ -52,6 +52,12 @@ def test_gaussian_equals_the_oracle(width):
     np.testing.assert_allclose(gaussian_filter(volume, 1.5, width=width)[0, ..., 0], expected, atol=1e-5)
 
 
+def test_gaussian_means_are_taken_at_full_precision():
+    """On GPUs the default product has ten bits, and variances are differences of such means."""
+    program = jax.jit(gaussian_filter, static_argnums=1).lower(jnp.zeros((1, 8, 8, 8, 1)), 1.5).as_text()
+    assert program.count("dot_general") == program.count("precision = [HIGHEST, HIGHEST]") == 3
+
+
 def test_gaussian_equals_scipy_away_from_the_border():
     volume = random_volume(2, 16, 17, 18, 2)
     expected = scipy.ndimage.gaussian_filter(volume, 1.5, truncate=3.5, axes=(1, 2, 3))

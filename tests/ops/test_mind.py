@@ -50,6 +50,13 @@ def test_gain_offset_and_sign_do_not_count():
     np.testing.assert_allclose(mind(volume), mind(3 - 2 * volume), atol=1e-3)
 
 
+def test_gradients_of_a_constant_volume_are_numbers():
+    volume = np.full((1, 6, 6, 6, 1), 0.3, np.float32)
+    other = np.random.default_rng(0).random(volume.shape, np.float32)
+    gradient = jax.grad(lambda v: jnp.sum((mind_ssc(v) - mind_ssc(other)) ** 2))(volume)
+    assert np.isfinite(gradient).all()
+
+
 def test_a_constant_volume_is_alike_everywhere():
     np.testing.assert_array_equal(mind(jnp.full((1, 4, 4, 4, 1), 0.3)), np.ones((1, 4, 4, 4, 12)))
 

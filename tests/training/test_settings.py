@@ -26,6 +26,10 @@ from adregnet_jax.training.loop import check_settings
         (Config(model=ModelConfig(ascent_steps=-1)), r"ascent_steps is -1: from 0 \(none\)"),
         (Config(model=ModelConfig(ascent_window=4)), "ascent_window is 4: it must be an odd number from 3"),
         (Config(data=DataConfig(workers=0)), "data.workers must be at least 1, it is 0"),
+        (Config(model=ModelConfig(neighbourhood_radius=0)), "model.neighbourhood_radius must be at least 1"),
+        (Config(model=ModelConfig(attention_block=0)), "model.attention_block must be at least 1"),
+        (Config(optimiser=OptimiserConfig(gradient_clip=-1.0)), "optimiser.gradient_clip is -1.0: from 0"),
+        (Config(optimiser=OptimiserConfig(halve_every_epochs=-1)), "halve_every_epochs is -1: from 0"),
         (Config(optimiser=OptimiserConfig(epochs=0)), "optimiser.epochs must be at least 1, it is 0"),
     ],
 )
