@@ -16,7 +16,7 @@ _GROUP_BYTES = 2**22  # of a group, which is in the cache still when it is read 
 _CHUNK_BYTES = (
     2**28
 )  # of a volume and a gradient as float32: of larger ones, kernel gradients go chunk by chunk
-_ROWS_BYTES = 2**20  # of the shifted copies in one product of a kernel gradient, about: for the cache as well
+_ROWS_BYTES = 2**22  # of the shifted copies in one product of a kernel gradient, about
 _ONE_PRODUCT_VOXELS = 1024  # up to which a kernel gradient is one product
 _EIGEN_CHANNELS = 4  # from how many input channels on Eigen on all cores beats YNNPACK on one
 
