@@ -1536,7 +1536,7 @@ EVALUATION = [
         "collect_against_less",
         f"{COLLECT} --against other.csv",
         make_all(ONE_CASE, text("other.csv", "name,dice\nphantom_1,1\nphantom_2,1\n")),
-        "other.csv: .*tre_mm",
+        r"other.csv \(tre_mm\): tre_mm of no case is in both tables",
     ),
     Case("collect_into_a_file", COLLECT, make_all(ONE_CASE, text("tables", "")), "can't write tables/"),
     Case(

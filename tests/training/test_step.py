@@ -84,7 +84,11 @@ def test_step_is_the_same_on_any_devices(on_one_device, data, space, accumulate)
 
 
 def test_bfloat16_in_slabs_is_as_near_to_float32_as_it_is_whole(on_one_device):
-    """Rounded sums at the cuts are no worse than rounding elsewhere."""
+    """Rounded sums at the cuts are no worse than rounding elsewhere.
+
+    Both distances are bounded, not their ratio: an activation next to the kink of its leaky ReLU, by rounding,
+    comes out on the other side in one of the two, which alone is three hundredths of the gradients.
+    """
 
     def distance(space):
         (after, metrics), _ = step_on(1, space, 1, dtype="bfloat16")
@@ -95,7 +99,7 @@ def test_bfloat16_in_slabs_is_as_near_to_float32_as_it_is_whole(on_one_device):
 
     (loss, gradients), (loss_in_slabs, gradients_in_slabs) = distance(1), distance(4)
     assert max(loss, loss_in_slabs) < 2**-7  # of bfloat16, whose numbers have 8 digits
-    assert 0 < gradients_in_slabs < 1.5 * gradients < 0.2
+    assert 0 < max(gradients, gradients_in_slabs) < 0.06
 
 
 class OnlyDropout(nn.Module):
