@@ -86,7 +86,7 @@ def test_step_is_the_same_on_any_devices(on_one_device, data, space, accumulate)
 def test_bfloat16_in_slabs_is_as_near_to_float32_as_it_is_whole(on_one_device):
     """Rounded sums at the cuts are no worse than rounding elsewhere.
 
-    Both distances are bounded, not their ratio: an activation next to the kink of its leaky ReLU, by rounding,
+    Both distances are bounded, not their ratio: by rounding, an activation next to the kink of its leaky ReLU
     comes out on the other side in one of the two, which alone is three hundredths of the gradients.
     """
 
