@@ -13,9 +13,8 @@ from adregnet_jax.ops.slabs import beyond
 
 _AT_ONCE_BYTES = 2**24  # of what slices add to each other: more is made and added up group by group
 _GROUP_BYTES = 2**22  # of a group, which is in the cache still when it is read again; no more than the above
-_CHUNK_BYTES = (
-    2**28
-)  # of a volume and a gradient as float32: of larger ones, kernel gradients go chunk by chunk
+# Of a volume and a gradient as float32: of larger ones, kernel gradients go chunk by chunk.
+_CHUNK_BYTES = 2**28
 _ROWS_BYTES = 2**22  # of the shifted copies in one product of a kernel gradient, about
 _ONE_PRODUCT_VOXELS = 1024  # up to which a kernel gradient is one product
 _EIGEN_CHANNELS = 4  # from how many input channels on Eigen on all cores beats YNNPACK on one
