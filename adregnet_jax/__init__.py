@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant, spatial_gradient
     from adregnet_jax.ops.mind import mind_ssc
     from adregnet_jax.ops.neighbourhood import neighbourhood_attention
+    from adregnet_jax.ops.onednn import use_onednn
     from adregnet_jax.ops.resampling import resize, resize_displacement
     from adregnet_jax.ops.sampling import sample, sample_at_points, warp, warp_labels
     from adregnet_jax.pretrained import load_pretrained
@@ -94,6 +95,7 @@ _MODULE_OF = {
     "sample": "ops.sampling",
     "sample_at_points": "ops.sampling",
     "spatial_gradient": "ops.jacobian",
+    "use_onednn": "ops.onednn",
     "warp": "ops.sampling",
     "warp_image": "fields",
     "warp_labels": "ops.sampling",
@@ -152,6 +154,7 @@ __all__ = [
     "sample",
     "sample_at_points",
     "spatial_gradient",
+    "use_onednn",
     "warp",
     "warp_image",
     "warp_labels",

@@ -61,6 +61,7 @@ from adregnet_jax.errors import OneLineParser, UserError
 from adregnet_jax.flops import GRADIENTS, Call, module_calls
 from adregnet_jax.losses import total_loss
 from adregnet_jax.nn.models import make_model
+from adregnet_jax.ops.onednn import use_onednn
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.timing import Route, Row, report, seconds_of, spread, time_in_turn
@@ -124,6 +125,7 @@ def measure(
         UserError: settings that don't go together.
     """
     check_settings(config)
+    use_onednn(config.run.onednn)
     if config.run.space_devices > 1:
         raise UserError(
             f"run.space_devices is {config.run.space_devices}, and parts are measured on whole volumes:"

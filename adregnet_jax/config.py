@@ -286,6 +286,7 @@ class RunConfig:
     memory: str = "check"
     devices: int = 0  # along the `data` mesh axis; 0: the most that divide the batch
     space_devices: int = 1  # that share one volume, a slab along x each
+    onednn: bool = False  # on CPU, convolve by oneDNN: faster steps, slower starts (`ops.onednn`)
 
 
 @dataclasses.dataclass

@@ -38,6 +38,7 @@ from adregnet_jax.data.phantom import phantom_pair
 from adregnet_jax.data.pipeline import collate
 from adregnet_jax.nn.adregnet import AdRegNet
 from adregnet_jax.nn.cross_attention import Match
+from adregnet_jax.ops.onednn import use_onednn
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.training.sharding import along_data, make_mesh, replicated
 from adregnet_jax.training.state import make_init
@@ -281,7 +282,9 @@ def main():
     parser.add_argument("--channels", type=int, nargs="+", default=(16, 32, 64, 128, 256))
     parser.add_argument("--parts", action="store_true", help="each part of the network, too")
     parser.add_argument("--torch-compile", action="store_true", help="PyTorch compiled, too")
+    parser.add_argument("--onednn", action="store_true", help="ours with the convolution of oneDNN")
     options = parser.parse_args()
+    use_onednn(options.onednn)
     multiple = 2 ** (len(options.channels) - 1)
     if any(n % multiple for n in options.shape):
         parser.error(f"--shape must be multiples of {multiple}, with {len(options.channels)} levels")

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import timing
 
-from adregnet_jax import conv3d
+from adregnet_jax import conv3d, use_onednn
 
 
 def lax_convolution(volume, kernel):
@@ -50,7 +50,9 @@ def main():
     parser = timing.argument_parser(__doc__)
     parser.add_argument("--shape", type=int, nargs=3, default=(64, 64, 64), metavar=("X", "Y", "Z"))
     parser.add_argument("--channels", type=int, nargs="+", default=(8, 16, 32))
+    parser.add_argument("--onednn", action="store_true", help="ours with the convolution of oneDNN")
     options = parser.parse_args()
+    use_onednn(options.onednn)
     torch = timing.torch_on_cpu()
     rng = np.random.default_rng(0)
     rows = []

@@ -47,6 +47,7 @@ from adregnet_jax.evaluation import report as html
 from adregnet_jax.instance import what_is_wrong
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.ops.jacobian import jacobian_determinant
+from adregnet_jax.ops.onednn import use_onednn
 from adregnet_jax.ops.sampling import warp, warp_labels
 from adregnet_jax.registration import dropout_sd_mm, register
 from adregnet_jax.training.checkpoint import check_architecture, restore_parameters
@@ -134,6 +135,7 @@ def evaluate(
             than 2 of them.
     """
     check_options(config, workdir, instance=instance, mc_dropout=mc_dropout, affine=affine)
+    use_onednn(config.run.onednn)
     splits = load_splits(config.data)
     check_splits(workdir, config.data.kind, splits)
     pairs = splits.test

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from adregnet_jax.ops.chunks import chunk, delayed, from_bits, full_after, slices_a_chunk, to_bits
+from adregnet_jax.ops import onednn
+from adregnet_jax.ops.chunks import chunk, delayed, for_each_chunk, slices_a_chunk
+from adregnet_jax.ops.folded_convolution import folded_conv3d, joined
 from adregnet_jax.ops.slabs import beyond
 
-_AT_ONCE_BYTES = 2**24  # of what slices add to each other: more is made and added up group by group
-_GROUP_BYTES = 2**22  # of a group, which is in the cache still when it is read again; no more than the above
-# Of a volume and a gradient as float32: of larger ones, kernel gradients go chunk by chunk.
-_CHUNK_BYTES = 2**28
-_ROWS_BYTES = 2**22  # of the shifted copies in one product of a kernel gradient, about
-_ONE_PRODUCT_VOXELS = 1024  # up to which a kernel gradient is one product
-_EIGEN_CHANNELS = 4  # from how many input channels on Eigen on all cores beats YNNPACK on one
+# Of float32 copies of what isn't float32, and of what kernel gradients are made of, at once: in the cache.
+_CHUNK_BYTES = 12 * 2**20
 
 
 def conv3d(
@@ -25,11 +23,10 @@ def conv3d(
 ) -> jax.Array:
     """Stride 1, zero padding that keeps the shape.
 
-    On GPU and TPU this is `lax.conv_general_dilated`. XLA's 3-D convolution on CPU is slow, so there the taps
-    along x become output channels of one 2-D convolution over (y, z), and three of its slices, shifted along
-    x, are added, of large volumes a group of slices at a time. The gradient in the volume is the same
-    convolution with the mirrored kernel; the gradient in the kernel is a sum of matrix products, each of a
-    few rows of voxels, and is always computed, before the other.
+    On GPU and TPU this is `lax.conv_general_dilated`. XLA's 3-D convolution on CPU is slow: there it is made
+    of 2-D ones (`ops.folded_convolution`), or after `use_onednn` it is oneDNN's. The gradient in the volume
+    is the same convolution with the mirrored kernel; the gradient in the kernel is always computed, before
+    the other.
 
     Args:
       volume: [b, x, y, z, c]; or several, whose channels count as if they were concatenated, which of large
@@ -50,18 +47,20 @@ def conv3d(
             "volume must be [b, x, y, z, c] and kernel [3, 3, 3, c, c'], "
             f"got {', '.join(str(part.shape) for part in parts)} and {kernel.shape}"
         )
-    result = jax.lax.platform_dependent(parts, kernel, cpu=_folded, default=_direct)
+    by_onednn = onednn.used() and jnp.result_type(*parts, kernel) in (jnp.float32, jnp.bfloat16)
+    on_cpu = onednn_conv3d if by_onednn else folded_conv3d
+    result = jax.lax.platform_dependent(parts, kernel, cpu=on_cpu, default=_direct)
     if axis_name is None:
         return result
     # What the slices beyond a slab add to its outermost ones comes after: the slab is never copied for them.
     before, after = zip(*(beyond(part, 1, 1, axis_name) for part in parts), strict=True)
-    result = result.at[:, :1].add(_of_one_slice(_joined(before), kernel[0]))
-    return result.at[:, -1:].add(_of_one_slice(_joined(after), kernel[2]))
+    result = result.at[:, :1].add(_of_one_slice(joined(before), kernel[0]))
+    return result.at[:, -1:].add(_of_one_slice(joined(after), kernel[2]))
 
 
 def _direct(parts, kernel):
     return jax.lax.conv_general_dilated(
-        _joined(parts), kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        joined(parts), kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
 
 
@@ -73,168 +72,101 @@ def _of_one_slice(volume, kernel):
     return result[:, None]
 
 
-def _joined(parts):
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
-
-
 @jax.custom_vjp
-def _folded(parts, kernel):
-    b, nx, ny, nz, _ = parts[0].shape
-    c, out = kernel.shape[-2:]
-    # XLA for CPU makes float32 of what it convolves.
-    columns = 3 * out + (c if parts[0].dtype == jnp.bfloat16 else 0)
-    slice_bytes = 4 * ny * nz * columns
-    if b * nx * slice_bytes > _AT_ONCE_BYTES:
-        slices = slices_a_chunk(parts[0].shape, slice_bytes, _GROUP_BYTES) or nx  # a single large slice
-        return _folded_by_groups(parts, kernel, slices)
-    before, here, after = _planes(_joined(parts), kernel)
-    return here + _pad_in_x(before[:, :-1], 1, 0) + _pad_in_x(after[:, 1:], 0, 1)
+def onednn_conv3d(parts: tuple[jax.Array, ...], kernel: jax.Array) -> jax.Array:
+    """`conv3d` of a tuple of volumes, float32 or bfloat16, on CPU, by oneDNN.
 
-
-def _folded_by_groups(parts, kernel, slices):
-    """As `_folded`, `slices` slices at a time, each of which is convolved once.
-
-    What a group's first slice adds to the slice before it goes there at once, what its last one adds to the
-    slice after it is handed on.
+    oneDNN convolves bfloat16 slower than float32, so it is turned into float32 chunk by chunk.
     """
+    dtype = jnp.result_type(*parts)
+    kernel = kernel.astype(jnp.float32)
+    if dtype == jnp.float32:
+        own = _split(kernel, parts)
+        result = onednn.convolve(parts[0], own[0], (1, 1, 1))
+        for part, taps in zip(parts[1:], own[1:], strict=True):
+            result = onednn.convolve(part, taps, (1, 1, 1), result)
+        return result
+
     b, nx, ny, nz, _ = parts[0].shape
-    out, dtype = kernel.shape[-1], jnp.result_type(*parts)
+    slices = _slices(parts, sum(kernel.shape[-2:]))
 
-    def add_group(n, carry):
-        written, handed_on = carry
-        volume = _joined([chunk(part, n, slices) for part in parts])
-        before, here, after = (planes[0] for planes in _planes(volume, kernel))
-        inside = n % (nx // slices) > 0  # else a volume of the batch begins here
-        first = jnp.where(inside, handed_on, 0)[None]
-        group = (
-            here
-            + jnp.concatenate([first, before[:-1]])
-            + jnp.pad(after[1:], ((0, 1), (0, 0), (0, 0), (0, 0)))
-        )
-        last = jnp.maximum(n * slices - 1, 0)  # of the group before; at first, what is overwritten below
-        corrected = from_bits(jax.lax.dynamic_index_in_dim(written, last, keepdims=False), dtype)
-        corrected = corrected + jnp.where(inside, after[0], 0)
-        written = jax.lax.dynamic_update_index_in_dim(written, to_bits(corrected), last, 0)
-        return jax.lax.dynamic_update_slice_in_dim(written, to_bits(group), n * slices, 0), before[-1]
+    def convolved(n):
+        volume = joined([chunk(part, n, slices, halo=1) for part in parts])
+        return onednn.convolve(volume.astype(jnp.float32), kernel, (0, 1, 1)).astype(dtype)
 
-    start = to_bits(full_after((b * nx, ny, nz, out), dtype, *parts, kernel))
-    nothing = full_after((ny, nz, out), dtype, *parts, kernel, scale=0)
-    written, _ = jax.lax.fori_loop(0, b * nx // slices, add_group, (start, nothing))
-    return from_bits(written, dtype).reshape(b, nx, ny, nz, out)
+    result = for_each_chunk(convolved, b * nx // slices, *parts, kernel)
+    return result.reshape(b, nx, ny, nz, -1)
 
 
-def _planes(volume, kernel):
-    """What each slice of [b, x, y, z, c] adds to the one after it, to itself and to the one before it."""
-    b, nx, ny, nz, c = volume.shape
-    out = kernel.shape[-1]
-    # [y taps, z taps, c, x taps * out]
-    taps = jnp.transpose(kernel, (1, 2, 3, 0, 4)).reshape(3, 3, c, 3 * out)
-    # XLA hands a convolution whose result is no larger than its input to YNNPACK, which runs on one core. A
-    # column too many, cut off again, leaves it to Eigen, which runs on all; with few channels one is faster.
-    spare = int(c >= _EIGEN_CHANNELS)
-    slices = jax.lax.conv_general_dilated(
-        volume.reshape(b * nx, ny, nz, c),
-        taps,
-        (1, 1),
-        ((1, 1), (1, 1 + spare)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )[:, :, :nz].reshape(b, nx, ny, nz, 3 * out)
-    return tuple(slices[..., n * out : (n + 1) * out] for n in range(3))
+def _forward(parts, kernel):
+    return onednn_conv3d(parts, kernel), (parts, kernel)
 
 
-def _pad_in_x(slices, before, after):
-    """Zeros before and after: a padding joins the sum that it feeds, an update of a slice would not."""
-    return jnp.pad(slices, ((0, 0), (before, after), (0, 0), (0, 0), (0, 0)))
-
-
-def _folded_backward(saved, gradient):
+def _backward(saved, gradient):
     parts, kernel = saved
     to_kernel = _kernel_gradient(parts, gradient).astype(kernel.dtype)
     # Only the optimiser waits for the gradient in the kernel: XLA would put it off, and keep the parts.
-    mirrored = delayed(jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4), to_kernel)
-    ends = np.cumsum([part.shape[-1] for part in parts])
-    to_parts = tuple(_folded((gradient,), own) for own in jnp.split(mirrored, ends[:-1], axis=-1))
-    return to_parts, to_kernel
+    return _volume_gradients(parts, delayed(kernel, to_kernel), gradient), to_kernel
 
 
-_folded.defvjp(lambda parts, kernel: (_folded(parts, kernel), (parts, kernel)), _folded_backward)
+onednn_conv3d.defvjp(_forward, _backward)
 
 
+def _volume_gradients(parts, kernel, gradient):
+    mirrored = jnp.flip(kernel, (0, 1, 2))
+    return tuple(onednn_conv3d((gradient,), own.swapaxes(3, 4)) for own in _split(mirrored, parts))
+
+
+@jax.custom_vjp
 def _kernel_gradient(parts, gradient):
-    b, nx, ny, nz, _ = parts[0].shape
-    c, out = sum(part.shape[-1] for part in parts), gradient.shape[-1]
-    slices = slices_a_chunk(gradient.shape, 4 * ny * nz * (c + out), _CHUNK_BYTES)
-    if slices is None:  # XLA would make the planes of the parts in the forward pass, and keep them
-        return _chunk_kernel_gradient(delayed(_joined(parts), gradient), _pad_in_x(gradient, 1, 1))
+    """[3, 3, 3, c, c'], float32: of each tap the sum over voxels of volume, shifted, times gradient.
 
-    def add_chunk(n, total):
-        volume = _joined([chunk(part, n, slices) for part in parts])
-        return total + _chunk_kernel_gradient(volume, chunk(gradient, n, slices, halo=1))
-
-    zeros = jnp.zeros((3, 3, 3, c, out), jnp.float32)
-    return jax.lax.fori_loop(0, b * nx // slices, add_chunk, zeros)
-
-
-def _chunk_kernel_gradient(volume, gradient):
-    """Of a chunk, whose gradient has a slice more on either side.
-
-    It is a product of nine copies of the volume, shifted in y and z, by three of the gradient, shifted in x.
-    The tap i of slice x meets the output slice x + 1 - i, which is x + 2 - i with the slice more: so the
-    three are in the order of 2 - i.
+    It is a convolution itself, of slices [x, y, c, z] by the gradient as the kernel: the sum over x and y is
+    that over its taps, whose output has three voxels along either, and the sum over z is that over its
+    channels, for which the gradient lies there three times, shifted. So the products are large, and no other
+    copies are made of either.
     """
-    b, nx, ny, nz, c = volume.shape
+    b, nx, _, nz, _ = parts[0].shape
     out = gradient.shape[-1]
-    few = b * nx * ny * nz <= _ONE_PRODUCT_VOXELS
-    total = (_one_product if few else _sum_of_products)(volume, gradient)
-    return jnp.transpose(total.reshape(3, 3, c, 3, out)[:, :, :, ::-1], (3, 0, 1, 2, 4))
+    slices = _slices(parts, 3 * out)
+    halo = int(slices < nx)  # zeros around a whole volume are of the convolution's own
+
+    def add_chunk(n, totals):
+        outputs = jnp.pad(chunk(gradient, n, slices)[0], ((0, 0), (0, 0), (1, 1), (0, 0)))
+        outputs = outputs.astype(jnp.float32)
+        shifted = jnp.concatenate([outputs[:, :, 2 - tap : 2 - tap + nz] for tap in range(3)], axis=-1)
+        # What could be made in the forward pass waits for the gradient: it would be kept.
+        volumes = [delayed(chunk(part, n, slices, halo).swapaxes(3, 4), gradient) for part in parts]
+        return [
+            total + onednn.convolve(volume.astype(jnp.float32), shifted[:, :, None], (1 - halo, 1, 0))
+            for total, volume in zip(totals, volumes, strict=True)
+        ]
+
+    zeros = [jnp.zeros((1, 3, 3, part.shape[-1], 3 * out), jnp.float32) for part in parts]
+    totals = jax.lax.fori_loop(0, b * nx // slices, add_chunk, zeros)
+    of_taps = [jnp.moveaxis(total.reshape(3, 3, -1, 3, out), 3, 2) for total in totals]
+    return jnp.concatenate(of_taps, axis=3)
 
 
-def _one_product(volume, gradient):
-    nx, ny, nz = volume.shape[1:4]
-    padded = jnp.pad(volume, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = [padded[:, :, j : j + ny, k : k + nz] for j in range(3) for k in range(3)]
-    outputs = [gradient[:, n : n + nx] for n in range(3)]
-    return jnp.einsum(
-        "bxyzi,bxyzo->io",
-        jnp.concatenate(shifted, axis=-1),
-        jnp.concatenate(outputs, axis=-1),
-        preferred_element_type=jnp.float32,
-    )
+def _kernel_gradient_backward(saved, to_kernel):
+    # The sum of `to_kernel` times the kernel gradient is that of the gradient times a convolution by it.
+    parts, gradient = saved
+    kernel = to_kernel.astype(gradient.dtype)
+    return _volume_gradients(parts, kernel, gradient), onednn_conv3d(parts, kernel)
 
 
-def _sum_of_products(volume, gradient):
-    """A few rows of voxels at a time, planar and flat: [slice, c, y * z], with a voxel of zeros around.
+_kernel_gradient.defvjp(
+    lambda parts, gradient: (_kernel_gradient(parts, gradient), (parts, gradient)), _kernel_gradient_backward
+)
 
-    So a shift in y and z is another place to begin at, and a copy is one long run of memory; what runs over
-    the end of a row meets zeros of the gradient. Rows of a few voxels waste a share on these.
-    """
-    b, nx, ny, nz, c = volume.shape
-    out, width = gradient.shape[-1], nz + 2
-    blocks = max(1, round(4 * 9 * c * ny * width / _ROWS_BYTES))  # nine copies of float32
-    rows = -(-ny // blocks)
-    blocks = -(-ny // rows)
-    spare, length = blocks * rows - ny, rows * width
 
-    def flat(array, in_y, in_z):
-        planar = jnp.moveaxis(array, -1, 2)
-        planar = planar.reshape(-1, *planar.shape[2:])
-        return jnp.pad(planar, ((0, 0), (0, 0), in_y, in_z)).reshape(*planar.shape[:2], -1)
+def _split(kernel, parts):
+    """The taps of each part."""
+    ends = itertools.accumulate((part.shape[-1] for part in parts), initial=0)
+    return [kernel[..., first:end, :] for first, end in itertools.pairwise(ends)]
 
-    slices = flat(volume, (1, 2 + spare), (1, 1))  # a row more, for the last two voxels of the last shift
-    outputs = flat(gradient, (0, spare), (0, 2))
 
-    def add_block(total, n):
-        x, first = n // blocks, n % blocks * length
-        block = jax.lax.dynamic_slice(slices, (x, 0, first), (1, c, length + 2 * width + 2))[0]
-        starts = [j * width + k for j in range(3) for k in range(3)]
-        columns = jax.lax.dynamic_slice(outputs, (x + 2 * (x // nx), 0, first), (3, out, length))
-        product = jax.lax.dot_general(
-            jnp.concatenate([block[:, start : start + length] for start in starts]),
-            columns.reshape(3 * out, length),
-            (((1,), (1,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
-        return total + product, None
-
-    total, _ = jax.lax.scan(add_block, jnp.zeros((9 * c, 3 * out), jnp.float32), jnp.arange(b * nx * blocks))
-    return total
+def _slices(parts, channels):
+    """Of a chunk, for so many channels as float32."""
+    slice_bytes = 4 * channels * math.prod(parts[0].shape[2:4])
+    return slices_a_chunk(parts[0].shape, slice_bytes, _CHUNK_BYTES) or parts[0].shape[1]

@@ -3,9 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
+from jax.experimental.compilation_cache import compilation_cache
 
-from adregnet_jax.ops import convolution
+from adregnet_jax.errors import UserError
+from adregnet_jax.ops import convolution, folded_convolution, onednn
 from adregnet_jax.ops.convolution import conv3d
+from adregnet_jax.ops.onednn import use_onednn
 
 # volume, output channels: odd and even sizes, sizes below the kernel, one channel, a batch.
 CASES = [((2, 5, 3, 4, 1), 2), ((2, 1, 2, 1, 3), 1), ((1, 1, 3, 4, 2), 3), ((1, 3, 4, 5, 2), 3)]
@@ -23,8 +26,20 @@ def xla_convolution(volume, kernel):
     )
 
 
+@pytest.fixture
+def by(request, limited):
+    """The route on CPU: `folded` or `onednn`."""
+    if request.param == "onednn":
+        request.getfixturevalue("with_onednn")
+    return request.param
+
+
+ROUTES = pytest.mark.parametrize("by", ["folded", "onednn"], indirect=True)
+
+
+@ROUTES
 @pytest.mark.parametrize(("shape", "out"), CASES)
-def test_values_are_those_of_scipy(shape, out):
+def test_values_are_those_of_scipy(shape, out, by):
     volume, kernel = random_case(shape, out)
     expected = np.zeros((*shape[:-1], out))
     for b in range(shape[0]):
@@ -39,23 +54,30 @@ def test_values_are_those_of_scipy(shape, out):
 
 
 LIMITS = {
-    "at once": {},
-    "slice by slice": {"_AT_ONCE_BYTES": 0, "_GROUP_BYTES": 0},
-    "by groups": {"_AT_ONCE_BYTES": 1300, "_GROUP_BYTES": 1300},
-    "gradient by all rows": {"_ONE_PRODUCT_VOXELS": 0},
-    "gradient by two rows": {"_ONE_PRODUCT_VOXELS": 0, "_ROWS_BYTES": 1300},
-    "gradient by chunks of a slice": {"_CHUNK_BYTES": 0},
-    "gradient by chunks of rows": {"_CHUNK_BYTES": 1000, "_ONE_PRODUCT_VOXELS": 0, "_ROWS_BYTES": 1},
+    "at once": ("folded", {}),
+    "slice by slice": ("folded", {"_AT_ONCE_BYTES": 0, "_GROUP_BYTES": 0}),
+    "by groups": ("folded", {"_AT_ONCE_BYTES": 1300, "_GROUP_BYTES": 1300}),
+    "gradient by all rows": ("folded", {"_ONE_PRODUCT_VOXELS": 0}),
+    "gradient by two rows": ("folded", {"_ONE_PRODUCT_VOXELS": 0, "_ROWS_BYTES": 1300}),
+    "gradient by chunks of a slice": ("folded", {"_CHUNK_BYTES": 0}),
+    "gradient by chunks of rows": (
+        "folded",
+        {"_CHUNK_BYTES": 1000, "_ONE_PRODUCT_VOXELS": 0, "_ROWS_BYTES": 1},
+    ),
+    "oneDNN": ("onednn", {}),
+    "oneDNN, gradient by chunks of a slice": ("onednn", {"_CHUNK_BYTES": 0}),
+    "oneDNN, gradient by chunks": ("onednn", {"_CHUNK_BYTES": 4 * 9 * 3 * 4 * 2}),
 }
 
 
 @pytest.fixture
 def limited(monkeypatch):
-    """Sets limits of the module; what JAX has traced with others is forgotten, before and after."""
+    """Sets limits of a route's module; what JAX has traced with others is forgotten, before and after."""
 
-    def limit(**limits):
+    def limit(by, **limits):
+        module = {"folded": folded_convolution, "onednn": convolution}[by]
         for name, value in limits.items():
-            monkeypatch.setattr(convolution, name, value)
+            monkeypatch.setattr(module, name, value)
         jax.clear_caches()
 
     yield limit
@@ -63,10 +85,10 @@ def limited(monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+@pytest.mark.parametrize(("by", "limits"), LIMITS.values(), ids=LIMITS, indirect=["by"])
 @pytest.mark.parametrize(("shape", "out"), [*CASES, ((2, 6, 3, 4, 4), 3)])
-def test_values_and_both_gradients_are_those_of_xla(shape, out, limits, limited):
-    limited(**limits)
+def test_values_and_both_gradients_are_those_of_xla(shape, out, by, limits, limited):
+    limited(by, **limits)
     volume, kernel = random_case(shape, out)
     cotangent = np.random.default_rng(1).normal(size=(*shape[:-1], out)).astype(np.float32)
 
@@ -90,7 +112,7 @@ def test_parts_by_groups_are_the_whole_at_once(groups, dtype, limited):
 
     columns = 3 * 3 + (5 if dtype == "bfloat16" else 0)
     limit = 2**24 if not groups else 8 // groups * 4 * 3 * 4 * columns
-    limited(_AT_ONCE_BYTES=limit, _GROUP_BYTES=limit)
+    limited("folded", _AT_ONCE_BYTES=limit, _GROUP_BYTES=limit)
     program = jax.jit(jax.vmap(lambda v: conv3d((v[..., :2], v[..., 2:]), kernel))).lower(volume[:, None])
     assert program.as_text().count("stablehlo.while") == (groups > 0)
     # bfloat16 keeps 8 bits: 2^-8 of results of about 10, in three partial sums.
@@ -98,14 +120,91 @@ def test_parts_by_groups_are_the_whole_at_once(groups, dtype, limited):
     np.testing.assert_allclose(result, expected, atol=0.15 if dtype == "bfloat16" else 2e-5)
 
 
-def test_the_centre_tap_is_the_identity():
+@pytest.mark.parametrize("by", ["onednn"], indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("chunk_bytes", [0, 2**20])
+def test_parts_by_onednn_are_the_whole_also_under_vmap(chunk_bytes, dtype, by, limited):
+    limited(by, _CHUNK_BYTES=chunk_bytes)
+    volume, kernel = random_case((2, 8, 3, 4, 5), 3)
+    volume, kernel = jnp.asarray(volume, dtype), jnp.asarray(kernel, dtype)
+    expected = xla_convolution(volume.astype(jnp.float32), kernel.astype(jnp.float32))
+    of_parts = jax.jit(jax.vmap(lambda v: conv3d((v[..., :2], v[..., 2:]), kernel)))
+    assert "onednn" in of_parts.lower(volume[:, None]).as_text()
+    result = of_parts(volume[:, None])[:, 0].astype(jnp.float32)
+    # Rounded to bfloat16 once, at the end: by half of its last bit, at most 2^-8 of the result.
+    np.testing.assert_allclose(result, expected, rtol=2**-8 if dtype == "bfloat16" else 0, atol=2e-5)
+
+
+@ROUTES
+def test_second_derivatives_are_those_of_xla(by):
+    volume, kernel = random_case((1, 3, 4, 3, 2), 2)
+
+    def gradient_norm(convolve):
+        def loss(volume, kernel):
+            return jnp.sum(jnp.sin(convolve(volume, kernel)))
+
+        def squares(volume, kernel):
+            return sum(jnp.sum(g**2) for g in jax.grad(loss, (0, 1))(volume, kernel))
+
+        return jax.jit(jax.grad(squares, (0, 1)))(volume, kernel)
+
+    for ours, theirs in zip(gradient_norm(conv3d), gradient_norm(xla_convolution), strict=True):
+        scale = float(jnp.abs(theirs).max())
+        np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
+
+
+def test_onednn_is_refused_where_it_was_not_tried(monkeypatch):
+    monkeypatch.setattr(onednn, "_TRIED", ((0, 1, 0), (0, 1, 2)))
+    with pytest.raises(UserError, match=r"jaxlib 0\.1\.0 to 0\.1\.2 for .*: go without"):
+        use_onednn()
+    assert not onednn.used()
+
+
+def test_onednn_is_refused_where_it_convolves_wrongly(with_onednn, monkeypatch):
+    use_onednn(False)
+    convolve = onednn.convolve
+    monkeypatch.setattr(onednn, "convolve", lambda volume, kernel, *rest: convolve(volume, -kernel, *rest))
+    with pytest.raises(UserError, match="no oneDNN that convolves: go without"):
+        use_onednn()
+    assert not onednn.used()
+
+
+def test_programs_with_onednn_stay_out_of_the_cache_on_disk(with_onednn, tmp_path):
+    """XLA would write something else than the program."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_enable_compilation_cache": True,
+    }
+    use_onednn(False)
+    before = {name: getattr(jax.config, name) for name in settings}
+    compilation_cache.reset_cache()
+    volume, kernel = random_case((1, 3, 4, 3, 2), 2)
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        jax.jit(conv3d)(volume, kernel)
+        written = len(list(tmp_path.iterdir()))
+        assert written
+        use_onednn()
+        jax.jit(lambda v, k: 2 * conv3d(v, k))(volume, kernel)
+        assert len(list(tmp_path.iterdir())) == written
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+@ROUTES
+def test_the_centre_tap_is_the_identity(by):
     volume, _ = random_case((1, 3, 4, 5, 2), 2)
     kernel = np.zeros((3, 3, 3, 2, 2), np.float32)
     kernel[1, 1, 1] = np.eye(2)
     np.testing.assert_array_equal(conv3d(volume, kernel), volume)
 
 
-def test_bfloat16_is_near_float32():
+@ROUTES
+def test_bfloat16_is_near_float32(by):
     volume, kernel = random_case((2, 4, 5, 3, 3), 2)
     half = [jnp.asarray(a, jnp.bfloat16) for a in (volume, kernel)]
 
@@ -132,11 +231,16 @@ def test_wrong_shapes_are_refused(volume, kernel):
         conv3d(jnp.zeros(volume), jnp.zeros(kernel))
 
 
-@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "by groups"])
+@pytest.mark.parametrize(
+    ("by", "limits"),
+    [("folded", {}), ("folded", {"_AT_ONCE_BYTES": 2**17, "_GROUP_BYTES": 2**17}), ("onednn", {})],
+    ids=["at once", "by groups", "oneDNN"],
+    indirect=["by"],
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gradients_keep_one_volume_a_layer(dtype, at_once, limited):
+def test_gradients_keep_one_volume_a_layer(dtype, by, limits, limited):
     """What the convolution is made of isn't kept from the forward pass on, only what it was given."""
-    limited(**({} if at_once else {"_AT_ONCE_BYTES": 2**17, "_GROUP_BYTES": 2**17}))
+    limited(by, **limits)
     volume = jax.ShapeDtypeStruct((1, 16, 16, 16, 8), dtype)
 
     def planned_bytes(layers):

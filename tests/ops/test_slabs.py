@@ -44,7 +44,11 @@ def test_halo_is_what_a_pad_of_the_whole_volume_has_there(before, after, repeat_
 
 
 @pytest.mark.parametrize("devices", [2, 4])
-def test_convolution(devices):
+@pytest.mark.parametrize("onednn", [False, True])
+def test_convolution(devices, onednn, request):
+    if onednn:
+        request.getfixturevalue("with_onednn")
+
     def convolve(volume, kernel, axis_name=None):
         return conv3d(volume, kernel.reshape(3, 3, 3, 2, 3), axis_name=axis_name)
 

@@ -63,10 +63,21 @@ def on_one_device():
 
 
 @pytest.mark.parametrize(
-    ("data", "space", "accumulate"),
-    [(4, 1, 1), (1, 2, 1), (1, 4, 1), (2, 2, 2)],
+    ("data", "space", "accumulate", "onednn"),
+    [
+        (4, 1, 1, False),
+        (1, 2, 1, False),
+        (1, 4, 1, False),
+        (2, 2, 2, False),
+        (1, 1, 1, True),
+        (2, 2, 1, True),
+    ],
 )
-def test_step_is_the_same_on_any_devices(on_one_device, data, space, accumulate):
+def test_step_is_the_same_on_any_devices_and_by_onednn(
+    on_one_device, data, space, accumulate, onednn, request
+):
+    if onednn:
+        request.getfixturevalue("with_onednn")
     (after, metrics), before = step_on(data, space, accumulate)
     assert int(after.step) == 1
     assert all(x.is_deleted() for x in jax.tree.leaves(before.params))  # the state was donated

@@ -1,0 +1,120 @@
+"""oneDNN's convolution, by a call that XLA for CPU has, but doesn't make by itself.
+
+jaxlib for Linux on x86 contains oneDNN (https://github.com/uxlfoundation/oneDNN), with whose kernels PyTorch
+convolves too. XLA has custom calls for it, as `__onednn$convolution`, which nobody promises to keep: settings
+of another version would end the process, and what it writes of such a program into a cache is no program. So
+it has to be asked for, takes the versions alone that were tried, and shows first that it convolves.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+
+import jax
+import jax.numpy as jnp
+import jaxlib.version
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from adregnet_jax.errors import UserError
+
+_TRIED = ((0, 8, 2), (0, 10, 2))  # the first and the last version of jaxlib
+_TARGET = "__onednn$convolution"
+
+_process = {"uses": False}
+
+
+def use_onednn(use: bool = True) -> None:
+    """Whether `conv3d` on CPU, of float32 and bfloat16, is oneDNN's in what this process traces from now on.
+
+    With it, JAX keeps no compiled programs on disk: each start compiles anew. What was traced before stays as
+    it was. A program with it can't go through `jax.export`.
+
+    Raises:
+      UserError: this jaxlib has no oneDNN, or is of a version with which it wasn't tried.
+    """
+    if use and not used():
+        cached = jax.config.values["jax_enable_compilation_cache"]
+        _set_cache(False)
+        wrong = _what_is_wrong()
+        if wrong:
+            _set_cache(cached)
+            raise UserError(f"{wrong}: go without oneDNN (run.onednn=False)")
+    _process["uses"] = use
+
+
+def used() -> bool:
+    return _process["uses"]
+
+
+def convolve(
+    volume: jax.Array, kernel: jax.Array, padding: tuple[int, int, int], added: jax.Array | None = None
+) -> jax.Array:
+    """Stride 1. Zeros around the volume, as many on either side. On CPU, after `use_onednn`.
+
+    Args:
+      volume: [b, x, y, z, c], float32.
+      kernel: [i, j, k, c, c'], float32.
+      padding: voxels along x, y, z.
+      added: of the shape of the result, to which it is added in the same pass; or None.
+
+    Returns:
+      [b, x + 2 * padding[0] - i + 1, ..., c']. It has no derivative.
+    """
+    sizes = [n + 2 * p - k + 1 for n, p, k in zip(volume.shape[1:4], padding, kernel.shape, strict=False)]
+    shape = (volume.shape[0], *sizes, kernel.shape[-1])
+    features = {"batch_dim": "0", "spatial_dims": ["1", "2", "3"], "feature_dim": "4"}
+    weights = {"spatial_dims": ["0", "1", "2"], "input_feature_dim": "3", "output_feature_dim": "4"}
+    settings = {
+        "dims": "5",
+        "input": {"dims": "5", "data": features},
+        "kernel": {"dims": "5", "filter": weights},
+        "output": {"dims": "5", "data": features},
+        "window": {
+            "pad_left": [str(p) for p in padding],
+            "pad_right": [str(p) for p in padding],
+            "strides": ["1"] * 3,
+            "window_dilations": ["1"] * 3,
+        },
+        "feature_groups": "1",
+    }
+    if added is not None:
+        settings["fusions"] = {"ops": ["BINARY_ADD"]}
+    call = jax.ffi.ffi_call(
+        _TARGET,
+        jax.ShapeDtypeStruct(shape, jnp.float32),
+        vmap_method="sequential",
+        custom_call_api_version=1,
+        legacy_backend_config=json.dumps({"onednn_conv_config": settings}),
+    )
+    return call(volume, kernel, *([] if added is None else [added]))
+
+
+def _set_cache(enabled: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    compilation_cache.reset_cache()  # it asks once
+
+
+def _what_is_wrong() -> str | None:
+    here, machine = jaxlib.version.__version__, (platform.system(), platform.machine())
+    version = tuple(int(number) for number in here.split(".")[:3] if number.isdigit())
+    if not _TRIED[0] <= version <= _TRIED[1] or machine != ("Linux", "x86_64"):
+        first, last = (".".join(map(str, tried)) for tried in _TRIED)
+        tried = f"oneDNN was tried with jaxlib {first} to {last} for Linux on x86_64"
+        return f"{tried}, this is jaxlib {here} for {' on '.join(machine)}"
+    return None if _convolves() else f"jaxlib {here} has no oneDNN that convolves"
+
+
+def _convolves() -> bool:
+    """Whether a single voxel spreads into the mirrored kernel; what is convolved is added to ones."""
+    kernel = np.arange(27 * 2, dtype=np.float32).reshape(3, 3, 3, 1, 2)
+    volume = np.zeros((1, 3, 3, 3, 1), np.float32)
+    volume[0, 1, 1, 1] = 1
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+        arrays = jax.device_put((volume, kernel, np.ones((1, 3, 3, 3, 2), np.float32)), device)
+        result = jax.jit(lambda v, k, one: convolve(v, k, (1, 1, 1), one))(*arrays)
+        return np.array_equal(jax.device_get(result)[0], kernel[::-1, ::-1, ::-1, 0] + 1)
+    except (RuntimeError, NotImplementedError):  # a jaxlib without oneDNN, or JAX without a CPU
+        return False
