@@ -94,10 +94,12 @@ def ablate(
     configs = {row: row_config(config, changes) for row, changes in rows.items()}
     check_folders(workdir, rows)
     from adregnet_jax.evaluation.evaluate import evaluate, write_atomically  # with JAX
+    from adregnet_jax.ops.onednn import use_onednn
     from adregnet_jax.training.loop import check_settings, train
 
     for of_row in configs.values():
         check_settings(of_row)
+        use_onednn(of_row.run.onednn)
     for seed in range(seeds):  # one after the other: an interruption leaves whole rows, of fewer seeds
         for row, of_row in configs.items():
             changed, folder = dataclasses.replace(of_row, seed=seed), row_folder(workdir, row, seed)

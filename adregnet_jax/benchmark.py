@@ -539,7 +539,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         entry.use_every_core(config.optimiser.batch_size)
         # What is compiled here is timed: nothing is to come from a disk.
         jax.config.update("jax_enable_compilation_cache", False)
-        rows, about = measure(
+        rows, found = measure(
             config,
             shape,
             rounds=0 if options.once else options.rounds,
@@ -548,7 +548,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             memory_only=options.memory_only,
         )
         size = " x ".join(map(str, shape))
-        about = {"shape": size, "batch": config.optimiser.batch_size, "dtype": config.model.dtype} | about
+        about = {"shape": size, "batch": config.optimiser.batch_size, "dtype": config.model.dtype}
+        about |= {"onednn": config.run.onednn} | found
         report(rows, options.json, about)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

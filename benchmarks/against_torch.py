@@ -284,11 +284,11 @@ def main():
     parser.add_argument("--torch-compile", action="store_true", help="PyTorch compiled, too")
     parser.add_argument("--onednn", action="store_true", help="ours with the convolution of oneDNN")
     options = parser.parse_args()
-    use_onednn(options.onednn)
     multiple = 2 ** (len(options.channels) - 1)
     if any(n % multiple for n in options.shape):
         parser.error(f"--shape must be multiples of {multiple}, with {len(options.channels)} levels")
     entry.keep_freed_memory()  # as train.py does, for both sides
+    use_onednn(options.onednn)
     torch = timing.torch_on_cpu()
     config = Config(
         model=ModelConfig(channels=tuple(options.channels)),

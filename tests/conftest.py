@@ -32,18 +32,12 @@ def real_data():
 @pytest.fixture
 def with_onednn():
     """Convolutions by oneDNN in what is traced, or a skip that says why not."""
-    import jax  # after the settings above
-
-    from adregnet_jax.errors import UserError
+    from adregnet_jax.errors import UserError  # after the settings above
     from adregnet_jax.ops.onednn import use_onednn
 
-    cached = jax.config.values["jax_enable_compilation_cache"]
     try:
         use_onednn()
     except UserError as error:
         pytest.skip(str(error))
-    jax.clear_caches()
     yield
     use_onednn(False)
-    jax.config.update("jax_enable_compilation_cache", cached)
-    jax.clear_caches()

@@ -39,7 +39,7 @@ BELOW = {
     "cli": COMPUTATION
     | {"data", "training", "evaluation", "entry", "scans", "export"}
     | {"network_input", "pretrained"},
-    "ablation": {"entry", "evaluation", "training"},
+    "ablation": {"entry", "evaluation", "ops", "training"},
     "flops": {"nn"},
     "timing": set(),
     "benchmark": {"ops", "losses", "nn", "training", "entry", "flops", "timing"},

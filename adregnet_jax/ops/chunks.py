@@ -61,6 +61,11 @@ def chunk(volume: jax.Array, n: jax.Array, slices: int, halo: int = 0) -> jax.Ar
     return from_bits(read, volume.dtype)
 
 
+def joined(parts: Sequence[jax.Array]) -> jax.Array:
+    """Volumes [b, x, y, z, c] with their channels one after the other."""
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+
 def to_bits(array: jax.Array) -> jax.Array:
     """bfloat16 as the bits that it is: XLA for CPU would turn all of it into float32 to copy a part."""
     return jax.lax.bitcast_convert_type(array, jnp.uint16) if array.dtype == jnp.bfloat16 else array

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from adregnet_jax.ops import onednn
-from adregnet_jax.ops.chunks import chunk, delayed, for_each_chunk, slices_a_chunk
-from adregnet_jax.ops.folded_convolution import folded_conv3d, joined
+from adregnet_jax.ops.chunks import joined
+from adregnet_jax.ops.folded_convolution import folded_conv3d
+from adregnet_jax.ops.onednn_convolution import onednn_conv3d
 from adregnet_jax.ops.slabs import beyond
-
-# Of float32 copies of what isn't float32, and of what kernel gradients are made of, at once: in the cache.
-_CHUNK_BYTES = 12 * 2**20
 
 
 def conv3d(
@@ -24,7 +20,8 @@ def conv3d(
     """Stride 1, zero padding that keeps the shape.
 
     On GPU and TPU this is `lax.conv_general_dilated`. XLA's 3-D convolution on CPU is slow: there it is made
-    of 2-D ones (`ops.folded_convolution`), or after `use_onednn` it is oneDNN's. The gradient in the volume
+    of 2-D ones (`ops.folded_convolution`), or after `use_onednn` it is oneDNN's
+    (`ops.onednn_convolution`). The gradient in the volume
     is the same convolution with the mirrored kernel; the gradient in the kernel is always computed, before
     the other.
 
@@ -47,7 +44,8 @@ def conv3d(
             "volume must be [b, x, y, z, c] and kernel [3, 3, 3, c, c'], "
             f"got {', '.join(str(part.shape) for part in parts)} and {kernel.shape}"
         )
-    by_onednn = onednn.used() and jnp.result_type(*parts, kernel) in (jnp.float32, jnp.bfloat16)
+    dtypes = {array.dtype for array in (*parts, kernel)}
+    by_onednn = onednn.used() and dtypes in ({jnp.dtype("float32")}, {jnp.dtype("bfloat16")})
     on_cpu = onednn_conv3d if by_onednn else folded_conv3d
     result = jax.lax.platform_dependent(parts, kernel, cpu=on_cpu, default=_direct)
     if axis_name is None:
@@ -70,103 +68,3 @@ def _of_one_slice(volume, kernel):
         volume[:, 0], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     return result[:, None]
-
-
-@jax.custom_vjp
-def onednn_conv3d(parts: tuple[jax.Array, ...], kernel: jax.Array) -> jax.Array:
-    """`conv3d` of a tuple of volumes, float32 or bfloat16, on CPU, by oneDNN.
-
-    oneDNN convolves bfloat16 slower than float32, so it is turned into float32 chunk by chunk.
-    """
-    dtype = jnp.result_type(*parts)
-    kernel = kernel.astype(jnp.float32)
-    if dtype == jnp.float32:
-        own = _split(kernel, parts)
-        result = onednn.convolve(parts[0], own[0], (1, 1, 1))
-        for part, taps in zip(parts[1:], own[1:], strict=True):
-            result = onednn.convolve(part, taps, (1, 1, 1), result)
-        return result
-
-    b, nx, ny, nz, _ = parts[0].shape
-    slices = _slices(parts, sum(kernel.shape[-2:]))
-
-    def convolved(n):
-        volume = joined([chunk(part, n, slices, halo=1) for part in parts])
-        return onednn.convolve(volume.astype(jnp.float32), kernel, (0, 1, 1)).astype(dtype)
-
-    result = for_each_chunk(convolved, b * nx // slices, *parts, kernel)
-    return result.reshape(b, nx, ny, nz, -1)
-
-
-def _forward(parts, kernel):
-    return onednn_conv3d(parts, kernel), (parts, kernel)
-
-
-def _backward(saved, gradient):
-    parts, kernel = saved
-    to_kernel = _kernel_gradient(parts, gradient).astype(kernel.dtype)
-    # Only the optimiser waits for the gradient in the kernel: XLA would put it off, and keep the parts.
-    return _volume_gradients(parts, delayed(kernel, to_kernel), gradient), to_kernel
-
-
-onednn_conv3d.defvjp(_forward, _backward)
-
-
-def _volume_gradients(parts, kernel, gradient):
-    mirrored = jnp.flip(kernel, (0, 1, 2))
-    return tuple(onednn_conv3d((gradient,), own.swapaxes(3, 4)) for own in _split(mirrored, parts))
-
-
-@jax.custom_vjp
-def _kernel_gradient(parts, gradient):
-    """[3, 3, 3, c, c'], float32: of each tap the sum over voxels of volume, shifted, times gradient.
-
-    It is a convolution itself, of slices [x, y, c, z] by the gradient as the kernel: the sum over x and y is
-    that over its taps, whose output has three voxels along either, and the sum over z is that over its
-    channels, for which the gradient lies there three times, shifted. So the products are large, and no other
-    copies are made of either.
-    """
-    b, nx, _, nz, _ = parts[0].shape
-    out = gradient.shape[-1]
-    slices = _slices(parts, 3 * out)
-    halo = int(slices < nx)  # zeros around a whole volume are of the convolution's own
-
-    def add_chunk(n, totals):
-        outputs = jnp.pad(chunk(gradient, n, slices)[0], ((0, 0), (0, 0), (1, 1), (0, 0)))
-        outputs = outputs.astype(jnp.float32)
-        shifted = jnp.concatenate([outputs[:, :, 2 - tap : 2 - tap + nz] for tap in range(3)], axis=-1)
-        # What could be made in the forward pass waits for the gradient: it would be kept.
-        volumes = [delayed(chunk(part, n, slices, halo).swapaxes(3, 4), gradient) for part in parts]
-        return [
-            total + onednn.convolve(volume.astype(jnp.float32), shifted[:, :, None], (1 - halo, 1, 0))
-            for total, volume in zip(totals, volumes, strict=True)
-        ]
-
-    zeros = [jnp.zeros((1, 3, 3, part.shape[-1], 3 * out), jnp.float32) for part in parts]
-    totals = jax.lax.fori_loop(0, b * nx // slices, add_chunk, zeros)
-    of_taps = [jnp.moveaxis(total.reshape(3, 3, -1, 3, out), 3, 2) for total in totals]
-    return jnp.concatenate(of_taps, axis=3)
-
-
-def _kernel_gradient_backward(saved, to_kernel):
-    # The sum of `to_kernel` times the kernel gradient is that of the gradient times a convolution by it.
-    parts, gradient = saved
-    kernel = to_kernel.astype(gradient.dtype)
-    return _volume_gradients(parts, kernel, gradient), onednn_conv3d(parts, kernel)
-
-
-_kernel_gradient.defvjp(
-    lambda parts, gradient: (_kernel_gradient(parts, gradient), (parts, gradient)), _kernel_gradient_backward
-)
-
-
-def _split(kernel, parts):
-    """The taps of each part."""
-    ends = itertools.accumulate((part.shape[-1] for part in parts), initial=0)
-    return [kernel[..., first:end, :] for first, end in itertools.pairwise(ends)]
-
-
-def _slices(parts, channels):
-    """Of a chunk, for so many channels as float32."""
-    slice_bytes = 4 * channels * math.prod(parts[0].shape[2:4])
-    return slices_a_chunk(parts[0].shape, slice_bytes, _CHUNK_BYTES) or parts[0].shape[1]

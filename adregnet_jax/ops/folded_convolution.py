@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adregnet_jax.ops.chunks import chunk, delayed, from_bits, full_after, slices_a_chunk, to_bits
+from adregnet_jax.ops.chunks import chunk, delayed, from_bits, full_after, joined, slices_a_chunk, to_bits
 
 _AT_ONCE_BYTES = 2**24  # of what slices add to each other: more is made and added up group by group
 _GROUP_BYTES = 2**22  # of a group, which is in the cache still when it is read again; no more than the above
@@ -35,11 +35,6 @@ def folded_conv3d(parts: tuple[jax.Array, ...], kernel: jax.Array) -> jax.Array:
         return _folded_by_groups(parts, kernel, slices)
     before, here, after = _planes(joined(parts), kernel)
     return here + _pad_in_x(before[:, :-1], 1, 0) + _pad_in_x(after[:, 1:], 0, 1)
-
-
-def joined(parts: tuple[jax.Array, ...] | list[jax.Array]) -> jax.Array:
-    """Volumes [b, x, y, z, c] with their channels one after the other."""
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
 def _folded_by_groups(parts, kernel, slices):

@@ -2,14 +2,15 @@
 
 jaxlib for Linux on x86 contains oneDNN (https://github.com/uxlfoundation/oneDNN), with whose kernels PyTorch
 convolves too. XLA has custom calls for it, as `__onednn$convolution`, which nobody promises to keep: settings
-of another version would end the process, and what it writes of such a program into a cache is no program. So
-it has to be asked for, takes the versions alone that were tried, and shows first that it convolves.
+of another version would end the process, and JAX's cache on disk would get a broken entry of such a program.
+So it has to be asked for, is taken of versions that were tried alone, and shows first that it convolves.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,39 +20,46 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from adregnet_jax.errors import UserError
 
-_TRIED = ((0, 8, 2), (0, 10, 2))  # the first and the last version of jaxlib
+# The first and the last version of jaxlib; of those between, 0.9.0, 0.9.2, 0.10.0 and 0.10.1 were tried.
+_TRIED = ((0, 8, 2), (0, 10, 2))
 _TARGET = "__onednn$convolution"
 
-_process = {"uses": False}
+_process = {"used": False, "cache": True}
 
 
 def use_onednn(use: bool = True) -> None:
-    """Whether `conv3d` on CPU, of float32 and bfloat16, is oneDNN's in what this process traces from now on.
+    """Whether `conv3d` on CPU is oneDNN's in what this process traces from now on.
 
-    With it, JAX keeps no compiled programs on disk: each start compiles anew. What was traced before stays as
-    it was. A program with it can't go through `jax.export`.
+    While it is, JAX keeps no compiled programs on disk, and each start compiles anew. `jax.export` refuses a
+    program with it. Where JAX's own choice is not the CPU, nothing changes.
 
     Raises:
       UserError: this jaxlib has no oneDNN, or is of a version with which it wasn't tried.
     """
-    if use and not used():
-        cached = jax.config.values["jax_enable_compilation_cache"]
-        _set_cache(False)
-        wrong = _what_is_wrong()
-        if wrong:
-            _set_cache(cached)
-            raise UserError(f"{wrong}: go without oneDNN (run.onednn=False)")
-    _process["uses"] = use
+    if use == used() or jax.default_backend() != "cpu":
+        return
+    if not use:
+        jax.clear_caches()  # what was traced with it would be compiled for the disk
+        _set_cache(_process["cache"])
+        _process["used"] = False
+        return
+    before = jax.config.values["jax_enable_compilation_cache"]
+    _set_cache(False)
+    wrong = _what_is_wrong()
+    if wrong:
+        _set_cache(before)
+        raise UserError(f"{wrong}: go without oneDNN (run.onednn=False)")
+    _process.update(used=True, cache=before)
 
 
 def used() -> bool:
-    return _process["uses"]
+    return _process["used"]
 
 
 def convolve(
     volume: jax.Array, kernel: jax.Array, padding: tuple[int, int, int], added: jax.Array | None = None
 ) -> jax.Array:
-    """Stride 1. Zeros around the volume, as many on either side. On CPU, after `use_onednn`.
+    """Stride 1. Zeros around the volume, as many on either side. On CPU, after `use_onednn`; all is float32.
 
     Args:
       volume: [b, x, y, z, c], float32.
@@ -98,7 +106,7 @@ def _set_cache(enabled: bool) -> None:
 
 def _what_is_wrong() -> str | None:
     here, machine = jaxlib.version.__version__, (platform.system(), platform.machine())
-    version = tuple(int(number) for number in here.split(".")[:3] if number.isdigit())
+    version = tuple(int(number) for number in re.findall(r"\d+", here)[:3])
     if not _TRIED[0] <= version <= _TRIED[1] or machine != ("Linux", "x86_64"):
         first, last = (".".join(map(str, tried)) for tried in _TRIED)
         tried = f"oneDNN was tried with jaxlib {first} to {last} for Linux on x86_64"
@@ -107,14 +115,16 @@ def _what_is_wrong() -> str | None:
 
 
 def _convolves() -> bool:
-    """Whether a single voxel spreads into the mirrored kernel; what is convolved is added to ones."""
-    kernel = np.arange(27 * 2, dtype=np.float32).reshape(3, 3, 3, 1, 2)
-    volume = np.zeros((1, 3, 3, 3, 1), np.float32)
-    volume[0, 1, 1, 1] = 1
+    """Whether a single voxel of each of two channels spreads into the mirrored kernel, added to ones."""
+    kernel = np.arange(3 * 2 * 1 * 2 * 3, dtype=np.float32).reshape(3, 2, 1, 2, 3)
+    volume = np.zeros((2, 3, 3, 2, 2), np.float32)
+    volume[0, 1, 1, 1, 0] = volume[1, 1, 1, 1, 1] = 1
+    expected = np.ones((2, 3, 4, 2, 3), np.float32)
+    expected[:, :, 1:3, 1] += np.moveaxis(kernel[::-1, ::-1, 0], 2, 0)
     try:
-        device = jax.local_devices(backend="cpu")[0]
-        arrays = jax.device_put((volume, kernel, np.ones((1, 3, 3, 3, 2), np.float32)), device)
-        result = jax.jit(lambda v, k, one: convolve(v, k, (1, 1, 1), one))(*arrays)
-        return np.array_equal(jax.device_get(result)[0], kernel[::-1, ::-1, ::-1, 0] + 1)
-    except (RuntimeError, NotImplementedError):  # a jaxlib without oneDNN, or JAX without a CPU
+        result = jax.jit(lambda v, k, one: convolve(v, k, (1, 1, 0), one))(
+            volume, kernel, np.ones_like(expected)
+        )
+        return np.array_equal(result, expected)
+    except (RuntimeError, NotImplementedError):  # a jaxlib without oneDNN
         return False

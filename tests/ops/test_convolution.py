@@ -1,3 +1,5 @@
+import platform
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import scipy.signal
 from jax.experimental.compilation_cache import compilation_cache
 
 from adregnet_jax.errors import UserError
-from adregnet_jax.ops import convolution, folded_convolution, onednn
+from adregnet_jax.ops import folded_convolution, onednn, onednn_convolution
 from adregnet_jax.ops.convolution import conv3d
 from adregnet_jax.ops.onednn import use_onednn
 
@@ -75,7 +77,7 @@ def limited(monkeypatch):
     """Sets limits of a route's module; what JAX has traced with others is forgotten, before and after."""
 
     def limit(by, **limits):
-        module = {"folded": folded_convolution, "onednn": convolution}[by]
+        module = {"folded": folded_convolution, "onednn": onednn_convolution}[by]
         for name, value in limits.items():
             monkeypatch.setattr(module, name, value)
         jax.clear_caches()
@@ -122,17 +124,35 @@ def test_parts_by_groups_are_the_whole_at_once(groups, dtype, limited):
 
 @pytest.mark.parametrize("by", ["onednn"], indirect=True)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("chunk_bytes", [0, 2**20])
+@pytest.mark.parametrize("chunk_bytes", [0, 2**20], ids=["slice by slice", "at once"])
 def test_parts_by_onednn_are_the_whole_also_under_vmap(chunk_bytes, dtype, by, limited):
     limited(by, _CHUNK_BYTES=chunk_bytes)
     volume, kernel = random_case((2, 8, 3, 4, 5), 3)
     volume, kernel = jnp.asarray(volume, dtype), jnp.asarray(kernel, dtype)
-    expected = xla_convolution(volume.astype(jnp.float32), kernel.astype(jnp.float32))
-    of_parts = jax.jit(jax.vmap(lambda v: conv3d((v[..., :2], v[..., 2:]), kernel)))
-    assert "onednn" in of_parts.lower(volume[:, None]).as_text()
-    result = of_parts(volume[:, None])[:, 0].astype(jnp.float32)
-    # Rounded to bfloat16 once, at the end: by half of its last bit, at most 2^-8 of the result.
-    np.testing.assert_allclose(result, expected, rtol=2**-8 if dtype == "bfloat16" else 0, atol=2e-5)
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 3, 4, 3)), dtype)
+
+    def both(convolve, volume, cotangent):
+        result, pull_back = jax.vjp(convolve, volume, kernel)
+        return result, *pull_back(cotangent)
+
+    def of_parts(volume, kernel):
+        return conv3d((volume[..., :2], volume[..., 2:]), kernel)
+
+    mapped = jax.jit(jax.vmap(lambda v, t: both(of_parts, v[None], t[None])))
+    program = mapped.lower(volume, cotangent)
+    # Of each part the volume, its gradient and that of its taps; bfloat16 has its parts joined in the volume.
+    assert program.as_text().count("@__onednn$convolution") == (6 if dtype == "float32" else 5)
+    result, to_volume, to_kernel = program.compile()(volume, cotangent)
+    ours = result[:, 0], to_volume[:, 0], to_kernel.astype(jnp.float32).sum(axis=0)
+    exact = [array.astype(jnp.float32) for array in (volume, kernel, cotangent)]
+    theirs = jax.vjp(xla_convolution, *exact[:2])
+    expected = theirs[0], *theirs[1](exact[2])
+    # Rounded to bfloat16 once, at the end: by half of its last bit, at most 2^-8 of the result. The gradient
+    # in the kernel is two such, added up.
+    for a, b in zip(ours, expected, strict=True):
+        scale = float(jnp.abs(b).max())
+        rounding = 2**-8 if dtype == "bfloat16" else 0
+        np.testing.assert_allclose(a.astype(np.float32), b, rtol=rounding, atol=scale * (rounding + 1e-6))
 
 
 @ROUTES
@@ -153,20 +173,36 @@ def test_second_derivatives_are_those_of_xla(by):
         np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
 
 
+@pytest.mark.skipif(
+    (platform.system(), platform.machine()) != ("Linux", "x86_64")
+    or not (0, 8, 2) <= tuple(jax.version.__version_info__[:3]) <= (0, 10, 2),
+    reason="jaxlib 0.8.2 to 0.10.2 for Linux on x86_64 have oneDNN",
+)
+def test_onednn_is_there_where_it_should_be():
+    use_onednn()
+    assert onednn.used()
+    use_onednn(False)
+    assert not onednn.used()
+
+
 def test_onednn_is_refused_where_it_was_not_tried(monkeypatch):
+    cached = jax.config.jax_enable_compilation_cache
     monkeypatch.setattr(onednn, "_TRIED", ((0, 1, 0), (0, 1, 2)))
     with pytest.raises(UserError, match=r"jaxlib 0\.1\.0 to 0\.1\.2 for .*: go without"):
         use_onednn()
     assert not onednn.used()
+    assert jax.config.jax_enable_compilation_cache == cached
 
 
 def test_onednn_is_refused_where_it_convolves_wrongly(with_onednn, monkeypatch):
     use_onednn(False)
+    cached = jax.config.jax_enable_compilation_cache
     convolve = onednn.convolve
     monkeypatch.setattr(onednn, "convolve", lambda volume, kernel, *rest: convolve(volume, -kernel, *rest))
     with pytest.raises(UserError, match="no oneDNN that convolves: go without"):
         use_onednn()
     assert not onednn.used()
+    assert jax.config.jax_enable_compilation_cache == cached
 
 
 def test_programs_with_onednn_stay_out_of_the_cache_on_disk(with_onednn, tmp_path):
@@ -189,6 +225,9 @@ def test_programs_with_onednn_stay_out_of_the_cache_on_disk(with_onednn, tmp_pat
         use_onednn()
         jax.jit(lambda v, k: 2 * conv3d(v, k))(volume, kernel)
         assert len(list(tmp_path.iterdir())) == written
+        use_onednn(False)
+        jax.jit(lambda v, k: 3 * conv3d(v, k))(volume, kernel)
+        assert len(list(tmp_path.iterdir())) > written
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
