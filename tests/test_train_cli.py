@@ -17,9 +17,11 @@ import pytest
 from flax import linen as nn
 from tensorboardX.proto.event_pb2 import Event
 
+from adregnet_jax import benchmark
 from adregnet_jax.cli.description import describe
 from adregnet_jax.entry import load_config, override
 from adregnet_jax.errors import UserError
+from adregnet_jax.evaluation import evaluate
 from adregnet_jax.nn.adregnet import AdRegNet
 from adregnet_jax.training import loop
 from adregnet_jax.training.checkpoint import restore_parameters
@@ -123,6 +125,38 @@ def test_killed_and_started_again_ends_with_the_same_parameters(tiny, start, uni
     assert "goes on at step" in output
     jax.tree.map(np.testing.assert_array_equal, parameters(tiny, workdir), parameters(tiny, uninterrupted))
     assert without_times(logged(workdir)) == without_times(logged(uninterrupted))
+
+
+def test_run_by_onednn_stopped_goes_on_as_if_it_had_not(tiny, start, with_onednn, tmp_path):
+    by_onednn = ("--config.run.onednn=True", "--config.optimiser.epochs=2")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    process = start(whole, *by_onednn)
+    output = process.communicate()[1]
+    assert process.returncode == 0, output
+    assert "convolves by oneDNN" in output
+    process = start(stopped, *by_onednn)
+    wait_until_logged(stopped, 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = start(stopped, *by_onednn)
+    output = process.communicate()[1]
+    assert process.returncode == 0, output
+    jax.tree.map(np.testing.assert_array_equal, parameters(tiny, stopped), parameters(tiny, whole))
+
+
+def test_evaluation_and_benchmark_take_run_onednn(tiny, uninterrupted, monkeypatch):
+    config = override(load_config(tiny), ["--config.run.onednn=True"])
+
+    def asked(use):
+        raise UserError(f"asked for oneDNN: {use}")
+
+    monkeypatch.setattr(evaluate, "use_onednn", asked)
+    with pytest.raises(UserError, match="asked for oneDNN: True"):
+        evaluate.evaluate(config, uninterrupted)
+    monkeypatch.setattr(benchmark, "use_onednn", asked)
+    limits = {"forward_only": True, "total_only": True, "memory_only": True}
+    with pytest.raises(UserError, match="asked for oneDNN: True"):
+        benchmark.measure(config, (16, 16, 16), rounds=0, **limits)
 
 
 def test_run_leaves_its_record(uninterrupted):

@@ -12,17 +12,20 @@ from adregnet_jax.ops import onednn
 from adregnet_jax.ops.chunks import chunk, delayed, for_each_chunk, joined, slices_a_chunk
 
 _CHUNK_BYTES = 2**24  # of what is copied at once: about what the cache holds
+_WHOLE_BYTES = 2**28  # of a result to which a second part is added, for which it is there twice
 
 
 @jax.custom_vjp
 def onednn_conv3d(parts: tuple[jax.Array, ...], kernel: jax.Array) -> jax.Array:
     """`conv3d` of a tuple of volumes on CPU; all is float32, or all is bfloat16.
 
-    oneDNN convolves bfloat16 slower than float32, so it is turned into float32 chunk by chunk.
+    oneDNN convolves bfloat16 slower than float32, so it is turned into float32 chunk by chunk; so are several
+    large volumes joined.
     """
     dtype = parts[0].dtype
     kernel = kernel.astype(jnp.float32)
-    if dtype == jnp.float32:
+    result_bytes = 4 * kernel.shape[-1] * math.prod(parts[0].shape[:4])
+    if dtype == jnp.float32 and (len(parts) == 1 or result_bytes <= _WHOLE_BYTES):
         own = _split(kernel, parts)
         result = onednn.convolve(parts[0], own[0], (1, 1, 1))
         for part, taps in zip(parts[1:], own[1:], strict=True):

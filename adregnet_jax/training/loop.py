@@ -34,7 +34,7 @@ from adregnet_jax.data.splits import Splits, load_splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.metrics import tre_mm
 from adregnet_jax.nn.models import make_model
-from adregnet_jax.ops.onednn import use_onednn
+from adregnet_jax.ops import onednn
 from adregnet_jax.pretrained import PRETRAINED, is_packed, load_pretrained
 from adregnet_jax.training.checkpoint import (
     Checkpoints,
@@ -88,7 +88,7 @@ def train(config: Config, workdir: Path) -> None:
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT; a checkpoint is saved first.
     """
     check_settings(config)
-    use_onednn(config.run.onednn)
+    onednn.use_onednn(config.run.onednn)
     splits = load_splits(config.data)  # data that can't be used leave no workdir behind
     first = splits.train[0] if splits.train else None
     with only_run(workdir):
@@ -154,6 +154,8 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
             contextlib.closing(RunLog(workdir, start, total_steps, tells=not jax.process_index()))
         )
         log.say(opening_line(state, mesh, total_steps))
+        if onednn.used():
+            log.say("convolves by oneDNN: every start compiles anew")
         signals = stack.enter_context(remembered_signals())
         prefetched = pipeline.iterate_from(batches, start, workers=config.data.workers)
         unread: list[tuple[int, Metrics]] = []  # metrics that are still on the device
