@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test coverage torture lint bench clean
+.PHONY: setup demo test coverage torture audit lint bench clean
 
 setup: .venv/.installed
 
@@ -26,6 +26,11 @@ torture: setup
 coverage: setup
 	$(BIN)/pip install --quiet --requirement tests/torture/requirements.txt
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --cov --cov-report=term
+
+audit: setup
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet pip-audit
+	.venv/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 lint: setup
 	$(BIN)/ruff check .
