@@ -191,6 +191,7 @@ OF_THE_NETWORK = frozenset(
         "shape",
         "batch",
         "dtype",
+        "onednn",
         "devices",
         "matmul GFLOP/s",
         "peak of the device MiB",
