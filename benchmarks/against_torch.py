@@ -1,14 +1,15 @@
 """How fast is the network beside the same one in PyTorch, forward and in training?
 
     python benchmarks/against_torch.py [--shape 64 64 64] [--channels 16 32 64 128 256] [--rounds 5] [--parts]
-        [--torch-compile] [--json FILE]
+        [--torch-compile] [--onednn] [--json FILE]
 
 The default network and its default loss but for the landmarks (local NCC, smoothness, folds), float32, on
 one pair of the phantom; a training step is loss, gradients, clipping and Adam. PyTorch has the same
 parameters and as many threads as cores. How it is written, `benchmarks/torch_adregnet.py` says: where there
 was a choice, the faster way. It is spared the entropy of the match, which no loss reads, and the mask, which
 our loss heeds. Its volumes are contiguous or channels last, a route each; with --torch-compile both are
-compiled by TorchInductor as well, which needs a C++ compiler. Its Adam is the fused one.
+compiled by TorchInductor as well, which needs a C++ compiler. Its Adam is the fused one. With --onednn our
+convolutions are oneDNN's, as PyTorch's are (`ops.onednn`).
 
 Before anything is timed, our displacement, warped image and loss are checked against those of PyTorch's model
 in float64, with parameters that are nowhere 0: what differs by more than 1e-4 of the largest displacement,

@@ -1,12 +1,13 @@
 """How fast is the 3x3x3 convolution, beside XLA's own and PyTorch's?
 
-    python benchmarks/convolution.py [--shape 64 64 64] [--channels 8 16 32] [--rounds 5] [--json FILE]
+    python benchmarks/convolution.py [--shape 64 64 64] [--channels 8 16 32] [--rounds 5]
+        [--onednn] [--json FILE]
 
 Prints a row for each number of channels (as many in as out), for the forward pass alone and with the
 gradients in the volume and the kernel, and for each route: `adregnet_jax.conv3d`, `lax.conv_general_dilated`,
 and where it is installed PyTorch's conv3d on channels-last arrays, with as many threads as cores. "times
-ours" is how many times as long as `adregnet_jax` the route takes. float32, batch 1. The results of the
-routes are checked against each other first.
+ours" is how many times as long as `adregnet_jax` the route takes. float32, batch 1. With --onednn,
+ours is oneDNN's (`ops.onednn`). The results of the routes are checked against each other first.
 """
 
 import jax

@@ -20,10 +20,9 @@ def conv3d(
     """Stride 1, zero padding that keeps the shape.
 
     On GPU and TPU this is `lax.conv_general_dilated`. XLA's 3-D convolution on CPU is slow: there it is made
-    of 2-D ones (`ops.folded_convolution`), or after `use_onednn` it is oneDNN's
-    (`ops.onednn_convolution`). The gradient in the volume
-    is the same convolution with the mirrored kernel; the gradient in the kernel is always computed, before
-    the other.
+    of 2-D ones (`ops.folded_convolution`), or after `use_onednn`, where all is float32 or all is bfloat16, it
+    is oneDNN's (`ops.onednn_convolution`). On CPU the gradient in the volume is the same convolution with the
+    mirrored kernel; the gradient in the kernel is always computed, before the other.
 
     Args:
       volume: [b, x, y, z, c]; or several, whose channels count as if they were concatenated, which of large

@@ -3,7 +3,8 @@
 jaxlib for Linux on x86 contains oneDNN (https://github.com/uxlfoundation/oneDNN), with whose kernels PyTorch
 convolves too. XLA has custom calls for it, as `__onednn$convolution`, which nobody promises to keep: settings
 of another version would end the process, and JAX's cache on disk would get a broken entry of such a program.
-So it has to be asked for, is taken of versions that were tried alone, and shows first that it convolves.
+So it has to be asked for, is taken only of jaxlib from the first to the last version that was tried, and
+shows first that it convolves.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ def use_onednn(use: bool = True) -> None:
     """Whether `conv3d` on CPU is oneDNN's in what this process traces from now on.
 
     While it is, JAX keeps no compiled programs on disk, and each start compiles anew. `jax.export` refuses a
-    program with it. Where JAX's own choice is not the CPU, nothing changes.
+    program with it. Where JAX's own choice is not the CPU, nothing changes. What is compiled already stays as
+    it is when it is turned on; turning it off clears JAX's caches. Training, evaluation, ablation and the
+    benchmark set it from `run.onednn`, and undo what was asked for before.
 
     Raises:
-      UserError: this jaxlib has no oneDNN, or is of a version with which it wasn't tried.
+      UserError: jaxlib is not one of those with which it was tried, or has no oneDNN that convolves.
     """
     if use == used() or jax.default_backend() != "cpu":
         return
