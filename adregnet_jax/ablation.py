@@ -99,7 +99,7 @@ def ablate(
 
     for of_row in configs.values():
         check_settings(of_row)
-        use_onednn(of_row.run.onednn)
+        use_onednn(of_row.run.onednn)  # of a jaxlib that can't, each row is told of now
     for seed in range(seeds):  # one after the other: an interruption leaves whole rows, of fewer seeds
         for row, of_row in configs.items():
             changed, folder = dataclasses.replace(of_row, seed=seed), row_folder(workdir, row, seed)

@@ -61,7 +61,7 @@ from adregnet_jax.errors import OneLineParser, UserError
 from adregnet_jax.flops import GRADIENTS, Call, module_calls
 from adregnet_jax.losses import total_loss
 from adregnet_jax.nn.models import make_model
-from adregnet_jax.ops.onednn import use_onednn
+from adregnet_jax.ops import onednn
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.timing import Route, Row, report, seconds_of, spread, time_in_turn
@@ -125,7 +125,7 @@ def measure(
         UserError: settings that don't go together.
     """
     check_settings(config)
-    use_onednn(config.run.onednn)
+    onednn.use_onednn(config.run.onednn)
     if config.run.space_devices > 1:
         raise UserError(
             f"run.space_devices is {config.run.space_devices}, and parts are measured on whole volumes:"
@@ -549,7 +549,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         size = " x ".join(map(str, shape))
         about = {"shape": size, "batch": config.optimiser.batch_size, "dtype": config.model.dtype}
-        about |= {"onednn": config.run.onednn} | found
+        about |= {"onednn": onednn.used()} | found
         report(rows, options.json, about)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -153,7 +153,7 @@ def test_evaluation_and_benchmark_take_run_onednn(tiny, uninterrupted, monkeypat
     monkeypatch.setattr(evaluate, "use_onednn", asked)
     with pytest.raises(UserError, match="asked for oneDNN: True"):
         evaluate.evaluate(config, uninterrupted)
-    monkeypatch.setattr(benchmark, "use_onednn", asked)
+    monkeypatch.setattr(benchmark.onednn, "use_onednn", asked)
     limits = {"forward_only": True, "total_only": True, "memory_only": True}
     with pytest.raises(UserError, match="asked for oneDNN: True"):
         benchmark.measure(config, (16, 16, 16), rounds=0, **limits)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adregnet_jax.ops.slabs import beyond, halo, slab_start
 
@@ -64,6 +65,12 @@ def chunk(volume: jax.Array, n: jax.Array, slices: int, halo: int = 0) -> jax.Ar
 def joined(parts: Sequence[jax.Array]) -> jax.Array:
     """Volumes [b, x, y, z, c] with their channels one after the other."""
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+
+def taps_of_parts(kernel: jax.Array, parts: Sequence[jax.Array]) -> list[jax.Array]:
+    """What of a kernel [..., c, c'] meets the channels of each of the volumes that `joined` would join."""
+    ends = np.cumsum([part.shape[-1] for part in parts])
+    return jnp.split(kernel, ends[:-1], axis=-2)
 
 
 def to_bits(array: jax.Array) -> jax.Array:

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from adregnet_jax.ops.chunks import chunk, delayed, from_bits, full_after, joined, slices_a_chunk, to_bits
+from adregnet_jax.ops.chunks import (
+    chunk,
+    delayed,
+    from_bits,
+    full_after,
+    joined,
+    slices_a_chunk,
+    taps_of_parts,
+    to_bits,
+)
 
 _AT_ONCE_BYTES = 2**24  # of what slices add to each other: more is made and added up group by group
 _GROUP_BYTES = 2**22  # of a group, which is in the cache still when it is read again; no more than the above
@@ -97,10 +105,9 @@ def _folded_backward(saved, gradient):
     parts, kernel = saved
     to_kernel = _kernel_gradient(parts, gradient).astype(kernel.dtype)
     # Only the optimiser waits for the gradient in the kernel: XLA would put it off, and keep the parts.
-    mirrored = delayed(jnp.flip(kernel, (0, 1, 2)).swapaxes(3, 4), to_kernel)
-    ends = np.cumsum([part.shape[-1] for part in parts])
-    to_parts = tuple(folded_conv3d((gradient,), own) for own in jnp.split(mirrored, ends[:-1], axis=-1))
-    return to_parts, to_kernel
+    mirrored = delayed(jnp.flip(kernel, (0, 1, 2)), to_kernel)
+    own = taps_of_parts(mirrored, parts)
+    return tuple(folded_conv3d((gradient,), taps.swapaxes(3, 4)) for taps in own), to_kernel
 
 
 folded_conv3d.defvjp(lambda parts, kernel: (folded_conv3d(parts, kernel), (parts, kernel)), _folded_backward)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import jax
 import jax.numpy as jnp
 
 from adregnet_jax.ops import onednn
-from adregnet_jax.ops.chunks import chunk, delayed, for_each_chunk, joined, slices_a_chunk
+from adregnet_jax.ops.chunks import chunk, delayed, for_each_chunk, joined, slices_a_chunk, taps_of_parts
 
 _CHUNK_BYTES = 2**24  # of what is copied at once: about what the cache holds
 _WHOLE_BYTES = 2**28  # of a result to which a second part is added, for which it is there twice
@@ -26,7 +25,7 @@ def onednn_conv3d(parts: tuple[jax.Array, ...], kernel: jax.Array) -> jax.Array:
     kernel = kernel.astype(jnp.float32)
     result_bytes = 4 * kernel.shape[-1] * math.prod(parts[0].shape[:4])
     if dtype == jnp.float32 and (len(parts) == 1 or result_bytes <= _WHOLE_BYTES):
-        own = _split(kernel, parts)
+        own = taps_of_parts(kernel, parts)
         result = onednn.convolve(parts[0], own[0], (1, 1, 1))
         for part, taps in zip(parts[1:], own[1:], strict=True):
             result = onednn.convolve(part, taps, (1, 1, 1), result)
@@ -59,7 +58,7 @@ onednn_conv3d.defvjp(_forward, _backward)
 
 def _volume_gradients(parts, kernel, gradient):
     mirrored = jnp.flip(kernel, (0, 1, 2))
-    return tuple(onednn_conv3d((gradient,), own.swapaxes(3, 4)) for own in _split(mirrored, parts))
+    return tuple(onednn_conv3d((gradient,), own.swapaxes(3, 4)) for own in taps_of_parts(mirrored, parts))
 
 
 @jax.custom_vjp
@@ -103,12 +102,6 @@ def _kernel_gradient_backward(saved, to_kernel):
 _kernel_gradient.defvjp(
     lambda parts, gradient: (_kernel_gradient(parts, gradient), (parts, gradient)), _kernel_gradient_backward
 )
-
-
-def _split(kernel, parts):
-    """The taps of each part."""
-    ends = itertools.accumulate((part.shape[-1] for part in parts), initial=0)
-    return [kernel[..., first:end, :] for first, end in itertools.pairwise(ends)]
 
 
 def _slices(parts, channels):
