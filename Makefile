@@ -21,10 +21,10 @@ test: setup
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 torture: setup
-	$(BIN)/python -m tests.torture
+	$(BIN)/python -m tools.torture
 
 coverage: setup
-	$(BIN)/pip install --quiet --requirement tests/torture/requirements.txt
+	$(BIN)/pip install --quiet --requirement tools/torture/requirements.txt
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --cov --cov-report=term
 
 audit: setup

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from adregnet_jax.config import Config
-from adregnet_jax.entry import main
 from adregnet_jax.errors import UserError
+from adregnet_jax.launch.main import main
 
 
 def whole_number(option: str, text: str, least: int) -> int:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from adregnet_jax.config import Config
-from adregnet_jax.entry import main
+from adregnet_jax.launch.main import main
 
 
 def run(config: Config, workdir: Path) -> None:

@@ -16,13 +16,28 @@ from adregnet_jax.config import (
     instance_preset,
     paper_model,
 )
-from adregnet_jax.version import __version__
+from adregnet_jax.provenance import __version__
 
 if TYPE_CHECKING:
-    from adregnet_jax.affine import align_affine
-    from adregnet_jax.data.images import Image, read_image, write_image
-    from adregnet_jax.data.transforms import read_field, write_field
-    from adregnet_jax.fields import (
+    from adregnet_jax.data.io.images import Image, read_image, write_image
+    from adregnet_jax.data.io.transforms import read_field, write_field
+    from adregnet_jax.nn.adregnet import AdRegNet
+    from adregnet_jax.nn.models import make_model
+    from adregnet_jax.nn.prediction import Prediction
+    from adregnet_jax.nn.voxelmorph import VoxelMorph
+    from adregnet_jax.ops.attention import blocked_attention
+    from adregnet_jax.ops.composition import compose, exponential, invert
+    from adregnet_jax.ops.convolution import conv3d
+    from adregnet_jax.ops.cpu.onednn import use_onednn
+    from adregnet_jax.ops.filters import box_mean, gaussian_filter
+    from adregnet_jax.ops.grid import identity_grid
+    from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant, spatial_gradient
+    from adregnet_jax.ops.mind import mind_ssc
+    from adregnet_jax.ops.neighbourhood import neighbourhood_attention
+    from adregnet_jax.ops.resampling import resize, resize_displacement
+    from adregnet_jax.ops.sampling import sample, sample_at_points, warp, warp_labels
+    from adregnet_jax.registration.affine import align_affine
+    from adregnet_jax.registration.field import (
         DisplacementField,
         compose_fields,
         field_jacobian,
@@ -31,77 +46,62 @@ if TYPE_CHECKING:
         warp_image,
         warp_points,
     )
-    from adregnet_jax.instance import Alignment, align
-    from adregnet_jax.network_input import TrainedNetwork, TrainedScans
-    from adregnet_jax.nn.adregnet import AdRegNet
-    from adregnet_jax.nn.models import make_model
-    from adregnet_jax.nn.prediction import Prediction
-    from adregnet_jax.nn.voxelmorph import VoxelMorph
-    from adregnet_jax.ops.attention import blocked_attention
-    from adregnet_jax.ops.composition import compose, exponential, invert
-    from adregnet_jax.ops.convolution import conv3d
-    from adregnet_jax.ops.filters import box_mean, gaussian_filter
-    from adregnet_jax.ops.grid import identity_grid
-    from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant, spatial_gradient
-    from adregnet_jax.ops.mind import mind_ssc
-    from adregnet_jax.ops.neighbourhood import neighbourhood_attention
-    from adregnet_jax.ops.onednn import use_onednn
-    from adregnet_jax.ops.resampling import resize, resize_displacement
-    from adregnet_jax.ops.sampling import sample, sample_at_points, warp, warp_labels
-    from adregnet_jax.pretrained import load_pretrained
-    from adregnet_jax.registration import Registration, dropout_sd_mm, register, register_sharded
-    from adregnet_jax.scans import RegisteredScans, register_scans
+    from adregnet_jax.registration.instance import Alignment, align
+    from adregnet_jax.registration.network import Registration, dropout_sd_mm, register, register_sharded
+    from adregnet_jax.registration.scans import RegisteredScans, register_scans
+    from adregnet_jax.weights.packed import load_pretrained
+    from adregnet_jax.weights.trained_network import TrainedNetwork, TrainingDomain
 
 
 _MODULE_OF = {
     "AdRegNet": "nn.adregnet",
-    "Alignment": "instance",
-    "DisplacementField": "fields",
-    "Image": "data.images",
+    "Alignment": "registration.instance",
+    "DisplacementField": "registration.field",
+    "Image": "data.io.images",
     "Prediction": "nn.prediction",
-    "RegisteredScans": "scans",
-    "Registration": "registration",
-    "TrainedNetwork": "network_input",
-    "TrainedScans": "network_input",
+    "RegisteredScans": "registration.scans",
+    "Registration": "registration.network",
+    "TrainedNetwork": "weights.trained_network",
+    "TrainingDomain": "weights.trained_network",
     "VoxelMorph": "nn.voxelmorph",
-    "align": "instance",
-    "align_affine": "affine",
+    "align": "registration.instance",
+    "align_affine": "registration.affine",
     "blocked_attention": "ops.attention",
     "box_mean": "ops.filters",
     "compose": "ops.composition",
-    "compose_fields": "fields",
+    "compose_fields": "registration.field",
     "conv3d": "ops.convolution",
-    "dropout_sd_mm": "registration",
+    "dropout_sd_mm": "registration.network",
     "exponential": "ops.composition",
-    "field_jacobian": "fields",
+    "field_jacobian": "registration.field",
     "folded_volume": "ops.jacobian",
     "gaussian_filter": "ops.filters",
     "identity_grid": "ops.grid",
     "invert": "ops.composition",
-    "invert_field": "fields",
+    "invert_field": "registration.field",
     "jacobian_determinant": "ops.jacobian",
-    "load_pretrained": "pretrained",
+    "load_pretrained": "weights.packed",
     "make_model": "nn.models",
     "mind_ssc": "ops.mind",
     "neighbourhood_attention": "ops.neighbourhood",
-    "read_field": "data.transforms",
-    "read_image": "data.images",
-    "register": "registration",
-    "register_scans": "scans",
-    "register_sharded": "registration",
-    "resample_field": "fields",
+    "read_field": "data.io.transforms",
+    "read_image": "data.io.images",
+    "register": "registration.network",
+    "register_scans": "registration.scans",
+    "register_sharded": "registration.network",
+    "resample_field": "registration.field",
     "resize": "ops.resampling",
     "resize_displacement": "ops.resampling",
     "sample": "ops.sampling",
     "sample_at_points": "ops.sampling",
     "spatial_gradient": "ops.jacobian",
-    "use_onednn": "ops.onednn",
+    "use_onednn": "ops.cpu.onednn",
     "warp": "ops.sampling",
-    "warp_image": "fields",
+    "warp_image": "registration.field",
     "warp_labels": "ops.sampling",
-    "warp_points": "fields",
-    "write_field": "data.transforms",
-    "write_image": "data.images",
+    "warp_points": "registration.field",
+    "write_field": "data.io.transforms",
+    "write_image": "data.io.images",
 }
 
 __all__ = [
@@ -118,7 +118,7 @@ __all__ = [
     "RegisteredScans",
     "Registration",
     "TrainedNetwork",
-    "TrainedScans",
+    "TrainingDomain",
     "VoxelMorph",
     "__version__",
     "align",

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclasses.dataclass
 class PhantomConfig:
-    """The built-in breathing phantom (`adregnet_jax.data.phantom`)."""
+    """The built-in breathing phantom (`adregnet_jax.data.datasets.phantom`)."""
 
     shape: tuple[int, int, int] = (64, 48, 48)  # voxels: left-right, front-back, feet-head
     spacing_mm: tuple[float, float, float] = (5.0, 5.0, 6.0)
@@ -24,7 +24,7 @@ class PhantomConfig:
 
 @dataclasses.dataclass
 class SyntheticConfig:
-    """Random anatomy in random contrast (`adregnet_jax.data.synthetic`)."""
+    """Random anatomy in random contrast (`adregnet_jax.data.datasets.synthetic`)."""
 
     shape: tuple[int, int, int] = (64, 64, 64)  # voxels
     spacing_mm: tuple[float, float, float] = (3.0, 3.0, 3.0)
@@ -40,7 +40,7 @@ class SyntheticConfig:
 
 @dataclasses.dataclass
 class DirLabConfig:
-    """DIR-Lab 4DCT case folders (`adregnet_jax.data.dirlab`)."""
+    """DIR-Lab 4DCT case folders (`adregnet_jax.data.datasets.dirlab`)."""
 
     root: str = ""
     cases: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
@@ -57,7 +57,7 @@ class DirLabConfig:
 
 @dataclasses.dataclass
 class FilesConfig:
-    """Pairs of NIfTI files (`adregnet_jax.data.files`): a CSV with one row a pair, or a folder."""
+    """Pairs of NIfTI files (`adregnet_jax.data.datasets.files`): a CSV with one row a pair, or a folder."""
 
     pairs: str = ""  # a folder, or a CSV (columns: split, fixed, moving, and optional labels and landmarks)
     # Of a folder (images/, and labels/ of the same names) only, which is split by subject:
@@ -69,7 +69,7 @@ class FilesConfig:
 
 @dataclasses.dataclass
 class IxiConfig:
-    """IXI brain scans as TransMorph or IXI distributes them (`adregnet_jax.data.ixi`, `.ixi_t1t2`)."""
+    """IXI brain scans as TransMorph or IXI distributes them (`data.datasets.ixi`, `.ixi_t1t2`)."""
 
     root: str = ""  # folder with Train, Val, Test and the atlas; of "t1t2": with the files of IXI
     # The atlas moves to each subject; or "pairs": other subjects of the split do; or "t1t2": a T2 to each T1.
@@ -186,7 +186,7 @@ class LossConfig:
 
 @dataclasses.dataclass(unsafe_hash=True)  # may be a static argument of jax.jit
 class InstanceConfig:
-    """Registration of a pair by its images alone (`adregnet_jax.instance`), with or without a network.
+    """Registration of a pair by its images alone (`registration.instance`), with or without a network.
 
     The displacement lives on control points, between which it is linear along each axis. `factors`, `steps`
     and `strides` have one entry a level, coarse to fine.
@@ -247,7 +247,7 @@ def instance_preset(
 
 @dataclasses.dataclass(unsafe_hash=True)
 class AffineConfig:
-    """Rigid or affine registration of two scans (`adregnet_jax.affine`).
+    """Rigid or affine registration of two scans (`adregnet_jax.registration.affine`).
 
     `spacings_mm` and `steps` have one entry a level, coarse to fine.
     """
@@ -286,7 +286,7 @@ class RunConfig:
     memory: str = "check"
     devices: int = 0  # along the `data` mesh axis; 0: the most that divide the batch
     space_devices: int = 1  # that share one volume, a slab along x each
-    onednn: bool = False  # on CPU, convolve by oneDNN: faster steps, slower starts (`ops.onednn`)
+    onednn: bool = False  # on CPU, convolve by oneDNN: faster steps, slower starts (`ops.cpu.onednn`)
 
 
 @dataclasses.dataclass

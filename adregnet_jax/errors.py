@@ -14,6 +14,11 @@ class UserError(Exception):
         super().__init__(" ".join(message.splitlines()))
 
 
+def one_line(error: BaseException) -> str:
+    """The message of an exception without its line breaks."""
+    return " ".join(str(error).split())
+
+
 class OneLineParser(argparse.ArgumentParser):
     """A command line whose mistakes are `UserError`s: one line, as of everything here."""
 

@@ -23,8 +23,8 @@ import numpy as np
 from adregnet_jax.config import LossConfig
 from adregnet_jax.ops.filters import gaussian_filter
 from adregnet_jax.ops.jacobian import jacobian_determinant
-from adregnet_jax.ops.local_ncc import local_squared_ncc
 from adregnet_jax.ops.mind import mind_ssc
+from adregnet_jax.ops.ncc import local_squared_ncc
 from adregnet_jax.ops.sampling import sample_at_points, warp
 from adregnet_jax.ops.slabs import halo, slab_start, whole_width
 

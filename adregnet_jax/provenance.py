@@ -1,4 +1,4 @@
-"""Where a result comes from: the command, the code, the versions, the devices."""
+"""The version of the package, and where a result comes from: command, code, versions, devices."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adregnet_jax.version import __version__
-
+__version__ = "0.1.0"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "nibabel")
 
 

@@ -25,7 +25,7 @@ import scipy.spatial.transform
 import timing
 
 from adregnet_jax import AffineConfig, align_affine
-from adregnet_jax.data.images import read_image
+from adregnet_jax.data.io.images import read_image
 
 ROTATION_DEG, SCALE, SHIFT_MM = 30.0, 1.25, 40.0
 NOISE = 0.02  # of the range of intensities

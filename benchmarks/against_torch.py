@@ -9,7 +9,7 @@ parameters and as many threads as cores. How it is written, `benchmarks/torch_ad
 was a choice, the faster way. It is spared the entropy of the match, which no loss reads, and the mask, which
 our loss heeds. Its volumes are contiguous or channels last, a route each; with --torch-compile both are
 compiled by TorchInductor as well, which needs a C++ compiler. Its Adam is the fused one. With --onednn our
-convolutions are oneDNN's, as PyTorch's are (`ops.onednn`).
+convolutions are oneDNN's, as PyTorch's are (`ops.cpu.onednn`).
 
 Before anything is timed, our displacement, warped image and loss are checked against those of PyTorch's model
 in float64, with parameters that are nowhere 0: what differs by more than 1e-4 of the largest displacement,
@@ -33,13 +33,14 @@ import jax.numpy as jnp
 import numpy as np
 import timing
 
-from adregnet_jax import benchmark, entry
+from adregnet_jax.benchmark import measure as benchmark
 from adregnet_jax.config import Config, LossConfig, ModelConfig, OptimiserConfig, PhantomConfig
-from adregnet_jax.data.phantom import phantom_pair
+from adregnet_jax.data.datasets.phantom import phantom_pair
 from adregnet_jax.data.pipeline import collate
+from adregnet_jax.launch import process
 from adregnet_jax.nn.adregnet import AdRegNet
 from adregnet_jax.nn.cross_attention import Match
-from adregnet_jax.ops.onednn import use_onednn
+from adregnet_jax.ops.cpu.onednn import use_onednn
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.training.sharding import along_data, make_mesh, replicated
 from adregnet_jax.training.state import make_init
@@ -288,7 +289,7 @@ def main():
     multiple = 2 ** (len(options.channels) - 1)
     if any(n % multiple for n in options.shape):
         parser.error(f"--shape must be multiples of {multiple}, with {len(options.channels)} levels")
-    entry.keep_freed_memory()  # as train.py does, for both sides
+    process.keep_freed_memory()  # as train.py does, for both sides
     use_onednn(options.onednn)
     torch = timing.torch_on_cpu()
     config = Config(

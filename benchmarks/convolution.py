@@ -7,7 +7,7 @@ Prints a row for each number of channels (as many in as out), for the forward pa
 gradients in the volume and the kernel, and for each route: `adregnet_jax.conv3d`, `lax.conv_general_dilated`,
 and where it is installed PyTorch's conv3d on channels-last arrays, with as many threads as cores. "times
 ours" is how many times as long as `adregnet_jax` the route takes. float32, batch 1. With --onednn,
-ours is oneDNN's (`ops.onednn`). The results of the routes are checked against each other first.
+ours is oneDNN's (`ops.cpu.onednn`). The results of the routes are checked against each other first.
 """
 
 import jax

@@ -15,9 +15,9 @@ import numpy as np
 import timing
 from scipy import ndimage
 
-from adregnet_jax import entry
+from adregnet_jax.launch import process
 
-entry.keep_freed_memory()  # as eval.py does, before JAX starts
+process.keep_freed_memory()  # as eval.py does, before JAX starts
 
 from adregnet_jax.data.pair import Pair  # noqa: E402
 from adregnet_jax.evaluation import evaluate as evaluation  # noqa: E402

@@ -22,12 +22,12 @@ import timing
 from rich.progress import track
 
 from adregnet_jax import metrics
-from adregnet_jax.data import images
+from adregnet_jax.data.io import images
 from adregnet_jax.data.splits import load_splits
-from adregnet_jax.entry import load_config
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import evaluate as evaluation
-from adregnet_jax.evaluation import tables
+from adregnet_jax.launch.config_file import load_config
+from adregnet_jax.report import tables
 
 CONFIG = Path(__file__).parents[1] / "configs" / "hippocampus.py"
 # -wp 0: else its fields are rounded to a tenth of a voxel when they are handed over.

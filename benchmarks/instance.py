@@ -16,15 +16,15 @@ import numpy as np
 import timing
 from scipy import ndimage
 
-from adregnet_jax import entry
+from adregnet_jax.launch import process
 
-entry.keep_freed_memory()  # as the command line does, before JAX starts
+process.keep_freed_memory()  # as the command line does, before JAX starts
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from adregnet_jax.config import instance_preset  # noqa: E402
-from adregnet_jax.instance import align  # noqa: E402
+from adregnet_jax.registration.instance import align  # noqa: E402
 
 
 def smooth_scan(shape):

@@ -16,13 +16,13 @@ import numpy as np
 import timing
 from instance import smooth_scan  # sets the process up as the command line does
 
-from adregnet_jax import entry
+from adregnet_jax.launch import process
 
-entry.use_compilation_cache()
+process.use_compilation_cache()
 
-from adregnet_jax.data.images import Image  # noqa: E402
-from adregnet_jax.network_input import predict_displacement  # noqa: E402
-from adregnet_jax.pretrained import load_pretrained  # noqa: E402
+from adregnet_jax.data.io.images import Image  # noqa: E402
+from adregnet_jax.registration.adapter import predict_displacement  # noqa: E402
+from adregnet_jax.weights.packed import load_pretrained  # noqa: E402
 
 
 def main():

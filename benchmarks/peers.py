@@ -36,25 +36,25 @@ import nibabel as nib
 import numpy as np
 import timing
 
-from adregnet_jax import entry
+from adregnet_jax.launch import process
 
-entry.keep_freed_memory()  # as the command line does, before JAX starts
-entry.use_compilation_cache()
+process.keep_freed_memory()  # as the command line does, before JAX starts
+process.use_compilation_cache()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from adregnet_jax import metrics  # noqa: E402
 from adregnet_jax.config import instance_preset  # noqa: E402
-from adregnet_jax.data import dirlab  # noqa: E402
-from adregnet_jax.data.images import read_image  # noqa: E402
+from adregnet_jax.data.datasets import dirlab  # noqa: E402
+from adregnet_jax.data.io.images import read_image  # noqa: E402
 from adregnet_jax.data.preprocessing import rescale_percentiles, rescale_window  # noqa: E402
-from adregnet_jax.instance import align  # noqa: E402
 from adregnet_jax.ops.composition import compose, invert  # noqa: E402
 from adregnet_jax.ops.cubic import inside_grid  # noqa: E402
 from adregnet_jax.ops.grid import identity_grid  # noqa: E402
 from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant  # noqa: E402
 from adregnet_jax.ops.sampling import warp_labels  # noqa: E402
+from adregnet_jax.registration.instance import align  # noqa: E402
 
 CT_WINDOW_HU = (-1000.0, 300.0)
 PACKAGES = {

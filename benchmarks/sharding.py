@@ -18,11 +18,11 @@ import jax
 import timing
 from jax.sharding import NamedSharding
 
-from adregnet_jax import entry
 from adregnet_jax.config import Config, ModelConfig
 from adregnet_jax.errors import UserError
+from adregnet_jax.launch import config_file
 from adregnet_jax.nn.models import make_model
-from adregnet_jax.ops.onednn import use_onednn
+from adregnet_jax.ops.cpu.onednn import use_onednn
 from adregnet_jax.training.loop import abstract_state
 from adregnet_jax.training.sharding import batch_specs, make_mesh
 from adregnet_jax.training.state import make_init
@@ -64,7 +64,9 @@ def main():
     options, rest = parser.parse_known_args()
     small = Config(model=ModelConfig(channels=(4, 8)))
     try:
-        config = entry.override(entry.load_config(options.config) if options.config else small, rest)
+        config = config_file.override(
+            config_file.load_config(options.config) if options.config else small, rest
+        )
     except UserError as error:
         sys.exit(f"error: {error}")
     jax.config.update("jax_platforms", "cpu")

@@ -1,7 +1,7 @@
 """What the scripts share: their options, routes through JAX, results checked against each other.
 
 Each script prints a table and, with `--json FILE`, writes {"benchmark", "command", "machine", "rows"}, where
-the rows are those of the table (`adregnet_jax.timing`).
+the rows are those of the table (`adregnet_jax.benchmark.timing`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from adregnet_jax.timing import Route, Row, report, spread, time_in_turn
+from adregnet_jax.benchmark.timing import Route, Row, report, spread, time_in_turn
 
 __all__ = [
     "argument_parser",

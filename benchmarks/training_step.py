@@ -23,15 +23,15 @@ IMPORT = "import time; start = time.perf_counter(); import adregnet_jax; print(t
 
 def measure_start(shape, channels, rounds):
     """Seconds of tracing, compiling and running the training step in this process, by name."""
-    from adregnet_jax import entry
+    from adregnet_jax.launch import process
 
-    entry.keep_freed_memory()  # before JAX starts
-    entry.use_compilation_cache()
+    process.keep_freed_memory()  # before JAX starts
+    process.use_compilation_cache()
 
     import jax
 
     from adregnet_jax.config import Config, ModelConfig, PhantomConfig
-    from adregnet_jax.data.phantom import phantom_pair
+    from adregnet_jax.data.datasets.phantom import phantom_pair
     from adregnet_jax.data.pipeline import collate
     from adregnet_jax.nn.adregnet import AdRegNet
     from adregnet_jax.training.sharding import make_mesh, place

@@ -31,12 +31,12 @@ import numpy as np
 import peers
 import timing
 
-from adregnet_jax.cli.pairs import load_network
 from adregnet_jax.config import AffineConfig, instance_preset
-from adregnet_jax.data.images import Image
-from adregnet_jax.evaluation.figures import registration_figure
+from adregnet_jax.data.io.images import Image
 from adregnet_jax.ops.jacobian import jacobian_determinant
-from adregnet_jax.scans import register_scans
+from adregnet_jax.registration.files import load_network
+from adregnet_jax.registration.scans import register_scans
+from adregnet_jax.report.figures import registration_figure
 
 METHODS = ("affine", "network", "affine + network", "instance", "both", "inverted")
 SUBJECTS = {"breathing CT": "same", "brains": "different", "hippocampus": "any"}

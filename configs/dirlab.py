@@ -1,6 +1,6 @@
 """The paper's setting on DIR-Lab 4DCT: full width, 1 mm, leave-one-case-out.
 
-    python -m adregnet_jax.data.dirlab DIR-LAB-FOLDER        (are the cases complete?)
+    python -m adregnet_jax.data.datasets.dirlab DIR-LAB-FOLDER        (are the cases complete?)
     python train.py --config configs/dirlab.py --workdir runs/dirlab_case1 \
         --config.data.dirlab.root=DIR-LAB-FOLDER --config.data.dirlab.test_case=1
     python eval.py  (the same arguments)

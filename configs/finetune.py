@@ -4,8 +4,8 @@
     adregnet register fixed.nii.gz moving.nii.gz --output out --weights runs/finetune
 
 FOLDER holds images/ with one NIfTI a subject, of one spacing, and labels/ where there are any: see
-`adregnet_jax.data.files`, also for a CSV of pairs. In training, scans go in with the voxels that they have;
-`register` brings others to their spacing and axes. By images only; --config.loss.dice=1
+`adregnet_jax.data.datasets.files`, also for a CSV of pairs. In training, scans keep their
+voxels; `register` brings others to their spacing and axes. By images only; --config.loss.dice=1
 --config.loss.dice_labels="(1, 2)" adds labels.
 
 The network knows motions of some 14 voxels and less: bring scans of 200 voxels and more to about 100 first

@@ -2,8 +2,9 @@
 
     python train.py --config configs/hippocampus_scratch.py --workdir runs/scratch \
         --config.data.files.pairs=FOLDER
-    python -m adregnet_jax.ablation --config configs/hippocampus_scratch.py --workdir runs/table_v \
-        --config.data.files.pairs=FOLDER --config.optimiser.epochs=3 --config.optimiser.steps_per_epoch=300
+    python -m adregnet_jax.evaluation.ablation --config configs/hippocampus_scratch.py \
+        --workdir runs/table_v --config.data.files.pairs=FOLDER \
+        --config.optimiser.epochs=3 --config.optimiser.steps_per_epoch=300
 
 Hardware: a CPU core, 2.7 steps a second, 62 minutes with other work beside it. Measured, network alone, mean
 Dice of the 200 pairs, 0.574 before (labels warped by nearest neighbour): images only 0.741, 0.04 % of the

@@ -1,6 +1,6 @@
 """T1 to T2 on IXI: full width, the T2 of each subject moves to its T1; images only.
 
-    python -m adregnet_jax.data.prepare_ixi IXI-FOLDER PREPARED --masks MASKS
+    python -m adregnet_jax.data.datasets.prepare_ixi IXI-FOLDER PREPARED --masks MASKS
     python train.py --config configs/ixi_t1t2.py --workdir runs/ixi_t1t2 --config.data.ixi.root=PREPARED
     python eval.py  (the same arguments)
 

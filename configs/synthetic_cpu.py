@@ -3,8 +3,8 @@
     python train.py --config configs/synthetic_cpu.py --workdir runs/synthetic
     adregnet pack runs/synthetic --output weights
 
-No data is read: `adregnet_jax.data.synthetic` makes new pairs for every step. The same command goes on where
-an interrupted run stopped. The field is synthesised to half the resolution of the grid (`stem_stride`), at
+No data is read: `adregnet_jax.data.datasets.synthetic` makes new pairs for every step. The same command
+continues an interrupted run. The field is synthesised to half the resolution of the grid (`stem_stride`), at
 three levels, each of which matches within one voxel: 14 voxels in all.
 
 Anatomy that is never the same twice leaves nothing to learn but matching. With the settings of the other

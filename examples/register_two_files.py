@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from adregnet_jax.config import instance_preset
-from adregnet_jax.data.images import read_image, write_image
-from adregnet_jax.data.transforms import write_field, write_matrix
-from adregnet_jax.fields import field_jacobian
-from adregnet_jax.scans import register_scans
+from adregnet_jax.data.io.images import read_image, write_image
+from adregnet_jax.data.io.transforms import write_field, write_matrix
+from adregnet_jax.registration.field import field_jacobian
+from adregnet_jax.registration.scans import register_scans
 
 fixed_path, moving_path, folder, *effort = sys.argv[1:]
 out = Path(folder)

@@ -33,7 +33,7 @@ def real_data():
 def with_onednn():
     """Convolutions by oneDNN in what is traced, or a skip that says why not."""
     from adregnet_jax.errors import UserError  # after the settings above
-    from adregnet_jax.ops.onednn import use_onednn
+    from adregnet_jax.ops.cpu.onednn import use_onednn
 
     try:
         use_onednn()

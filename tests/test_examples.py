@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adregnet_jax.data.images import Image, write_image
-from tests.test_fields import AFFINE, SHAPE, smooth
+from adregnet_jax.data.io.images import Image, write_image
+from tests.registration.test_field import AFFINE, SHAPE, smooth
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -49,7 +49,7 @@ def test_groupwise_mean(told):
 
 
 def test_register_two_files(told, tmp_path):
-    pytest.importorskip("adregnet_jax.scans")
+    pytest.importorskip("adregnet_jax.registration.scans")
     scan = smooth(SHAPE, 2)
     write_image(tmp_path / "fixed.nii.gz", Image(scan, AFFINE))
     shifted = AFFINE + 3 * np.eye(4, k=3)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from adregnet_jax import losses, metrics
-from adregnet_jax.data.images import Image, read_image, write_image
-from adregnet_jax.data.points import read_points, write_points
-from adregnet_jax.data.transforms import read_field, read_matrix, write_field, write_matrix
+from adregnet_jax.data.io.images import Image, read_image, write_image
+from adregnet_jax.data.io.points import read_points, write_points
+from adregnet_jax.data.io.transforms import read_field, read_matrix, write_field, write_matrix
 from adregnet_jax.ops.composition import compose, exponential, invert
 from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant
 from adregnet_jax.ops.sampling import warp

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture import faults, kills
-from tests.torture.runs import LostError, Place, check_files
+from tools.torture import faults, kills
+from tools.torture.runs import LostError, Place, check_files
 
 
 @pytest.fixture(scope="module")

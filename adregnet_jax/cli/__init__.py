@@ -14,10 +14,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from adregnet_jax.cli import exporting, packing, registering, transforming
+from adregnet_jax.cli import export as exporting
+from adregnet_jax.cli import pack as packing
+from adregnet_jax.cli import register as registering
+from adregnet_jax.cli import transform as transforming
 from adregnet_jax.cli.execution import INTERRUPTED, TERMINATED, termination_as_exit
 from adregnet_jax.errors import UserError
-from adregnet_jax.version import __version__
+from adregnet_jax.provenance import __version__
 
 USAGE_ERROR: Any = typer.BadParameter.__base__  # click's, which newer versions of Typer have inside
 

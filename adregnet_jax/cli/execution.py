@@ -13,8 +13,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
+from adregnet_jax.atomic import REPLACED, tidy, unfinished
 from adregnet_jax.errors import UserError
-from adregnet_jax.unfinished import REPLACED, tidy, unfinished
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -69,7 +69,7 @@ def start_jax(device: str | None) -> Any:
     Raises:
       UserError: there is no such device.
     """
-    from adregnet_jax.entry import keep_freed_memory, use_compilation_cache
+    from adregnet_jax.launch.process import keep_freed_memory, use_compilation_cache
 
     keep_freed_memory()
     import jax

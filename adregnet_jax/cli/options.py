@@ -161,7 +161,7 @@ def make_procedure(
 def _changed(preset: InstanceConfig, settings: list[str], diffeomorphic: bool) -> InstanceConfig:
     config = preset
     if settings:
-        from adregnet_jax.entry import override
+        from adregnet_jax.launch.config_file import override
 
         for setting in settings:
             if "=" not in setting:
@@ -174,7 +174,7 @@ def _changed(preset: InstanceConfig, settings: list[str], diffeomorphic: bool) -
     if diffeomorphic:
         config = dataclasses.replace(config, diffeomorphic=True)
     if config != preset:
-        from adregnet_jax.instance import what_is_wrong
+        from adregnet_jax.registration.instance import what_is_wrong
 
         if wrong := what_is_wrong(config):
             raise UserError(f"--set: {wrong}")

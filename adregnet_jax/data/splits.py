@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adregnet_jax.config import DataConfig, SyntheticConfig
-from adregnet_jax.data import dirlab, files, ixi, phantom, synthetic
+from adregnet_jax.data.datasets import dirlab, files, ixi, phantom, synthetic
 from adregnet_jax.data.pair import Pair, PairMaker
 from adregnet_jax.errors import UserError
 

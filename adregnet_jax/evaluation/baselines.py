@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from adregnet_jax import metrics
-from adregnet_jax.affine import align_affine
 from adregnet_jax.config import AffineConfig
 from adregnet_jax.data.pair import Pair
-from adregnet_jax.evaluation import tables
-from adregnet_jax.fields import field_from_affine
 from adregnet_jax.ops.sampling import warp
+from adregnet_jax.registration.affine import align_affine
+from adregnet_jax.registration.field import field_from_affine
+from adregnet_jax.report import tables
 
 _warp = jax.jit(functools.partial(warp, mode="linear"))
 _warp_nearest = jax.jit(functools.partial(warp, mode="nearest"))

@@ -20,10 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adregnet_jax.errors import OneLineParser, UserError
-from adregnet_jax.evaluation import published, tables
-from adregnet_jax.evaluation import report as html
+from adregnet_jax.evaluation import published
 from adregnet_jax.evaluation.evaluate import landmark_figure, write_atomically, write_figure
 from adregnet_jax.evaluation.statistics import compare, holm
+from adregnet_jax.report import page as html
+from adregnet_jax.report import tables
 from adregnet_jax.training.record import describe_origin
 
 DIRLAB_NAME = re.compile(r"case(\d+)( \(.*\))?")

@@ -33,26 +33,27 @@ from rich.console import Console
 from rich.progress import track
 from scipy import stats
 
-from adregnet_jax import affine as affine_alignment
 from adregnet_jax import metrics, provenance
+from adregnet_jax.atomic import tidy, unfinished
 from adregnet_jax.config import Config, DataConfig
-from adregnet_jax.data import ixi
+from adregnet_jax.data.datasets import ixi
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.splits import LazyPairs, load_splits
 from adregnet_jax.errors import UserError
-from adregnet_jax.evaluation import baselines, tables
-from adregnet_jax.evaluation import figures as draw
-from adregnet_jax.evaluation import ixi as ixi_scores
-from adregnet_jax.evaluation import report as html
-from adregnet_jax.instance import what_is_wrong
+from adregnet_jax.evaluation import baselines
+from adregnet_jax.evaluation import ixi_dice as ixi_scores
 from adregnet_jax.nn.models import make_model
+from adregnet_jax.ops.cpu.onednn import use_onednn
 from adregnet_jax.ops.jacobian import jacobian_determinant
-from adregnet_jax.ops.onednn import use_onednn
 from adregnet_jax.ops.sampling import warp, warp_labels
-from adregnet_jax.registration import dropout_sd_mm, register
+from adregnet_jax.registration import affine as affine_alignment
+from adregnet_jax.registration.instance import what_is_wrong
+from adregnet_jax.registration.network import dropout_sd_mm, register
+from adregnet_jax.report import figures as draw
+from adregnet_jax.report import page as html
+from adregnet_jax.report import tables
 from adregnet_jax.training.checkpoint import check_architecture, restore_parameters
 from adregnet_jax.training.record import check_splits, describe_origin
-from adregnet_jax.unfinished import tidy, unfinished
 
 # Column of landmarks.csv, its name and unit, and the figure that tells what it is worth.
 UNCERTAINTIES = (
@@ -120,7 +121,7 @@ def evaluate(
         workdir: of the training run.
         figures: how many cases are drawn, from the first on.
         instance: the network's displacement is refined on each test pair, by its images alone
-            (`adregnet_jax.instance`): another protocol, with tables of its own.
+            (`adregnet_jax.registration.instance`): another protocol, with tables of its own.
         mc_dropout: how many networks are drawn by dropout, for the SD of the network's displacement as a
             second uncertainty; 0: none.
         affine: what an affine alignment of each pair by its images comes to, beside before and after. Not

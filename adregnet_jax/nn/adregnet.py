@@ -16,8 +16,8 @@ from adregnet_jax.nn.cross_attention import CrossAttention
 from adregnet_jax.nn.deformation import FieldHead, Fusion
 from adregnet_jax.nn.layers import Conv, JoinedDense, space_to_depth
 from adregnet_jax.nn.prediction import Prediction, check_images, pad_to_multiple
-from adregnet_jax.nn.recompute import recomputed
 from adregnet_jax.nn.regional_attention import RegionalAttention
+from adregnet_jax.nn.remat import recomputed
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
 

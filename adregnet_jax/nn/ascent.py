@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from adregnet_jax.nn.layers import Conv
 from adregnet_jax.ops.convolution import conv3d
-from adregnet_jax.ops.local_ncc import ncc_ascent
+from adregnet_jax.ops.ncc import ncc_ascent
 from adregnet_jax.ops.resampling import resize_displacement
 
 STEP = 0.5  # voxels of the level for a gradient of 1/voxel, at the start; at 2 it overshoots

@@ -6,7 +6,7 @@ import jax
 from flax import linen as nn
 
 from adregnet_jax.nn.layers import ChannelDropout, ConvBlock, Downsample, Upsample
-from adregnet_jax.nn.recompute import recomputed
+from adregnet_jax.nn.remat import recomputed
 
 
 class Backbone(nn.Module):

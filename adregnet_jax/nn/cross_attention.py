@@ -12,7 +12,7 @@ from flax import linen as nn
 from adregnet_jax.config import ModelConfig
 from adregnet_jax.nn.layers import DenseParameters
 from adregnet_jax.ops.attention import blocked_attention
-from adregnet_jax.ops.chunks import map_nearby
+from adregnet_jax.ops.cpu.chunks import map_nearby
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.neighbourhood import CHUNK_BYTES, attend_slices, attention_bytes
 from adregnet_jax.ops.slabs import whole_width

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from adregnet_jax.ops.chunks import map_nearby
 from adregnet_jax.ops.convolution import conv3d
+from adregnet_jax.ops.cpu.chunks import map_nearby
 from adregnet_jax.ops.normalisation import instance_norm
 
 _CHUNK_BYTES = 2**26  # of float32 intermediates that exist at once

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from adregnet_jax.ops import onednn
-from adregnet_jax.ops.chunks import joined
-from adregnet_jax.ops.folded_convolution import folded_conv3d
-from adregnet_jax.ops.onednn_convolution import onednn_conv3d
+from adregnet_jax.ops.cpu import onednn
+from adregnet_jax.ops.cpu.chunks import joined
+from adregnet_jax.ops.cpu.folded_convolution import folded_conv3d
+from adregnet_jax.ops.cpu.onednn_convolution import onednn_conv3d
 from adregnet_jax.ops.slabs import beyond
 
 
@@ -20,9 +20,10 @@ def conv3d(
     """Stride 1, zero padding that keeps the shape.
 
     On GPU and TPU this is `lax.conv_general_dilated`. XLA's 3-D convolution on CPU is slow: there it is made
-    of 2-D ones (`ops.folded_convolution`), or after `use_onednn`, where all is float32 or all is bfloat16, it
-    is oneDNN's (`ops.onednn_convolution`). On CPU the gradient in the volume is the same convolution with the
-    mirrored kernel; the gradient in the kernel is always computed, before the other.
+    of 2-D ones (`ops.cpu.folded_convolution`), or after `use_onednn`, where all is
+    float32 or all is bfloat16, it is oneDNN's (`ops.cpu.onednn_convolution`). On CPU the gradient in the
+    volume is the same convolution with the mirrored kernel; the gradient in the kernel is always computed,
+    before the other.
 
     Args:
       volume: [b, x, y, z, c]; or several, whose channels count as if they were concatenated, which of large

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adregnet_jax.ops.chunks import map_nearby
+from adregnet_jax.ops.cpu.chunks import map_nearby
 from adregnet_jax.ops.slabs import whole_width
 
 _OUTSIDE = -1e30  # the logit of a neighbour beyond the border: no softmax sees it

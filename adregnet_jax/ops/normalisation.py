@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from adregnet_jax.ops.chunks import chunk, slices_a_chunk
+from adregnet_jax.ops.cpu.chunks import chunk, slices_a_chunk
 from adregnet_jax.ops.slabs import whole_width
 
 _CHUNK_BYTES = 2**26  # of float32 values that are summed at once

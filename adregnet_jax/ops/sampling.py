@@ -11,7 +11,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from adregnet_jax.ops.chunks import chunk, for_each_chunk, full_after, slices_a_chunk
+from adregnet_jax.ops.cpu.chunks import chunk, for_each_chunk, full_after, slices_a_chunk
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.slabs import slab_start, whole_width
 

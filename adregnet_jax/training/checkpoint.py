@@ -25,9 +25,9 @@ from orbax.checkpoint import v1 as ocp
 
 from adregnet_jax.config import ModelConfig
 from adregnet_jax.errors import UserError
-from adregnet_jax.network_input import TrainedNetwork, TrainedScans
 from adregnet_jax.nn.models import model_from_record
 from adregnet_jax.training.state import TrainState
+from adregnet_jax.weights.trained_network import TrainedNetwork, TrainingDomain
 
 NEWEST_KEPT = 2  # the second one is for the case that the newest is damaged
 METRIC = "validation"  # the name of the validation metric in a checkpoint
@@ -262,15 +262,15 @@ def restore_network(workdir: Path) -> TrainedNetwork:
     return TrainedNetwork(model, restore_parameters(workdir, abstract)[0], scans, str(workdir))
 
 
-def _trained_scans(record: Mapping[str, Any]) -> TrainedScans:
+def _trained_scans(record: Mapping[str, Any]) -> TrainingDomain:
     """The grid of the training pairs, as far as config.json tells; older versions told less."""
     data = record["config"].get("data", {})
     if data.get("kind") == "synthetic":  # whose millimetres are of nothing
         voxels = math.prod(data["synthetic"]["shape"])
         twice = (voxels, 8 * voxels)  # the second time at half the spacing
-        return TrainedScans(axes=record.get("axes", "RAS"), voxels=twice, same_contrast=True)
+        return TrainingDomain(axes=record.get("axes", "RAS"), voxels=twice, same_contrast=True)
     spacing_mm = record.get("spacing_mm")
-    return TrainedScans(record.get("axes"), None if spacing_mm is None else tuple(map(float, spacing_mm)))
+    return TrainingDomain(record.get("axes"), None if spacing_mm is None else tuple(map(float, spacing_mm)))
 
 
 def check_architecture(workdir: Path, model: ModelConfig) -> None:

@@ -34,8 +34,7 @@ from adregnet_jax.data.splits import Splits, load_splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.metrics import tre_mm
 from adregnet_jax.nn.models import make_model
-from adregnet_jax.ops import onednn
-from adregnet_jax.pretrained import PRETRAINED, is_packed, load_pretrained
+from adregnet_jax.ops.cpu import onednn
 from adregnet_jax.training.checkpoint import (
     Checkpoints,
     check_architecture,
@@ -62,6 +61,7 @@ from adregnet_jax.training.step import (
     make_train_step,
     make_validation_step,
 )
+from adregnet_jax.weights.packed import PRETRAINED, is_packed, load_pretrained
 
 AT_LEAST_ONE = (
     "optimiser.epochs",

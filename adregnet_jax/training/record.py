@@ -17,7 +17,7 @@ import jax
 from adregnet_jax import provenance
 from adregnet_jax.data.splits import Splits
 from adregnet_jax.errors import UserError
-from adregnet_jax.pretrained import PRETRAINED
+from adregnet_jax.weights.packed import PRETRAINED
 
 
 @contextlib.contextmanager

@@ -24,9 +24,10 @@ import numpy as np
 from nibabel.nifti1 import header_dtype
 
 from adregnet_jax.config import DirLabConfig, FilesConfig, IxiConfig
-from adregnet_jax.data import dirlab, files, ixi, nifti, points, transforms
-from adregnet_jax.data.images import read_image
-from adregnet_jax.data.pickles import read_pickle
+from adregnet_jax.data.datasets import dirlab, files, ixi
+from adregnet_jax.data.io import nifti, points, transforms
+from adregnet_jax.data.io.images import read_image
+from adregnet_jax.data.io.pickles import read_pickle
 
 Make = Callable[[Path], object]
 
@@ -1391,38 +1392,44 @@ EVALUATION = [
     ),
     Case(
         "ablation_seeds",
-        "adregnet_jax.ablation --config config.py --workdir run --seeds 0",
+        "adregnet_jax.evaluation.ablation --config config.py --workdir run --seeds 0",
         config(),
         "--seeds must be a whole number from 1, it is '0'",
     ),
     Case(
         "ablation_of_a_part",
-        "adregnet_jax.ablation --config config.py --workdir run --config.model.cross_attention=false",
+        "adregnet_jax.evaluation.ablation --config config.py --workdir run"
+        " --config.model.cross_attention=false",
         config(),
         "the config must be of the full network",
     ),
     Case(
         "ablation_row_without_a_row",
-        "adregnet_jax.ablation --config config.py --workdir run --row",
+        "adregnet_jax.evaluation.ablation --config config.py --workdir run --row",
         config(),
         "--row '': expected fields and values",
     ),
     Case(
         "ablation_row_of_no_field",
-        "adregnet_jax.ablation --config config.py --workdir run --row model.regions=8",
+        "adregnet_jax.evaluation.ablation --config config.py --workdir run --row model.regions=8",
         config(),
         "no field regions",
     ),
-    Case("ablation_without_config", "adregnet_jax.ablation --workdir run", nothing, "--config is missing"),
+    Case(
+        "ablation_without_config",
+        "adregnet_jax.evaluation.ablation --workdir run",
+        nothing,
+        "--config is missing",
+    ),
     Case(
         "ablation_in_a_file",
-        "adregnet_jax.ablation --config config.py --workdir run",
+        "adregnet_jax.evaluation.ablation --config config.py --workdir run",
         make_all(config(), text("run", "")),
         "--workdir run/full-seed0 can't be written|run",
     ),
     Case(
         "ablation_record",
-        "adregnet_jax.ablation --config config.py --workdir run --seeds 1",
+        "adregnet_jax.evaluation.ablation --config config.py --workdir run --seeds 1",
         make_all(
             config(),
             text("run/full-seed0/config.json", "x"),
@@ -1683,8 +1690,10 @@ READERS = [
         dirlab_case(0),
         "1 of 1 landmarks are outside of 1..256",
     ),
-    Case("dirlab_report", "adregnet_jax.data.dirlab no", nothing, "DIR-Lab folder 'no' is not there"),
-    Case("dirlab_report_of_nothing", "adregnet_jax.data.dirlab", nothing, "required: root"),
+    Case(
+        "dirlab_report", "adregnet_jax.data.datasets.dirlab no", nothing, "DIR-Lab folder 'no' is not there"
+    ),
+    Case("dirlab_report_of_nothing", "adregnet_jax.data.datasets.dirlab", nothing, "required: root"),
     Case(
         "dirlab_case_eleven",
         lambda at: dirlab.dirlab_pair(DirLabConfig(root=str(at)), 11),
@@ -1705,17 +1714,17 @@ READERS = [
     ),
     Case(
         "prepare_nothing",
-        "adregnet_jax.data.prepare_ixi no out --masks no",
+        "adregnet_jax.data.datasets.prepare_ixi no out --masks no",
         nothing,
         "no: there is no such folder",
     ),
     Case(
         "prepare_without_masks",
-        "adregnet_jax.data.prepare_ixi no out",
+        "adregnet_jax.data.datasets.prepare_ixi no out",
         nothing,
         "no brain masks: give --masks",
     ),
-    Case("prepare_without_input", "adregnet_jax.data.prepare_ixi", nothing, "required: INPUT"),
+    Case("prepare_without_input", "adregnet_jax.data.datasets.prepare_ixi", nothing, "required: INPUT"),
 ]
 
 CASES = [*NIFTI, *HUGE, *ITK, *POINTS, *TRANSFORMS, *REGISTER, *BATCHES, *TRAINING, *EVALUATION, *READERS]

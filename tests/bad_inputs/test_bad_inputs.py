@@ -28,15 +28,15 @@ sys.argv = {argv!r}
 @pytest.fixture(autouse=True)
 def no_settings_of_processes(monkeypatch):
     """The cache on disk and malloc's settings are of whole processes, this one has other tests."""
-    monkeypatch.setattr("adregnet_jax.entry.use_compilation_cache", lambda: None)
-    monkeypatch.setattr("adregnet_jax.entry.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("adregnet_jax.launch.main.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("adregnet_jax.launch.main.keep_freed_memory", lambda: None)
 
 
 def test_there_is_a_case_for_every_entry_point():
     assert len({case.name for case in CASES}) == len(CASES) >= 80
     commands = [case.command for case in CASES if isinstance(case.command, str)]
     adregnet = ("register", "batch", "apply", "invert", "compose", "convert", "info", "export")
-    others = ("train.py", "eval.py", "adregnet_jax.benchmark", "adregnet_jax.ablation")
+    others = ("train.py", "eval.py", "adregnet_jax.benchmark", "adregnet_jax.evaluation.ablation")
     wanted = {*(f"adregnet {name}" for name in adregnet), *others, "adregnet_jax.evaluation.collect"}
     assert not {name for name in wanted if not any(f"{c} ".startswith(f"{name} ") for c in commands)}
 

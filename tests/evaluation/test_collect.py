@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from adregnet_jax.errors import UserError
-from adregnet_jax.evaluation import tables
 from adregnet_jax.evaluation.collect import collect, main, read_cases
 from adregnet_jax.evaluation.published import DIRLAB_TRE_MM
 from adregnet_jax.evaluation.statistics import compare
+from adregnet_jax.report import tables
 
 
 def evaluated(folder, name, tre_mm, *, landmarks=300, dice=None):

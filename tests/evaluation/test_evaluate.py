@@ -18,10 +18,10 @@ from adregnet_jax.data.splits import LazyPairs, Splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import evaluate as evaluation
 from adregnet_jax.evaluation.collect import read_cases
-from adregnet_jax.evaluation.ixi import read_results
+from adregnet_jax.evaluation.ixi_dice import read_results
 from adregnet_jax.nn.prediction import Prediction
 from adregnet_jax.ops.sampling import warp
-from adregnet_jax.registration import Registration
+from adregnet_jax.registration.network import Registration
 
 SHAPE = (16, 14, 12)
 SHIFT = (2.0, 0.0, 0.0)  # voxels, pull-back

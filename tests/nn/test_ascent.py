@@ -3,7 +3,7 @@ import numpy as np
 from scipy import ndimage
 
 from adregnet_jax.nn.ascent import STEP, AscentStep, level_ascent
-from adregnet_jax.ops.local_ncc import local_squared_ncc
+from adregnet_jax.ops.ncc import local_squared_ncc
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
 

@@ -8,9 +8,9 @@ import scipy.signal
 from jax.experimental.compilation_cache import compilation_cache
 
 from adregnet_jax.errors import UserError
-from adregnet_jax.ops import folded_convolution, onednn, onednn_convolution
 from adregnet_jax.ops.convolution import conv3d
-from adregnet_jax.ops.onednn import use_onednn
+from adregnet_jax.ops.cpu import folded_convolution, onednn, onednn_convolution
+from adregnet_jax.ops.cpu.onednn import use_onednn
 
 # volume, output channels: odd and even sizes, sizes below the kernel, one channel, a batch.
 CASES = [((2, 5, 3, 4, 1), 2), ((2, 1, 2, 1, 3), 1), ((1, 1, 3, 4, 2), 3), ((1, 3, 4, 5, 2), 3)]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from adregnet_jax.ops import neighbourhood, sampling
-from adregnet_jax.ops.chunks import map_nearby
 from adregnet_jax.ops.convolution import conv3d
+from adregnet_jax.ops.cpu.chunks import map_nearby
 from adregnet_jax.ops.filters import box_mean, box_sum, gaussian_filter
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.jacobian import jacobian_determinant, spatial_gradient

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from adregnet_jax.config import Config, DataConfig, DirLabConfig, FilesConfig, IxiConfig, PhantomConfig
-from adregnet_jax.data import nifti
+from adregnet_jax.data.io import nifti
 from adregnet_jax.data.splits import load_splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation.evaluate import evaluate

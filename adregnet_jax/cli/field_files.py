@@ -1,0 +1,133 @@
+"""Fields from files to files: applied, inverted, composed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import nibabel as nib
+import numpy as np
+
+from adregnet_jax.data.io.images import Image, read_image, write_image
+from adregnet_jax.data.io.points import read_points, write_points
+from adregnet_jax.data.io.transforms import Format, read_field, write_field
+from adregnet_jax.errors import UserError
+from adregnet_jax.ops.cubic import inside_grid
+from adregnet_jax.ops.grid import identity_grid
+from adregnet_jax.registration.field import (
+    DisplacementField,
+    Interpolation,
+    compose_fields,
+    invert_field,
+    warp_image,
+    warp_points,
+)
+
+_warp = jax.jit(warp_image, static_argnames=("mode", "padding"))
+_invert = jax.jit(invert_field)
+_compose = jax.jit(compose_fields)
+
+
+def apply_to_image(
+    field_path: Path,
+    image_path: Path,
+    output: Path,
+    *,
+    mode: Interpolation,
+    format: Format | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes the image, pulled back onto the grid of the field.
+
+    Where the field leads out of it, the result has the image's smallest value; labels are 0 there. Whole
+    numbers stay whole by "nearest".
+
+    Raises:
+      UserError: files that can't be used, labels that aren't whole numbers (mode "label"), or an image that
+        the field doesn't reach.
+    """
+    _check_new(output, overwrite)
+    field = load_field(field_path, format)
+    image = read_image(image_path, labels=mode == "label")
+    reached = _warp(field, np.ones(image.shape, np.float32), image.affine, mode="nearest")
+    if not np.any(reached):
+        raise UserError(
+            f"{image_path}: the field {field_path} doesn't lead into this image anywhere: is it of another "
+            "scan, or are the headers wrong?"
+        )
+    classes = np.unique(image.values) if mode == "label" else None
+    outside = 0 if mode == "label" else image.values.min()
+    warped = _warp(field, image.values - outside, image.affine, mode=mode, classes=classes) + outside
+    values = np.asarray(warped)
+    if mode == "nearest" and np.array_equal(image.values, np.round(image.values)):
+        values = values.astype(np.int32)
+    write_image(output, Image(values, np.asarray(field.affine)), overwrite=overwrite)
+
+
+def apply_to_points(
+    field_path: Path,
+    points_path: Path,
+    output: Path,
+    *,
+    format: Format | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Writes where the points go; returns how many of them lie outside of the field's grid."""
+    _check_new(output, overwrite)
+    points_mm = read_points(points_path)
+    field = load_field(field_path, format)
+    moved_mm = np.asarray(warp_points(field, jnp.asarray(points_mm)), np.float64)
+    write_points(output, moved_mm, overwrite=overwrite)
+    voxels = nib.affines.apply_affine(np.linalg.inv(field.affine), points_mm)
+    return int(((voxels < -0.5) | (voxels > np.array(field.shape) - 0.5)).any(axis=1).sum())
+
+
+def invert_file(
+    path: Path, output: Path, *, from_format: Format | None, format: Format, overwrite: bool = False
+) -> float:
+    """Writes the inverse; returns how far field and inverse, composed, are from the identity.
+
+    In voxels, the 99th percentile of where the inverse stays in the grid; NaN if it does nowhere.
+    """
+    _check_new(output, overwrite)
+    field = load_field(path, from_format)
+    inverse = _invert(field)
+    _save(output, inverse, np.asarray(field.affine), format, overwrite)
+    inside = np.asarray(inside_grid(identity_grid(field.shape) + inverse.displacement, field.shape))
+    error = np.linalg.norm(np.asarray(_compose(field, inverse).displacement), axis=-1)[inside]
+    return float(np.percentile(error, 99)) if error.size else float("nan")
+
+
+def compose_files(paths: Sequence[Path], output: Path, *, format: Format, overwrite: bool = False) -> None:
+    """Writes the field that warps as the first one, then as the second one, and so on.
+
+    Raises:
+      UserError: files that can't be used, or fields on different grids.
+    """
+    _check_new(output, overwrite)
+    composed = load_field(paths[0])
+    affine = np.asarray(composed.affine)
+    for path in paths[1:]:
+        try:
+            composed = compose_fields(composed, load_field(path))
+        except ValueError as error:
+            raise UserError(f"{paths[0]} and {path}: {error}") from None
+    _save(output, composed, affine, format, overwrite)
+
+
+def load_field(path: Path, format: Format | None = None) -> DisplacementField:
+    """A field on disk as a `DisplacementField`; its affine keeps its 64 bits."""
+    displacement, affine = read_field(path, format)
+    return DisplacementField(displacement, affine)  # type: ignore[arg-type]
+
+
+def _save(path: Path, field: DisplacementField, affine: np.ndarray, format: Format, overwrite: bool) -> None:
+    write_field(path, np.asarray(field.displacement), affine, format=format, overwrite=overwrite)
+
+
+def _check_new(path: Path, overwrite: bool) -> None:
+    """Before anything is computed; writing looks again."""
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: exists already; choose another name, or add --overwrite")

@@ -1,0 +1,1 @@
+"""Data sets: the pairs of each, split into training, validation and test."""

@@ -1,0 +1,286 @@
+"""Images with their place in the world: NIfTI by nibabel; MetaImage, NRRD and DICOM by SimpleITK. NumPy only.
+
+SimpleITK is an extra: `pip install 'adregnet-jax[itk]'`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel as nib
+import numpy as np
+
+from adregnet_jax.atomic import tidy, unfinished
+from adregnet_jax.data.io import nifti
+from adregnet_jax.errors import UserError
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
+METAIMAGE_SUFFIXES = (".mha", ".mhd")
+# Of a voxel; MET_LONG is of one size here and of another there.
+METAIMAGE_BYTES = {"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2}
+METAIMAGE_BYTES |= {"MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4, "MET_DOUBLE": 8}
+METAIMAGE_FIELD = re.compile("([^=:]*)[=:]?(.*)", re.DOTALL)  # matches whatever it is given
+LONGEST_LINE = 2**16  # bytes, of a MetaImage's header
+BLOCK_BYTES = 2**20
+SINGLE_FILE_SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".nrrd")  # can be written under one name at once
+# ITK counts towards left, posterior, superior; nibabel towards right, anterior, superior.
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+SLICE_TOLERANCE = 0.05  # of the distance between DICOM slices
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Image:
+    """A scan or a label map, and where it lies.
+
+    Attributes:
+      values: [x, y, z], index order of the file.
+      affine: [4, 4] voxel -> RAS mm.
+      name: what messages call it.
+
+    Raises:
+      ValueError: other shapes.
+    """
+
+    values: np.ndarray
+    affine: np.ndarray
+    name: str = "image"
+
+    def __post_init__(self):
+        if self.values.ndim != 3 or self.affine.shape != (4, 4):
+            raise ValueError(
+                f"{self.name}: expected values [x, y, z] and an affine [4, 4], "
+                f"got {self.values.shape} and {self.affine.shape}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        x, y, z = self.values.shape
+        return x, y, z
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """[3], the distance between neighbouring voxels along each axis."""
+        return nib.affines.voxel_sizes(self.affine)
+
+
+def read_image(path: str | Path, *, labels: bool = False) -> Image:
+    """Reads a 3-D image: NIfTI, MetaImage (.mha, .mhd), NRRD, or a folder with one DICOM series.
+
+    Args:
+      path: of the file or the folder.
+      labels: True for label maps.
+
+    Returns:
+      float32 values; int32 if they are labels.
+
+    Raises:
+      UserError: SimpleITK is needed and missing, the file can't be read, it is not one 3-D volume in mm,
+        values that are NaN or infinite, labels that are not whole numbers, sform and qform that disagree, an
+        affine that can't be inverted, a DICOM folder of several series or with slices missing.
+    """
+    path = Path(path)
+    if path.is_dir() or path.name.lower().endswith(ITK_SUFFIXES):
+        values, affine = _read_itk(path)
+        values = nifti.label_values(path, values) if labels else nifti.image_values(path, values)
+    else:
+        values, affine, _ = nifti.read_labels(path) if labels else nifti.read_volume(path)
+    return Image(values, affine, str(path))
+
+
+def write_image(path: str | Path, image: Image, *, overwrite: bool = False) -> None:
+    """Writes NIfTI, .mha or .nrrd: floats as float32, whole numbers as int32, bool as uint8.
+
+    Raises:
+      UserError: another suffix, SimpleITK is needed and missing, the file exists, or the disk refuses.
+    """
+    path = Path(path)
+    if not path.name.endswith(SINGLE_FILE_SUFFIXES):
+        raise UserError(f"{path}: can't write this kind; expected one of {', '.join(SINGLE_FILE_SUFFIXES)}")
+    if path.name.endswith(NIFTI_SUFFIXES):
+        with new_file(path, overwrite=overwrite) as temporary:
+            nib.save(nifti.make_image(nifti.stored(image.values), image.affine), temporary)
+        return
+    itk_image = to_itk(path, nifti.stored(image.values), image.affine)
+    with new_file(path, overwrite=overwrite) as temporary:
+        simpleitk(path).WriteImage(itk_image, str(temporary), useCompression=True)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it when the block is done: never half a file under its name.
+
+    Raises:
+      UserError: the file exists and is not to be overwritten, or it can't be written.
+    """
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: exists already; choose another name, or ask to overwrite it")
+    temporary = unfinished(path)
+    try:
+        tidy(path)
+        yield temporary
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # SimpleITK raises RuntimeError, whatever happened
+        raise UserError(
+            f"{path}: can't be written ({_last_line(error)}): check the name, the folder and the disk"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def simpleitk(path: Path) -> Any:
+    """The module SimpleITK; a UserError that tells how to install it where it is missing."""
+    try:
+        import SimpleITK
+    except ImportError:
+        raise UserError(f"{path}: this needs SimpleITK: pip install 'adregnet-jax[itk]'") from None
+    SimpleITK.ProcessObject.GlobalWarningDisplayOff()  # what is wrong is raised, and told in one line
+    return SimpleITK
+
+
+def to_itk(path: Path, values: np.ndarray, affine: np.ndarray) -> Any:
+    """A SimpleITK image of [x, y, z], or of vectors from [x, y, z, c]."""
+    spacing_mm = nib.affines.voxel_sizes(affine)
+    lps = LPS_TO_RAS @ affine
+    channels = range(3, values.ndim)
+    image = simpleitk(path).GetImageFromArray(values.transpose(2, 1, 0, *channels), isVector=values.ndim == 4)
+    image.SetSpacing(spacing_mm.tolist())
+    image.SetDirection((lps[:3, :3] / spacing_mm).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    return image
+
+
+def from_itk(path: Path, image: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Values [x, y, z] or [x, y, z, c], and affine [4, 4] voxel -> RAS mm, of a 3-D SimpleITK image."""
+    values = simpleitk(path).GetArrayFromImage(image)
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return values.transpose(2, 1, 0, *range(3, values.ndim)), LPS_TO_RAS @ affine
+
+
+def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    itk = simpleitk(path)
+    if path.suffix.lower() in METAIMAGE_SUFFIXES:
+        _check_metaimage(path)
+    try:
+        image = _read_series(path, itk) if path.is_dir() else itk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise UserError(f"{path}: not an image that can be read ({_last_line(error)})") from None
+    nifti.volume_shape(path, image.GetSize())
+    while image.GetDimension() > 3:
+        image = image[(..., 0)]
+    if image.GetNumberOfComponentsPerPixel() != 1 or "complex" in image.GetPixelIDTypeAsString():
+        raise UserError(f"{path}: voxels are {image.GetPixelIDTypeAsString()}; expected one real number each")
+    values, affine = from_itk(path, image)
+    nifti.check_affine(path, affine)
+    return values, affine
+
+
+def _check_metaimage(path: Path) -> None:
+    """Refuses files on which ITK never ends, or writes beyond its memory.
+
+    That is impossible numbers of axes, voxels that are not there, and compressed ones that are damaged or not
+    as many as the header says.
+    """
+    try:
+        with path.open("rb") as file:
+            fields = {}
+            for line in iter(lambda: file.readline(LONGEST_LINE), b""):
+                name, value = METAIMAGE_FIELD.fullmatch(line.decode("latin-1")).groups()  # type: ignore[union-attr]
+                fields[name.strip()] = value.strip()
+                if name.strip() == "ElementDataFile":
+                    break
+            if not re.fullmatch("[1-9]", axes := fields.get("NDims", "none")):
+                raise UserError(f"{path}: not an image that can be read (NDims is {axes}; expected 3)")
+            place = fields.get("ElementDataFile", "")
+            beside = path.parent / place
+            elsewhere = place.upper() != "LOCAL" and not re.fullmatch(
+                r"LIST( \d+D?)?|\S*%\d*d\S*( \d+)*", place
+            )
+            if elsewhere and not beside.is_file():
+                where = f"its voxels are in {place[:60]!r}, which isn't there"
+                raise UserError(f"{path}: not an image that can be read ({where})")
+            if fields.get("CompressedData", "").lower()[:1] not in ("t", "1"):
+                return
+            if place.upper() == "LOCAL":
+                found = _expanded_bytes(path, file)
+            elif beside.is_file():
+                with beside.open("rb") as voxels:
+                    found = _expanded_bytes(path, voxels)
+            else:
+                return
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror or error}): check the file") from None
+    sizes = [int(size) for size in fields.get("DimSize", "").split() if size.isdecimal()]
+    each = METAIMAGE_BYTES.get(fields.get("ElementType", ""))
+    channels = fields.get("ElementNumberOfChannels", "1")
+    if len(sizes) != int(axes) or not channels.isdecimal():
+        shape = fields.get("DimSize", "not there")
+        raise UserError(f"{path}: not an image that can be read (DimSize is {shape})")
+    if each and found != (told := math.prod(sizes) * each * int(channels)):
+        raise UserError(
+            f"{path}: its header tells of {told} bytes, its voxels are {found}: copy or download it again"
+        )
+
+
+def _expanded_bytes(path: Path, file: BinaryIO) -> int:
+    """Of the rest of a file; nothing of it is kept."""
+    start = file.tell()
+    stored_bytes = file.seek(0, os.SEEK_END) - start
+    file.seek(start)
+    stream, expanded_bytes = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32), 0  # zlib or gzip
+    try:
+        while not stream.eof and (block := stream.unconsumed_tail or file.read(BLOCK_BYTES)):
+            expanded_bytes += len(stream.decompress(block, BLOCK_BYTES))
+            nifti.check_expansion(path, stored_bytes, expanded_bytes)
+        expanded_bytes += len(stream.flush())
+        if not stream.eof:
+            raise zlib.error("it ends too early")
+    except zlib.error as error:
+        raise UserError(
+            f"{path}: its voxels can't be expanded ({error}): copy or download it again"
+        ) from None
+    return expanded_bytes
+
+
+def _read_series(path: Path, itk: Any) -> Any:
+    series = itk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
+    if len(series) != 1:
+        raise UserError(f"{path}: holds {len(series)} DICOM series; expected the files of one scan alone")
+    reader = itk.ImageSeriesReader()
+    reader.SetFileNames(itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0]))
+    reader.MetaDataDictionaryArrayUpdateOn()
+    image = reader.Execute()
+    slices = len(reader.GetFileNames())
+    if slices > 2:  # ITK lays the slices out evenly, wherever they were
+        positions = [reader.GetMetaData(k, "0020|0032").split("\\") for k in range(slices)]
+        steps = np.diff(np.array(positions, float), axis=0)
+        steps_mm = np.linalg.norm(steps, axis=1)
+        normal = np.reshape(image.GetDirection(), (3, 3))[:, 2]
+        aside_mm = np.linalg.norm(steps - np.outer(steps @ normal, normal), axis=1).max()
+        if aside_mm > SLICE_TOLERANCE * np.median(steps_mm):  # ITK would set them upright
+            raise UserError(
+                f"{path}: each slice lies {aside_mm:.3g} mm beside the one before (a tilted gantry); "
+                "expected slices one above the other: resample the series first"
+            )
+        if not steps_mm.min() > 0 or np.ptp(steps_mm) > SLICE_TOLERANCE * np.median(steps_mm):
+            raise UserError(
+                f"{path}: slices lie {steps_mm.min():.4g} to {steps_mm.max():.4g} mm apart; expected even "
+                "steps: is a slice missing, or are there several time points?"
+            )
+    return image
+
+
+def _last_line(error: Exception) -> str:
+    """SimpleITK begins its messages with its own source files."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -1,0 +1,324 @@
+"""Displacement fields and world matrices on disk, as other programs read them. NumPy only.
+
+Here a field is `displacement` [x, y, z, 3] in voxels of its grid and `affine` [4, 4] voxel -> RAS mm. It maps
+the fixed to the moving world, which is how ITK and ANTs resample an image too. Suffix and format:
+
+- `.nii`, `.nii.gz`, format "itk": (x, y, z, 1, 3), intent 1007 (vector), mm towards left, posterior,
+  superior: for ITK, ANTs, 3D Slicer, nitransforms.
+- `.nii`, `.nii.gz`, format "nifti": the same with intent 1006 (displacement vector), mm towards right,
+  anterior, superior.
+- `.nii`, `.nii.gz`, format "learn2reg": (x, y, z, 3) in voxels, for the evaluation of Learn2Reg.
+- `.npz`: arrays `displacement` and `affine`, as they are here.
+- `.h5`: an ITK composite transform, with a world matrix after the field where there is one. Needs SimpleITK.
+
+World matrices are ITK affine transforms: text in `.txt` and `.tfm`, binary in `.mat` (needs SimpleITK).
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+
+from adregnet_jax.data.io import nifti
+from adregnet_jax.data.io.images import LPS_TO_RAS, NIFTI_SUFFIXES, from_itk, new_file, simpleitk, to_itk
+from adregnet_jax.errors import UserError
+
+Format = Literal["itk", "nifti", "learn2reg"]
+FIELD_SUFFIXES = (*NIFTI_SUFFIXES, ".npz", ".h5")
+MATRIX_SUFFIXES = (".txt", ".tfm", ".mat")
+INTENTS: dict[Format, int] = {"itk": 1007, "nifti": 1006, "learn2reg": 0}
+LPS = np.diag(LPS_TO_RAS)[:3]
+
+
+def write_field(
+    path: str | Path,
+    displacement: np.ndarray,
+    affine: np.ndarray,
+    *,
+    format: Format = "itk",
+    matrix: np.ndarray | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a field.
+
+    Args:
+      path: its suffix tells the kind of file, see the top of this module.
+      displacement: [x, y, z, 3] in voxels.
+      affine: [4, 4] voxel -> RAS mm.
+      format: of a NIfTI file.
+      matrix: [4, 4] RAS mm, applied to points after the field; only `.h5` holds it.
+      overwrite: replace a file that is there.
+
+    Raises:
+      UserError: another suffix, SimpleITK is needed and missing, the file exists, or the disk refuses.
+      ValueError: wrong shapes, an unknown format, or a matrix for a file that can't hold it.
+    """
+    path = Path(path)
+    if displacement.ndim != 4 or displacement.shape[-1] != 3 or affine.shape != (4, 4):
+        raise ValueError(
+            f"expected a displacement [x, y, z, 3] and an affine [4, 4], "
+            f"got {displacement.shape} and {affine.shape}"
+        )
+    if format not in INTENTS:
+        raise ValueError(f"format must be one of {', '.join(INTENTS)}, got {format!r}")
+    if matrix is not None and path.suffix != ".h5":
+        raise ValueError(f"{path}: only .h5 holds a matrix beside the field: compose them first")
+    _check_suffix(path, FIELD_SUFFIXES)
+
+    if path.suffix == ".npz":
+        with new_file(path, overwrite=overwrite) as temporary:
+            np.savez_compressed(temporary, displacement=displacement.astype(np.float32), affine=affine)
+    elif path.suffix == ".h5":
+        transform = _composite(path, displacement, affine, matrix)
+        with new_file(path, overwrite=overwrite) as temporary:
+            simpleitk(path).WriteTransform(transform, str(temporary))
+    else:
+        image = _nifti_field(displacement, affine, format)
+        with new_file(path, overwrite=overwrite) as temporary:
+            nib.save(image, temporary)
+
+
+def read_field(path: str | Path, format: Format | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a field.
+
+    A matrix in an `.h5` file becomes part of the field.
+
+    Args:
+      path: see the top of this module.
+      format: of a NIfTI file; None to tell it by its shape and intent code.
+
+    Returns:
+      displacement [x, y, z, 3] float32 in voxels, affine [4, 4] voxel -> RAS mm.
+
+    Raises:
+      UserError: not a field, damaged, of another format, not finite, or SimpleITK is needed and missing.
+    """
+    path = Path(path)
+    _check_suffix(path, FIELD_SUFFIXES)
+    if path.suffix == ".npz":
+        displacement, affine = _read_npz(path)
+    elif path.suffix == ".h5":
+        displacement, affine = _read_composite(path)
+    else:
+        displacement, affine = _read_nifti(path, format)
+    nifti.volume_shape(path, displacement.shape[:3])
+    return nifti.image_values(path, displacement), affine
+
+
+def write_matrix(path: str | Path, matrix: np.ndarray, *, overwrite: bool = False) -> None:
+    """Writes a world matrix [4, 4], fixed RAS mm -> moving RAS mm, as an ITK affine transform.
+
+    Raises:
+      UserError: another suffix, SimpleITK is needed (`.mat`) and missing, the file exists, or the disk
+        refuses.
+      ValueError: wrong shape.
+    """
+    path = Path(path)
+    if matrix.shape != (4, 4):
+        raise ValueError(f"matrix must be [4, 4], got shape {matrix.shape}")
+    _check_suffix(path, MATRIX_SUFFIXES)
+    if path.suffix == ".mat":
+        transform = _itk_affine(path, matrix)
+        with new_file(path, overwrite=overwrite) as temporary:
+            simpleitk(path).WriteTransform(transform, str(temporary))
+        return
+    lps = _flip(matrix)
+    numbers = " ".join(repr(float(value)) for value in (*lps[:3, :3].ravel(), *lps[:3, 3]))
+    text = (
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
+        f"Parameters: {numbers}\nFixedParameters: 0 0 0\n"
+    )
+    with new_file(path, overwrite=overwrite) as temporary:
+        temporary.write_text(text, encoding="ascii")
+
+
+def read_matrix(path: str | Path) -> np.ndarray:
+    """Reads a linear ITK transform as a world matrix [4, 4], fixed RAS mm -> moving RAS mm.
+
+    An affine transform as text is read without SimpleITK, every other kind with it.
+
+    Raises:
+      UserError: not a linear 3-D ITK transform, or SimpleITK is needed and missing.
+    """
+    path = Path(path)
+    _check_suffix(path, MATRIX_SUFFIXES)
+    matrix = None if path.suffix == ".mat" else _parse_affine(path)
+    if matrix is None:
+        matrix = _linear_matrix(path, _read_transform(path))
+    if not np.isfinite(matrix).all():
+        raise UserError(f"{path}: the matrix has numbers that are NaN or infinite: write it again")
+    return matrix
+
+
+def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
+    if not path.name.endswith(suffixes):
+        raise UserError(f"{path}: kind of file not known; expected one of {', '.join(suffixes)}")
+
+
+def _to_mm(displacement: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    return displacement.astype(np.float64) @ affine[:3, :3].T
+
+
+def _to_voxels(displacement_mm: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    return displacement_mm.astype(np.float64) @ np.linalg.inv(affine[:3, :3]).T
+
+
+def _nifti_field(displacement: np.ndarray, affine: np.ndarray, format: Format) -> nib.Nifti1Image:
+    if format == "learn2reg":
+        return nifti.make_image(displacement.astype(np.float32), affine)
+    displacement_mm = _to_mm(displacement, affine) * (LPS if format == "itk" else 1)
+    # [x, y, z, 1, 3]: the fourth axis is time
+    image = nifti.make_image(displacement_mm[:, :, :, None].astype(np.float32), affine)
+    image.header.set_intent(INTENTS[format])
+    return image
+
+
+def _read_nifti(path: Path, format: Format | None) -> tuple[np.ndarray, np.ndarray]:
+    image = nifti.open_image(path)
+    shape, intent = image.shape, int(image.header["intent_code"])
+    if format is None:
+        format = next((name for name, code in INTENTS.items() if code == intent), None)
+    expected = (*shape[:3], 3) if format == "learn2reg" else (*shape[:3], 1, 3)
+    if format is None or shape != expected:
+        raise UserError(
+            f"{path}: shape {shape} with intent {intent} is no displacement field; expected (x, y, z, 1, 3) "
+            "with intent 1007 (ITK, LPS mm) or 1006 (RAS mm), (x, y, z, 3) with intent 0 (Learn2Reg, voxels)"
+        )
+    values = nifti.voxels(path, image).reshape(*shape[:3], 3)
+    if format == "learn2reg":
+        return values, image.affine
+    return _to_voxels(values * (LPS if format == "itk" else 1), image.affine), image.affine
+
+
+def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            expanded_bytes = sum(member.file_size for member in archive.infolist())
+        nifti.check_expansion(path, path.stat().st_size, expanded_bytes)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            displacement, affine = np.array(arrays["displacement"]), np.array(arrays["affine"])
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        MemoryError,
+        RuntimeError,  # a compression or an encryption that Python doesn't know
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise UserError(
+            f"{path}: not a field ({nifti.one_line(error)}); expected arrays named displacement and affine"
+        ) from None
+    real = displacement.dtype.kind == affine.dtype.kind == "f"
+    if not real or displacement.ndim != 4 or displacement.shape[-1] != 3 or affine.shape != (4, 4):
+        raise UserError(
+            f"{path}: expected floats displacement (x, y, z, 3) and affine (4, 4), got "
+            f"{displacement.dtype} {displacement.shape} and {affine.dtype} {affine.shape}"
+        )
+    nifti.check_affine(path, affine)
+    return displacement, affine
+
+
+def _composite(path: Path, displacement: np.ndarray, affine: np.ndarray, matrix: np.ndarray | None) -> Any:
+    itk = simpleitk(path)
+    composite = itk.CompositeTransform(3)
+    # What was added last is applied first.
+    if matrix is not None:
+        composite.AddTransform(_itk_affine(path, matrix))
+    field = to_itk(path, _to_mm(displacement, affine) * LPS, affine)
+    composite.AddTransform(itk.DisplacementFieldTransform(field))
+    return composite
+
+
+def _read_composite(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    itk = simpleitk(path)
+    transform = _read_transform(path)
+    parts = [transform]
+    if isinstance(transform, itk.CompositeTransform):
+        transform.FlattenTransform()
+        parts = [transform.GetNthTransform(k).Downcast() for k in range(transform.GetNumberOfTransforms())]
+    *linear, first = parts or [None]
+    if not isinstance(first, itk.DisplacementFieldTransform) or first.GetDimension() != 3:
+        names = ", ".join(part.GetName() for part in parts) or "nothing"
+        raise UserError(
+            f"{path}: holds {names}; expected a 3-D displacement field, and linear transforms after it"
+        )
+    matrix = np.eye(4)
+    for part in linear:
+        matrix = matrix @ _linear_matrix(path, part)
+
+    displacement_mm, affine = from_itk(path, first.GetDisplacementField())
+    grid = np.moveaxis(np.indices(displacement_mm.shape[:3]), 0, -1)
+    before_mm = nib.affines.apply_affine(affine, grid)
+    after_mm = nib.affines.apply_affine(matrix, before_mm + displacement_mm * LPS)
+    return _to_voxels(after_mm - before_mm, affine), affine
+
+
+def _read_transform(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return simpleitk(path).ReadTransform(str(path)).Downcast()
+    except RuntimeError:
+        raise UserError(f"{path}: not an ITK transform that can be read: write or copy it again") from None
+
+
+def _itk_affine(path: Path, matrix: np.ndarray) -> Any:
+    lps = _flip(matrix)
+    transform = simpleitk(path).AffineTransform(3)
+    transform.SetMatrix(lps[:3, :3].ravel().tolist())
+    transform.SetTranslation(lps[:3, 3].tolist())
+    return transform
+
+
+def _linear_matrix(path: Path, transform: Any) -> np.ndarray:
+    """Whatever its kind and parameters, a linear transform is what it does to four points."""
+    if not transform.IsLinear() or transform.GetDimension() != 3:
+        raise UserError(f"{path}: {transform.GetName()} is not linear; expected a linear transform in 3-D")
+    lps = np.eye(4)
+    lps[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
+    for axis, unit in enumerate(np.eye(3).tolist()):
+        lps[:3, axis] = np.subtract(transform.TransformPoint(unit), lps[:3, 3])
+    return _flip(lps)
+
+
+def _parse_affine(path: Path) -> np.ndarray | None:
+    """The matrix of a text file with one affine transform; None if it holds another kind."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a text file that can be read ({error})") from None
+    if not lines or not lines[0].startswith("#Insight Transform File"):
+        raise UserError(f"{path}: not an ITK transform; expected '#Insight Transform File V1.0' at its top")
+    entries = [line.split(":", 1) for line in lines if ":" in line and not line.startswith("#")]
+    values = {key.strip(): value.split() for key, value in entries}
+    one = sum(key.strip() == "Transform" for key, _ in entries) == 1
+    kind = "".join(values.get("Transform", [])).split("_")[0]
+    if not one or kind not in ("AffineTransform", "MatrixOffsetTransformBase"):
+        return None
+    try:
+        numbers = np.array(values["Parameters"], float)
+        centre = np.array(values["FixedParameters"], float).reshape(3)
+        linear, translation = numbers[:9].reshape(3, 3), numbers[9:].reshape(3)
+    except (KeyError, ValueError):
+        raise UserError(f"{path}: expected 12 Parameters and 3 FixedParameters: write it again") from None
+    lps = np.eye(4)
+    lps[:3, :3] = linear
+    lps[:3, 3] = translation + centre - linear @ centre
+    return _flip(lps)
+
+
+def _flip(matrix: np.ndarray) -> np.ndarray:
+    """A world matrix in the other of RAS and LPS."""
+    return LPS_TO_RAS @ matrix @ LPS_TO_RAS

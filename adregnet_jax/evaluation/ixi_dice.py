@@ -1,0 +1,131 @@
+"""Dice on IXI as it is published: averages over left and right, and tables of single subjects.
+
+    python -c "from adregnet_jax.evaluation import ixi; print(ixi.summarise(ixi.read_results('X.csv')[0]))"
+
+TransMorph publishes a table of 46 Dice scores for each of the 115 test subjects. Its headline figures come
+from these in three steps, all plain means: left and right of each structure, which makes 17 groups of the 30
+scored labels; then all groups of all subjects alike. So a structure counts once, whether it has two sides or
+one. The mean of the 30 labels is another number: 0.406 for affine alignment, where the groups give 0.386.
+The SD that goes with them is over groups x subjects, by n, not n - 1.
+
+Their tables have 0 where a label is absent from the scan and from the warped atlas. Here that is NaN, and is
+left out of each mean: a group with one side takes its score. The published tables have no NaN.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from adregnet_jax.data.datasets.ixi import GROUPS, LABEL_NAMES, SCORED_LABELS
+from adregnet_jax.errors import UserError
+from adregnet_jax.evaluation import published
+from adregnet_jax.report import tables
+
+FOLDING_COLUMN = "non_jec"  # the fraction of voxels with a Jacobian determinant <= 0
+COLUMNS = ["", *LABEL_NAMES, FOLDING_COLUMN]
+TABLE_3 = (
+    tables.Column("method", "{name}"),
+    tables.Column("Dice, 17 groups", "{mean:.3f}"),
+    tables.Column("SD, groups x cases", "{sd_groups_and_cases:.3f}"),
+    tables.Column("SD, case means", "{sd_case_means:.3f}"),
+    tables.Column("Dice, 30 labels", "{flat_mean:.3f}"),
+    tables.Column("folded, %", "{folded_percent:.3f}"),
+    tables.Column("SD", "{folded_sd_percent:.3f}"),
+)
+
+
+def group_scores(dice: np.ndarray) -> np.ndarray:
+    """Dice [cases, 46] of all labels -> [cases, 17]: left and right averaged, in the order of `GROUPS`."""
+    return np.stack([_mean_of_rows(dice[:, list(labels)]) for labels in GROUPS.values()], axis=1)
+
+
+def summarise(dice: np.ndarray) -> dict[str, float]:
+    """The means and SDs of Dice [cases, 46] that are published, each by its own name.
+
+    Returns:
+      `mean`, `sd_groups_and_cases` and `sd_case_means` of the 17 groups; `flat_mean`, `flat_sd` (over
+      labels x cases) and `flat_sd_case_means` of the 30 labels. SDs are by n.
+    """
+    groups, labels = group_scores(dice), dice[:, list(SCORED_LABELS)]
+    if np.isnan(groups).all():
+        raise UserError(
+            "none of the scored labels has a Dice score: does the segmentation have other numbers?"
+        )
+    return {
+        "mean": float(np.nanmean(groups)),
+        "sd_groups_and_cases": float(np.nanstd(groups)),
+        "sd_case_means": float(np.nanstd(_mean_of_rows(groups))),
+        "flat_mean": float(np.nanmean(labels)),
+        "flat_sd": float(np.nanstd(labels)),
+        "flat_sd_case_means": float(np.nanstd(_mean_of_rows(labels))),
+    }
+
+
+def _mean_of_rows(values: np.ndarray) -> np.ndarray:
+    """`np.nanmean` along axis 1 that gives NaN for a row of NaN without a warning."""
+    known = ~np.isnan(values)
+    counts = known.sum(axis=1)
+    sums = np.where(known, values, 0).sum(axis=1)
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
+
+
+def read_results(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a table of single subjects: Dice [cases, 46], and voxels that fold, in percent, [cases]."""
+    try:
+        rows = list(csv.reader(Path(path).read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file that can be read ({error})") from None
+    if len(rows) < 2 or rows[1] != COLUMNS:
+        raise UserError(
+            f"{path}: line 2 isn't the names of the 46 labels and '{FOLDING_COLUMN}': expected a table of "
+            "IXI subjects as TransMorph publishes it"
+        )
+    subjects = []
+    for number, row in enumerate(rows[2:], 3):
+        if not any(row):
+            continue
+        try:
+            subjects.append([float(cell) for cell in row[1:]])
+        except ValueError:
+            raise UserError(f"{path}, line {number}: has a cell that isn't a number") from None
+        if len(row) != len(COLUMNS):
+            raise UserError(f"{path}, line {number}: has {len(row)} cells, expected {len(COLUMNS)}")
+    if not subjects:
+        raise UserError(f"{path}: has no subjects; expected a line each")
+    values = np.array(subjects)
+    return values[:, :-1], 100 * values[:, -1]
+
+
+def results_csv(title: str, dice: np.ndarray, folded_percent: np.ndarray) -> str:
+    """Dice [cases, 46] and folded voxels in percent [cases], in the layout that `read_results` reads."""
+    if dice.shape != (len(folded_percent), len(LABEL_NAMES)):
+        raise ValueError(
+            f"dice is {dice.shape}, folded_percent {folded_percent.shape}: expected [cases, 46] and [cases]"
+        )
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([title, *[""] * (len(COLUMNS) - 1)])
+    table.writerow(COLUMNS)
+    for case, (scores, folded) in enumerate(zip(dice.tolist(), folded_percent.tolist(), strict=True)):
+        table.writerow([f"p_{case}", *scores, folded / 100])
+    return text.getvalue()
+
+
+def table_3(ours: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[tables.Row]:
+    """The paper's Table III with our rows below: by name, Dice [cases, 46] and folded percent [cases]."""
+    rows: list[tables.Row] = [
+        {"name": name, "mean": dice, "sd_groups_and_cases": sd, "sd_case_means": None, "flat_mean": None}
+        | {"folded_percent": folded, "folded_sd_percent": folded_sd}
+        for name, (dice, sd, folded, folded_sd) in published.IXI.items()
+    ]
+    for name, (dice, folded_percent) in ours.items():
+        row: tables.Row = {"name": name} | summarise(dice)
+        row["folded_percent"] = float(np.mean(folded_percent))
+        row["folded_sd_percent"] = float(np.std(folded_percent))
+        rows.append({key: row[key] for key in rows[0]})
+    return rows

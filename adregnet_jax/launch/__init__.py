@@ -1,0 +1,1 @@
+"""Starting a program: command line, config file, settings of the process."""

@@ -1,0 +1,76 @@
+"""Settings of a process, made before JAX computes: caches, cores, memory, joining a distributed run."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+from adregnet_jax.errors import UserError, one_line
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a second start does not compile again.
+
+    The folder is JAX_COMPILATION_CACHE_DIR, or else adregnet_jax/ in the user's cache folder.
+    """
+    import jax  # a misspelt field is told of before JAX is loaded
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(caches / "adregnet_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def make_deterministic() -> None:
+    """Makes XLA leave out kernels of GPUs whose sums come in no fixed order; before JAX is loaded.
+
+    On CPU there are none: the same program gives the same bits.
+    """
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+
+
+def use_every_core(parts: int) -> None:
+    """On CPU, one device a core up to the parts of a batch: a pair on each core beats one pair on all."""
+    import jax
+
+    devices = min(parts, os.cpu_count() or 1)
+    if devices > 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", devices)
+
+
+def join_processes(**options: Any) -> None:
+    """Makes this process one of a run of several, before JAX looks for devices.
+
+    Args:
+        options: of `jax.distributed.initialize`; none where SLURM or Open MPI tell them.
+
+    Raises:
+        UserError: the others can't be found.
+    """
+    import jax
+
+    try:
+        jax.distributed.initialize(**options)
+    except (ValueError, RuntimeError) as error:
+        advice = "check --coordinator, and that all processes were started"
+        if not options:
+            advice = "start by srun or mpirun, or give --coordinator, --processes and --process"
+        raise UserError(f"the processes can't join ({one_line(error)}): {advice}") from error
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep large freed blocks: handing them back costs a quarter of a training step.
+
+    XLA on CPU allocates the temporaries of a step anew each time, and each page of them faults. Only the main
+    arena can hold blocks of this size, and a thread that has got another one keeps it: call this before JAX
+    starts its threads.
+    """
+    mmap_max, trim_threshold, arena_max = -4, -1, -8  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(arena_max, 1)

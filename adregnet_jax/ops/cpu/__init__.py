@@ -1,0 +1,1 @@
+"""Implementations that exist only for XLA's CPU backend."""

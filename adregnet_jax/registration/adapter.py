@@ -1,0 +1,110 @@
+"""Adapts a pair of scans to the grid, axes and contrast a network was trained on, and maps its field back.
+
+A network has seen scans of one orientation and one voxel size. Networks trained on synthetic anatomy know no
+millimetres: every body part filled a grid with about the same number of voxels. They match what looks alike,
+so a moving scan of another contrast is first brought to the contrast of the fixed one.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import nibabel as nib
+import numpy as np
+
+from adregnet_jax.data.io.images import Image
+from adregnet_jax.data.preprocessing import match_contrast, resample
+from adregnet_jax.errors import UserError
+from adregnet_jax.ops.composition import compose
+from adregnet_jax.ops.sampling import warp
+from adregnet_jax.registration.field import DisplacementField, resample_field
+from adregnet_jax.weights.trained_network import TrainedNetwork, TrainingDomain
+
+_compose = jax.jit(compose)
+_warp = jax.jit(warp)
+_resample_field = jax.jit(resample_field, static_argnames="shape")
+
+
+def predict_displacement(
+    network: TrainedNetwork,
+    fixed: Image,
+    moving: np.ndarray,
+    *,
+    tile: int | None = None,
+    runs: int | None = None,
+) -> jax.Array:
+    """What a network says of two scans on one grid, which need not be a grid that it knows.
+
+    Scans are turned, resampled, padded and brought to one contrast, as it knows them, and the displacement is
+    brought back.
+
+    Args:
+      network: with its parameters.
+      fixed: intensities in [0, 1].
+      moving: [x, y, z] on the grid of the fixed scan, intensities in [0, 1].
+      tile: width in voxels, of the network's grid, of the tiles that it gets, or None for the whole volume.
+      runs: of those that `network.scans.voxels` asks for, the first so many; None: all.
+
+    Returns:
+      [x, y, z, 3] in voxels of the fixed scan.
+
+    Raises:
+      UserError: on the network's grid, the scan is smaller than what the network halves to one voxel.
+    """
+    if network.scans.same_contrast:  # at full resolution: mixed, tissues and background can't be told apart
+        moving = match_contrast(moving, fixed.values)
+    extent_mm = np.array(fixed.shape) * fixed.spacing_mm
+    first, *finer = _spacings_mm(network.scans, extent_mm, fixed.values.size)[:runs]
+    displacement = _predict(network, first, fixed, moving, tile)
+    for spacing_mm in finer:
+        warped = np.asarray(_warp(moving[None, ..., None], displacement[None]))[0, ..., 0]
+        rest = _predict(network, spacing_mm, fixed, warped, tile)
+        displacement = _compose(displacement[None], rest[None])[0]
+    return displacement
+
+
+def _predict(network: TrainedNetwork, spacing_mm: np.ndarray | None, fixed: Image, moving, tile) -> jax.Array:
+    """What one run of the network says, on a grid of this spacing or on that of the scans."""
+    turn = _turn(fixed.affine, network.scans.axes)
+    turned = [nib.orientations.apply_orientation(values, turn) for values in (fixed.values, moving)]
+    affine = fixed.affine @ nib.orientations.inv_ornt_aff(turn, fixed.shape)
+    shape = np.array(turned[0].shape)
+    target = shape
+    if spacing_mm is not None:
+        target = np.maximum(np.rint(shape * nib.affines.voxel_sizes(affine) / spacing_mm), 1).astype(int)
+    multiple = network.model.multiple  # type: ignore[attr-defined]  # of every network
+    if target.min() < multiple:
+        raise UserError(
+            f"{fixed.name}: {' x '.join(map(str, target))} voxels on the grid of {network.name}, which takes"
+            f" {multiple} or more along each axis: register by --method instance"
+        )
+    scale = shape / target
+    offset = (scale - 1) / 2
+    # Sizes that the network would pad to anyhow: it is compiled for each of them, and these are few.
+    padding = [(0, -n % multiple) for n in target]
+    if (shape != target).any():
+        turned = [resample(values, scale, offset, tuple(target.tolist()))[0] for values in turned]
+    padded = (np.pad(values, padding, mode="edge")[None, ..., None] for values in turned)
+    found = network.displacement(network.params, *map(jnp.asarray, padded), tile=tile)[0]
+    found = found[tuple(slice(0, n) for n in target)]
+    to_native = np.diag([*scale, 1.0])
+    to_native[:3, 3] = offset
+    field = DisplacementField(found, jnp.asarray(affine @ to_native, jnp.float32))
+    on_fixed = jnp.asarray(fixed.affine, jnp.float32)
+    return _resample_field(field, shape=fixed.shape, affine=on_fixed).displacement
+
+
+def _turn(affine: np.ndarray, axes: str | None) -> np.ndarray:
+    """The orientation change, as nibabel writes it, to the nearest one whose axes point to `axes`."""
+    here = nib.orientations.io_orientation(affine)
+    there = here if axes is None else nib.orientations.axcodes2ornt(axes)
+    return nib.orientations.ornt_transform(here, there)
+
+
+def _spacings_mm(scans: TrainingDomain, extent_mm: np.ndarray, voxels: int) -> list[np.ndarray | None]:
+    """Of the grid of each run of the network, [3], or None: that of the scan, so wide, of so many voxels."""
+    if scans.voxels is not None:
+        first, *finer = scans.voxels
+        wanted = [first, *(more for more in finer if more <= voxels)]
+        return [np.full(3, (extent_mm.prod() / count) ** (1 / 3)) for count in wanted]
+    return [None if scans.spacing_mm is None else np.asarray(scans.spacing_mm)]

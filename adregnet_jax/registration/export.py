@@ -1,0 +1,63 @@
+"""The registration as bytes that JAX runs elsewhere, without this package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from flax import linen as nn
+
+from adregnet_jax.config import InstanceConfig
+from adregnet_jax.registration.network import register
+
+
+def export_register(
+    shape: tuple[int, int, int],
+    spacing_mm: Sequence[float],
+    *,
+    model: nn.Module | None = None,
+    params: Any = None,
+    instance: InstanceConfig | None = None,
+    platforms: Sequence[str] = ("cpu", "cuda"),
+) -> bytes:
+    """`register`, compiled as far as it goes for any machine, with the parameters inside.
+
+    Args:
+      shape: (x, y, z) of the scans.
+      spacing_mm: three numbers, of the grid.
+      model: the network, or None.
+      params: parameters of the model.
+      instance: settings of the instance optimisation, or None.
+      platforms: where the program is to run: "cpu", "cuda", "rocm", "tpu".
+
+    Returns:
+      The program, a function of fixed and moving [b, x, y, z, 1], float32 in [0, 1], for any b. It gives the
+      displacement [b, x, y, z, 3] in voxels and the warped moving images [b, x, y, z, 1].
+
+    Raises:
+      ValueError: neither a network nor instance optimisation, or settings that make no sense.
+
+    Examples:
+      >>> Path("register.bin").write_bytes(export_register(
+      ...     (160, 192, 224), (1, 1, 1), instance=InstanceConfig()))
+
+      Elsewhere, with nothing but JAX (and flatbuffers):
+
+      >>> program = jax.export.deserialize(Path("register.bin").read_bytes())
+      >>> displacement, warped = jax.jit(program.call)(fixed, moving)
+    """
+
+    def one_pair(fixed: jax.Array, moving: jax.Array) -> tuple[jax.Array, jax.Array]:
+        registration = register(
+            params, fixed[None], moving[None], model=model, instance=instance, spacing_mm=spacing_mm
+        )
+        return registration.displacement[0], registration.warped[0]
+
+    # The batch is a symbol, which Python can't count with: pairs are traced one by one.
+    batch = jax.export.symbolic_shape("b")
+    scan = jax.ShapeDtypeStruct((*batch, *shape, 1), jnp.float32)
+    program = jax.export.export(jax.jit(jax.vmap(one_pair)), platforms=tuple(platforms))(scan, scan)
+    return bytes(program.serialize())

@@ -1,0 +1,267 @@
+"""Two scans of any grid in, one field in the world out: what the command line does with a pair.
+
+Affine registration brings the moving scan to the fixed one, the deformable registration runs on the grid of
+the fixed scan, and the two become one field, so that the moving scan is interpolated once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from adregnet_jax.config import AffineConfig, InstanceConfig
+from adregnet_jax.data.io.images import Image
+from adregnet_jax.data.preprocessing import rescale_percentiles
+from adregnet_jax.errors import UserError
+from adregnet_jax.registration.adapter import predict_displacement
+from adregnet_jax.registration.affine import align_affine
+from adregnet_jax.registration.field import (
+    DisplacementField,
+    after_field,
+    field_from_affine,
+    invert_field,
+    reverse_field,
+    warp_image,
+)
+from adregnet_jax.registration.instance import Alignment, align
+from adregnet_jax.weights.trained_network import TrainedNetwork
+
+Modality = Literal["mono", "multi"]
+MIN_BACKGROUND = 0.5  # share of the border that has one and the same value, where that is the background
+MASK_TOLERANCE_MM = 0.1  # how far apart the corners of a mask and of its scan may lie
+
+_align = jax.jit(align, static_argnames=("spacing_mm", "config"))
+_reverse_field = jax.jit(reverse_field, static_argnames="shape")
+_after_field = jax.jit(after_field)
+_warp_image = jax.jit(warp_image, static_argnames=("mode", "padding"))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RegisteredScans:
+    """A registered pair.
+
+    Attributes:
+      field: on the grid of the fixed scan, from the fixed to the moving world, the affine step included.
+      inverse: on the grid of the moving scan, from the moving to the fixed world.
+      matrix: [4, 4] fixed RAS mm -> moving RAS mm, of the affine step; the identity without it.
+      warped: the moving scan on the grid of the fixed one, float32; where it doesn't reach, its least value.
+      seconds: of "affine", "deformable" and "inverse", compilation included.
+    """
+
+    field: DisplacementField
+    inverse: DisplacementField
+    matrix: np.ndarray
+    warped: Image
+    seconds: dict[str, float]
+
+
+def register_scans(
+    fixed: Image,
+    moving: Image,
+    *,
+    affine: AffineConfig | None = AffineConfig(),  # noqa: B008 -- not changed here
+    instance: InstanceConfig | None = InstanceConfig(),  # noqa: B008
+    network: TrainedNetwork | None = None,
+    tile: int | None = None,
+    modality: Modality = "mono",
+    fixed_mask: Image | None = None,
+    moving_mask: Image | None = None,
+    apart: bool = False,
+    on_stage: Callable[[str], None] | None = None,
+) -> RegisteredScans:
+    """Aligns a moving scan with a fixed scan, each with a grid, a spacing and an orientation of its own.
+
+    Args:
+      fixed: the scan whose grid the result has.
+      moving: the scan that is moved.
+      affine: settings of the affine registration that goes first; None: the scans are aligned in the world.
+      instance: settings of the instance optimisation; None: no such optimisation.
+      network: a trained network, as from `load_pretrained`, which goes before the instance optimisation and
+        gets the scans on a grid that it knows; None: no network.
+      tile: width in voxels of the tiles that the network gets, or None for the whole volume.
+      modality: "mono": intensities of one kind. "multi": of different contrast: the affine step compares by
+        mutual information, and the optimisation only where both scans have a foreground. Its squared local
+        NCC is blind to the sign of contrast, as between T1 and T2, but along the rim of a stripped brain
+        three tissues meet the background. Where contrasts have less in common, as in MR and CT, set
+        `instance.similarity` to "mind".
+      fixed_mask: on the grid of the fixed scan; what is 0 there does not count.
+      moving_mask: on the grid of the moving scan, likewise.
+      apart: accept scans that don't overlap in the world; the affine step starts from their centres.
+      on_stage: called with the name of each stage when it begins.
+
+    Returns:
+      A `RegisteredScans`. Where a scan has one value everywhere, it is the identity, and there is a warning.
+
+    Raises:
+      UserError: scans apart in the world, masks that are empty or on another grid, a scan that is too small
+        for the network.
+      ValueError: settings that make no sense, neither a network nor an affine step nor instance settings.
+    """
+    if affine is None and instance is None and network is None:
+        raise ValueError("there is nothing to register by: give affine or instance settings, or a network")
+    pair = (fixed, moving)
+    if constant := [scan.name for scan in pair if np.ptp(scan.values) == 0]:
+        warnings.warn(
+            f"{' and '.join(constant)}: every voxel has the same value: there is nothing to align, and the"
+            " result is the identity",
+            stacklevel=2,
+        )
+        affine = instance = network = None
+    if modality == "multi":
+        affine = affine and dataclasses.replace(affine, similarity="mi")
+    if not (apart and affine):
+        _check_overlap(fixed, moving)
+    rescaled = [scan.values if constant else rescale_percentiles(scan.values, scan.name) for scan in pair]
+    scans = [jnp.asarray(values, jnp.float32) for values in rescaled]
+    masks = [_mask(fixed_mask, fixed), _mask(moving_mask, moving)]
+    begin, seconds = _stopwatch(on_stage)
+
+    begin("affine")
+    matrix = np.eye(4)
+    if affine is not None:
+        found = align_affine(
+            scans[0],
+            scans[1],
+            fixed.affine,
+            moving.affine,
+            fixed_mask=masks[0],
+            moving_mask=masks[1],
+            config=affine,
+        )
+        matrix = np.asarray(found, np.float64)
+
+    begin("deformable")
+    field = DisplacementField(jnp.zeros((*fixed.shape, 3)), jnp.asarray(fixed.affine, jnp.float32))
+    back = field
+    if instance is not None or network is not None:
+        if modality == "multi":
+            masks = [_foreground(scan, mask) for scan, mask in zip(pair, masks, strict=True)]
+        moved, moved_mask = _on_grid_of(fixed, moving, scans[1], masks[1], matrix)
+        aligned = Alignment(field.displacement[None], inverse=None)
+        if network is not None:
+            known = Image(rescaled[0], fixed.affine, fixed.name)
+            # Detail is what the optimisation finds by itself: the first run is start enough.
+            runs = None if instance is None else 1
+            start = predict_displacement(network, known, np.asarray(moved), tile=tile, runs=runs)
+            aligned = Alignment(start[None], inverse=None)
+        if instance is not None:
+            aligned = _align(
+                _batch(scans[0]),
+                _batch(moved),
+                start=None if network is None else aligned.displacement,
+                fixed_mask=None if masks[0] is None else _batch(masks[0]),
+                moving_mask=moved_mask,
+                spacing_mm=tuple(fixed.spacing_mm.round(4).tolist()),
+                config=instance,
+            )
+        field = dataclasses.replace(field, displacement=aligned.displacement[0])
+        back = invert_field(field)
+        if aligned.inverse is not None:
+            back = dataclasses.replace(field, displacement=aligned.inverse[0])
+    jax.block_until_ready(field)
+
+    begin("inverse")
+    on_moving = {"shape": moving.shape, "affine": jnp.asarray(moving.affine, jnp.float32)}
+    inverse = _reverse_field(back, jnp.asarray(matrix), **on_moving)
+    field = _after_field(field, jnp.asarray(matrix))
+    values = moving.values.astype(np.float32)
+    warped = np.asarray(_warp_image(field, values - values.min(), moving.affine) + values.min())
+    jax.block_until_ready(inverse)
+    begin("")
+    return RegisteredScans(field, inverse, matrix, Image(warped, fixed.affine, moving.name), seconds)
+
+
+def _stopwatch(on_stage):
+    """A function that begins a stage and ends the one before, and the seconds of the stages so far."""
+    seconds: dict[str, float] = {}
+    running: list[tuple[str, float]] = []
+
+    def begin(stage: str) -> None:
+        now = time.perf_counter()
+        if running:
+            name, since = running.pop()
+            seconds[name] = now - since
+        if stage:
+            running.append((stage, now))
+            if on_stage:
+                on_stage(stage)
+
+    return begin, seconds
+
+
+def _on_grid_of(fixed: Image, moving: Image, values, mask, matrix):
+    """The moving scan on the fixed grid, [x, y, z], and where it counts, [1, x, y, z, 1] or None."""
+    grid = field_from_affine(jnp.asarray(matrix), fixed.shape, jnp.asarray(fixed.affine, jnp.float32))
+    # A finer moving grid is smoothed first, as `preprocessing.resample` does, against aliasing.
+    ratio = fixed.spacing_mm.min() / moving.spacing_mm
+    smooth = np.maximum(ratio - 1, 0) / 2
+    if (smooth > 0.25).any():
+        values = jnp.asarray(ndimage.gaussian_filter(np.asarray(values), smooth, mode="nearest"))
+    moved = _warp_image(grid, values, moving.affine, padding="border")
+    inside = jnp.ones(moving.shape) if mask is None else mask
+    counts = _warp_image(grid, inside, moving.affine, padding="zeros")
+    if mask is None and float(counts.min()) > 0.5:
+        return moved, None
+    return moved, _batch(counts > 0.5).astype(jnp.float32)
+
+
+def _batch(values):
+    return values[None, ..., None]
+
+
+def _mask(mask: Image | None, scan: Image):
+    """[x, y, z] of 0 and 1, or None."""
+    if mask is None:
+        return None
+    if mask.shape != scan.shape or not np.allclose(
+        _corners_mm(mask), _corners_mm(scan), atol=MASK_TOLERANCE_MM
+    ):
+        raise UserError(
+            f"{mask.name}: the mask has {mask.shape} voxels of {mask.spacing_mm.round(3)} mm, its scan "
+            f"{scan.shape} of {scan.spacing_mm.round(3)} mm: expected one grid, resample the mask"
+        )
+    if not (mask.values > 0).any():
+        raise UserError(f"{mask.name}: the mask is empty; expected voxels above 0 where the scan counts")
+    return jnp.asarray(mask.values > 0, jnp.float32)
+
+
+def _foreground(scan: Image, mask):
+    """[x, y, z] of 0 and 1: what lies inside of a constant background, and in the mask; or the mask."""
+    border = np.ones(scan.shape, bool)
+    border[1:-1, 1:-1, 1:-1] = False
+    values, counts = np.unique(scan.values[border], return_counts=True)
+    background = values[counts.argmax()]
+    if counts.max() < MIN_BACKGROUND * counts.sum():
+        return mask
+    inside = jnp.asarray(ndimage.binary_fill_holes(scan.values != background), jnp.float32)
+    return inside if mask is None else inside * mask
+
+
+def _corners_mm(image: Image) -> np.ndarray:
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in image.shape))))
+    return nib.affines.apply_affine(image.affine, corners)
+
+
+def _check_overlap(fixed: Image, moving: Image) -> None:
+    """Refuses scans whose boxes in the world lie apart."""
+    (low, high), (other_low, other_high) = (
+        (corners.min(axis=0), corners.max(axis=0)) for corners in map(_corners_mm, (fixed, moving))
+    )
+    gap_mm = np.maximum(low - other_high, other_low - high)
+    if (gap_mm >= 0).any():
+        axis = "right-left", "front-back", "feet-head"
+        worst = int(np.argmax(gap_mm))
+        raise UserError(
+            f"{fixed.name} and {moving.name} do not overlap in the world, they are {gap_mm[worst]:.4g} mm "
+            f"apart ({axis[worst]}): check the files, or ask to start from their centres (--apart)"
+        )

@@ -1,0 +1,1 @@
+"""Measurements of a registered pair as table rows, figures and HTML pages."""

@@ -1,0 +1,1 @@
+"""Trained networks, their packed weights and the shipped set."""

@@ -1,0 +1,160 @@
+"""Weights as two files that can be handed on: arrays, and what has to be known of them. One set is shipped.
+
+`weights.npz` holds the parameters by name, float16, and nothing else: no pickle is read. `weights.json` holds
+the settings of the network, the grids that it knows, how it was trained, and a checksum of all that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from adregnet_jax.errors import UserError, one_line
+from adregnet_jax.nn.models import model_from_record
+from adregnet_jax.provenance import __version__
+from adregnet_jax.weights.trained_network import TrainedNetwork, TrainingDomain
+
+ARRAYS = "weights.npz"
+RECORD = "weights.json"
+FORMAT = 1  # of the two files
+SHIPPED = Path(__file__).parent
+PRETRAINED = "pretrained"  # the name of the shipped weights
+
+
+def load_pretrained(folder: str | Path | None = None) -> TrainedNetwork:
+    """A network from packed weights: the shipped ones, for any body part and contrast, or those of a folder.
+
+    Args:
+      folder: as `pack_weights` wrote it; None: the shipped ones (`adregnet_jax/weights/MODEL_CARD.md`).
+
+    Returns:
+      A `TrainedNetwork` with float32 parameters: for `register_scans`, or, with a grid of your own, its
+      `model` and `params` for `register`.
+
+    Raises:
+      UserError: no packed weights, damaged ones, or those of another version.
+
+    Examples:
+      >>> network = load_pretrained()
+      >>> found = register_scans(read_image("fixed.nii.gz"), read_image("moving.nii.gz"), network=network)
+    """
+    name = PRETRAINED if folder is None else str(folder)
+    folder = SHIPPED if folder is None else Path(folder)
+    record, arrays = _read(folder)
+    try:
+        model = model_from_record(record["config"]["model"])
+        scans = TrainingDomain(**{key: _tuple(value) for key, value in record["scans"].items()})
+        with np.load(io.BytesIO(arrays), allow_pickle=False) as file:
+            params = {key: jnp.asarray(file[key], jnp.float32) for key in file.files}
+    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{folder}: holds no weights that this version knows "
+            f"({type(error).__name__}: {one_line(error)}): {_advice(folder)}"
+        ) from None
+    name = f"{name} ({record['sha256'][:12]})"
+    return TrainedNetwork(model, traverse_util.unflatten_dict(params, sep="/"), scans, name)
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether the folder looks like one of `pack_weights`."""
+    return (folder / RECORD).exists()
+
+
+def pack_weights(
+    folder: Path, params: Any, *, config: dict[str, Any], scans: TrainingDomain, training: dict[str, Any]
+) -> str:
+    """Writes `weights.npz` and `weights.json` into a folder.
+
+    Args:
+      folder: an existing one.
+      params: of the network.
+      config: its settings, as config.json of its run has them.
+      scans: what it was trained on.
+      training: whatever is to be told of its training, as JSON can hold it.
+
+    Returns:
+      The checksum.
+
+    Raises:
+      UserError: parameters that float16 can't hold.
+    """
+    arrays = {key: np.asarray(value) for key, value in traverse_util.flatten_dict(params, sep="/").items()}
+    for key, value in arrays.items():
+        if not (np.abs(value) < np.finfo(np.float16).max).all():
+            raise UserError(f"parameter {key} is not finite, or too large for float16: train again")
+    buffer = io.BytesIO()
+    halves: dict[str, Any] = {key: value.astype(np.float16) for key, value in arrays.items()}
+    np.savez(buffer, **halves)
+    record = {
+        "format": FORMAT,
+        "adregnet_jax": __version__,
+        "parameters": sum(value.size for value in arrays.values()),
+        "config": config,
+        "scans": dataclasses.asdict(scans),
+        "training": training,
+    }
+    record = json.loads(json.dumps(record))  # tuples become lists, as they will be read
+    record["sha256"] = _checksum(record, buffer.getvalue())
+    (folder / ARRAYS).write_bytes(buffer.getvalue())
+    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return record["sha256"]
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `weights.json` holds, once the checksum was found right.
+
+    Raises:
+      UserError: see `load_pretrained`.
+    """
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        arrays = (folder / ARRAYS).read_bytes()
+        form, expected = record["format"], record["sha256"]
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: can't be read ({error.strerror}): expected a folder with {RECORD}"
+            f" and {ARRAYS}: {_advice(folder)}"
+        ) from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{folder / RECORD}: tells of no weights "
+            f"({type(error).__name__}: {one_line(error)}): {_advice(folder)}"
+        ) from None
+    if form != FORMAT:
+        raise UserError(
+            f"{folder}: weights of format {form}, this version of adregnet_jax ({__version__}) reads format"
+            f" {FORMAT}: install the version that wrote them, {record.get('adregnet_jax')}, or pack them anew"
+        )
+    found = _checksum(record, arrays)
+    if found != expected:
+        raise UserError(
+            f"{folder}: the weights or their record were changed or damaged: checksum {found[:12]}...,"
+            f" expected {str(expected)[:12]}...: {_advice(folder)}"
+        )
+    return record, arrays
+
+
+def _checksum(record: dict[str, Any], arrays: bytes) -> str:
+    told = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode() + arrays).hexdigest()
+
+
+def _advice(folder: Path) -> str:
+    return "install adregnet_jax again" if folder == SHIPPED else "copy the folder again"
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

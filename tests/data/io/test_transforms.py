@@ -1,0 +1,241 @@
+"""Fields and matrices on disk: what comes back, and what is refused. Other programs: tests/test_fields.py."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from adregnet_jax.data.io.transforms import read_field, read_matrix, write_field, write_matrix
+from adregnet_jax.errors import UserError
+
+AFFINE = np.eye(4)
+AFFINE[:3, :3] = Rotation.from_euler("xyz", [20, -15, 40], degrees=True).as_matrix() * [-1.5, 2.0, 3.0]
+AFFINE[:3, 3] = [30, -40, 25]
+MATRIX = np.eye(4)
+MATRIX[:3, :3] = Rotation.from_euler("xyz", [5, 10, -20], degrees=True).as_matrix() * [1.1, 0.9, 1.05]
+MATRIX[:3, 3] = [4, -7, 2]
+DISPLACEMENT = np.random.default_rng(0).normal(size=(5, 4, 3, 3)).astype(np.float32)
+
+FILES = [
+    ("a.nii", "itk"),
+    ("a.nii.gz", "itk"),
+    ("a.nii.gz", "nifti"),
+    ("a.nii.gz", "learn2reg"),
+    ("a.npz", "itk"),
+    ("a.h5", "itk"),
+]
+
+
+def refusal(call, path):
+    with pytest.raises(UserError) as error:
+        call()
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+def save(path, values, intent=0):
+    image = nib.Nifti1Image(values, AFFINE)
+    image.header.set_intent(intent)
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize(("name", "format"), FILES)
+def test_round_trip(tmp_path, name, format):
+    if name.endswith(".h5"):
+        pytest.importorskip("SimpleITK")
+    path = tmp_path / name
+    write_field(path, DISPLACEMENT, AFFINE, format=format)
+    displacement, affine = read_field(path)
+    np.testing.assert_allclose(displacement, DISPLACEMENT, atol=2e-6)
+    assert displacement.dtype == np.float32
+    np.testing.assert_allclose(affine, AFFINE, atol=1e-5)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert "exists already" in refusal(lambda: write_field(path, DISPLACEMENT, AFFINE, format=format), path)
+    write_field(path, 2 * DISPLACEMENT, AFFINE, format=format, overwrite=True)
+    np.testing.assert_allclose(read_field(path)[0], 2 * DISPLACEMENT, atol=4e-6)
+
+
+def test_what_is_in_a_nifti_file(tmp_path):
+    # A field of one voxel along the first axis: 1.5 mm, whichever way this axis points.
+    along = np.zeros((4, 4, 4, 3), np.float32)
+    along[..., 0] = 1
+    mm = AFFINE[:3, 0]
+    for format, shape, intent, vector in [
+        ("itk", (4, 4, 4, 1, 3), 1007, mm * [-1, -1, 1]),
+        ("nifti", (4, 4, 4, 1, 3), 1006, mm),
+        ("learn2reg", (4, 4, 4, 3), 0, [1, 0, 0]),
+    ]:
+        write_field(tmp_path / f"{format}.nii", along, AFFINE, format=format)
+        image = nib.load(tmp_path / f"{format}.nii")
+        assert image.shape == shape
+        assert image.header["intent_code"] == intent
+        assert image.header.get_xyzt_units()[0] == "mm"
+        np.testing.assert_allclose(np.squeeze(image.get_fdata())[1, 2, 3], vector, atol=1e-6)
+
+
+def test_a_matrix_becomes_part_of_the_field(tmp_path):
+    pytest.importorskip("SimpleITK")
+    write_field(tmp_path / "a.h5", DISPLACEMENT, AFFINE, matrix=MATRIX)
+    displacement, affine = read_field(tmp_path / "a.h5")
+    for voxel in [(0, 0, 0), (4, 1, 2)]:
+        through_field = nib.affines.apply_affine(AFFINE, voxel + DISPLACEMENT[voxel])
+        there = nib.affines.apply_affine(affine, voxel + displacement[voxel])
+        np.testing.assert_allclose(there, nib.affines.apply_affine(MATRIX, through_field), atol=1e-4)
+    with pytest.raises(ValueError, match=r"only \.h5 holds a matrix"):
+        write_field(tmp_path / "a.nii", DISPLACEMENT, AFFINE, matrix=MATRIX)
+
+
+def test_a_format_can_be_told_where_the_file_does_not(tmp_path):
+    path = save(tmp_path / "a.nii", DISPLACEMENT[:, :, :, None])
+    assert "is no displacement field" in refusal(lambda: read_field(path), path)
+    write_field(tmp_path / "b.nii", DISPLACEMENT, AFFINE)
+    mm = nib.load(tmp_path / "b.nii").get_fdata().astype(np.float32)
+    save(path, mm)
+    np.testing.assert_allclose(read_field(path, "itk")[0], DISPLACEMENT, atol=2e-6)
+    assert "is no displacement field" in refusal(lambda: read_field(path, "learn2reg"), path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "intent"),
+    [
+        ((5, 4, 3), 0),
+        ((5, 4, 3, 2), 0),
+        ((5, 4, 3, 3), 1007),
+        ((5, 4, 3, 3), 2006),  # a warp of FSL
+        ((5, 4, 3, 1, 3), 0),
+        ((5, 4, 3, 1, 2), 1007),
+        ((5, 4, 3, 2, 3), 1007),
+    ],
+)
+def test_images_that_are_no_field(tmp_path, shape, intent):
+    path = save(tmp_path / "a.nii.gz", np.ones(shape, np.float32), intent)
+    assert "is no displacement field" in refusal(lambda: read_field(path), path)
+
+
+def test_npz_files_that_are_no_field(tmp_path):
+    path = tmp_path / "a.npz"
+    for arrays, message in [
+        ({"displacement": DISPLACEMENT}, "affine"),
+        ({"displacement": DISPLACEMENT[0], "affine": AFFINE}, "expected floats"),
+        ({"displacement": DISPLACEMENT, "affine": AFFINE[:3]}, "expected floats"),
+        ({"displacement": DISPLACEMENT.astype(str), "affine": AFFINE}, "expected floats"),
+        ({"displacement": DISPLACEMENT, "affine": np.diag([1.0, 0, 1, 1])}, "spacing"),
+        ({"displacement": DISPLACEMENT[:1], "affine": AFFINE}, "at least 2 voxels"),
+        ({"displacement": np.array([{}], object), "affine": AFFINE}, "not a field"),
+    ]:
+        np.savez(path, **arrays)
+        assert message in refusal(lambda: read_field(path), path)
+    for content in (b"", b"nothing of the kind", b"\x93NUMPY"):
+        path.write_bytes(content)
+        assert "not a field" in refusal(lambda: read_field(path), path)
+    np.save(tmp_path / "b.npy", DISPLACEMENT)
+    path.write_bytes((tmp_path / "b.npy").read_bytes())
+    assert "not a field" in refusal(lambda: read_field(path), path)
+
+
+@pytest.mark.parametrize(("place", "value"), [(10, 99), (8, 1)], ids=["compression", "encryption"])
+def test_npz_files_that_python_can_not_open(tmp_path, place, value):
+    """Both headers of each array are changed: that of the central directory has two bytes more in front."""
+    path = tmp_path / "a.npz"
+    write_field(path, DISPLACEMENT, AFFINE)
+    content = bytearray(path.read_bytes())
+    for signature, shift in ((b"PK\x01\x02", 0), (b"PK\x03\x04", -2)):
+        start = content.find(signature)
+        while start >= 0:
+            content[start + place + shift] = value
+            start = content.find(signature, start + 4)
+    path.write_bytes(content)
+    assert "not a field" in refusal(lambda: read_field(path), path)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.npz"])
+def test_cut_off_and_not_finite(tmp_path, name):
+    path = tmp_path / name
+    displacement = np.random.default_rng(0).normal(size=(12, 12, 12, 3))
+    write_field(path, displacement, AFFINE)
+    path.write_bytes(path.read_bytes()[:-2000])
+    refusal(lambda: read_field(path), path)
+    displacement[1, 2, 0, 1] = np.nan
+    write_field(path, displacement, AFFINE, overwrite=True)
+    assert "NaN" in refusal(lambda: read_field(path), path)
+
+
+def test_h5_files_that_are_no_field(tmp_path):
+    itk = pytest.importorskip("SimpleITK")
+    path = tmp_path / "a.h5"
+    itk.WriteTransform(itk.CompositeTransform([itk.AffineTransform(3)]), str(path))
+    assert "holds AffineTransform; expected a 3-D displacement field" in refusal(
+        lambda: read_field(path), path
+    )
+    # The affine first and then the field: no field on this grid does the same.
+    field = itk.DisplacementFieldTransform(itk.Image([4, 4, 4], itk.sitkVectorFloat64))
+    itk.WriteTransform(itk.CompositeTransform([field, itk.AffineTransform(3)]), str(path))
+    assert "expected a 3-D displacement field" in refusal(lambda: read_field(path), path)
+    path.write_bytes(b"nothing of the kind")
+    assert "not an ITK transform" in refusal(lambda: read_field(path), path)
+
+
+def test_other_files(tmp_path):
+    for name in ("a.mha", "a"):
+        path = tmp_path / name
+        assert "expected one of .nii" in refusal(lambda: read_field(path), path)  # noqa: B023
+        assert "expected one of .nii" in refusal(lambda: write_field(path, DISPLACEMENT, AFFINE), path)  # noqa: B023
+    for name in ("a.nii", "a.npz"):
+        path = tmp_path / name
+        assert "no such file" in refusal(lambda: read_field(path), path)  # noqa: B023
+    path = tmp_path / "none" / "a.npz"
+    assert "can't be written" in refusal(lambda: write_field(path, DISPLACEMENT, AFFINE), path)
+    with pytest.raises(ValueError, match="expected a displacement"):
+        write_field(tmp_path / "a.npz", DISPLACEMENT[0], AFFINE)
+    with pytest.raises(ValueError, match="format must be"):
+        write_field(tmp_path / "a.nii", DISPLACEMENT, AFFINE, format="fsl")
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".tfm", ".mat"])
+def test_matrices_are_what_itk_reads_and_writes(tmp_path, suffix):
+    itk = pytest.importorskip("SimpleITK")
+    ours = tmp_path / f"ours{suffix}"
+    write_matrix(ours, MATRIX)
+    np.testing.assert_allclose(read_matrix(ours), MATRIX, atol=1e-12)
+    point = np.array([12.0, -34.0, 56.0])
+    expected = nib.affines.apply_affine(MATRIX, point)
+    lps = itk.ReadTransform(str(ours)).TransformPoint((point * [-1, -1, 1]).tolist())
+    np.testing.assert_allclose(lps * np.array([-1, -1, 1]), expected, atol=1e-9)
+
+    # Its own files may have a centre, or be of another kind.
+    affine = itk.AffineTransform(3)
+    affine.SetCenter((10, 20, 30))
+    affine.SetMatrix(MATRIX[:3, :3].ravel().tolist())
+    euler = itk.Euler3DTransform((5, 6, 7), 0.1, 0.2, 0.3, (1, 2, 3))
+    for theirs in (affine, euler):
+        path = tmp_path / f"theirs{suffix}"
+        itk.WriteTransform(theirs, str(path))
+        expected = theirs.TransformPoint(point.tolist()) * np.array([-1, -1, 1])
+        there = nib.affines.apply_affine(read_matrix(path), point * [-1, -1, 1])
+        np.testing.assert_allclose(there, expected, atol=1e-9)
+
+
+def test_files_that_are_no_matrix(tmp_path):
+    pytest.importorskip("SimpleITK")
+    path = tmp_path / "a.txt"
+    top = "#Insight Transform File V1.0\nTransform: "
+    for text, message in [
+        ("1 0 0 0\n0 1 0 0\n", "not an ITK transform"),
+        (top + "AffineTransform_double_3_3\nParameters: 1 2 3\nFixedParameters: 0 0 0\n", "12 Parameters"),
+        (top + "AffineTransform_double_3_3\n", "12 Parameters"),
+        (top + "NoTransform_double_3_3\nParameters: 1\nFixedParameters: 0\n", "not an ITK transform"),
+        (top + f"AffineTransform_double_3_3\nParameters:{' nan' * 12}\nFixedParameters: 0 0 0\n", "NaN"),
+        (
+            top + "AffineTransform_double_2_2\nParameters: 1 0 0 1 5 5\nFixedParameters: 0 0\n",
+            "12 Parameters",
+        ),
+    ]:
+        path.write_text(text)
+        assert message in refusal(lambda: read_matrix(path), path)
+    assert "no such file" in refusal(lambda: read_matrix(tmp_path / "none.txt"), tmp_path)
+    assert "no such file" in refusal(lambda: read_matrix(tmp_path / "none.mat"), tmp_path)
+    assert "expected one of .txt" in refusal(lambda: write_matrix(tmp_path / "a.csv", MATRIX), tmp_path)
+    with pytest.raises(ValueError, match="matrix must be"):
+        write_matrix(path, MATRIX[:3])

@@ -1,0 +1,67 @@
+"""Chunks and their halos; functions that go chunk by chunk have the values and derivatives of the whole."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adregnet_jax.ops.cpu.chunks import chunk, map_chunks, slices_a_chunk
+
+
+def random_volume(seed=0, shape=(2, 6, 3, 2)):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("fitting", "expected"), [(0, 1), (1, 1), (3, 3), (4, 3), (6, 6), (11, 6), (12, None)]
+)
+def test_slices_divide_the_volume_and_fit(fitting, expected):
+    assert slices_a_chunk((2, 6, 3, 2), slice_bytes=10, limit_bytes=10 * fitting + 9) == expected
+
+
+@pytest.mark.parametrize("halo", [0, 1, 3, 9])
+@pytest.mark.parametrize("slices", [1, 2, 3, 6])
+def test_a_chunk_is_a_slice_of_the_volume_in_zeros(slices, halo):
+    volume = random_volume()
+    padded = np.pad(volume, [(0, 0), (halo, halo), (0, 0), (0, 0)])
+    row = [padded[b : b + 1, x : x + slices + 2 * halo] for b in range(2) for x in range(0, 6, slices)]
+    for n, expected in enumerate(row):
+        np.testing.assert_array_equal(chunk(volume, jnp.int32(n), slices, halo), expected)
+
+
+def neighbours_product(first, factor, a, b):
+    """a(x) times what lies two slices behind in b, where a slice beyond the volume, 10 to 15, counts as 7."""
+    x = first + jnp.arange(b.shape[1]) + 2 - 10
+    behind = jnp.pad(b, [(0, 0), (0, 2), (0, 0), (0, 0)])[:, 2:]
+    behind = jnp.where((x < 6)[:, None, None], behind, 7)
+    return a * behind * factor["channels"], factor["all"] * jnp.sum(a**2, axis=-1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("slices", [1, 2, 3, 6])
+def test_mapped_over_chunks_is_the_function_of_the_whole(slices, dtype):
+    a, b, *cotangents = (jnp.asarray(random_volume(seed), dtype) for seed in range(4))
+    factor = {"channels": jnp.array([2.0, -3.0], dtype), "all": jnp.asarray(5, dtype)}
+    cotangents = (cotangents[0], cotangents[1][..., 0])
+    expected, pull_back = jax.vjp(functools.partial(neighbours_product, 10), factor, a, b)
+    result, pull_back_chunks = jax.vjp(
+        lambda factor, a, b: map_chunks(
+            neighbours_product, [a, b], slices=slices, halo=2, first=10, shared=factor
+        ),
+        factor,
+        a,
+        b,
+    )
+    # Sums over the chunks are rounded to the parameters' type.
+    tolerance = {"float32": 1e-5, "bfloat16": 0.1}[dtype]
+    in_float = lambda tree: jax.tree.map(lambda array: array.astype(jnp.float32), tree)  # noqa: E731
+    chex.assert_trees_all_close(in_float(result), in_float(expected), rtol=tolerance)
+    chex.assert_trees_all_close(
+        in_float(pull_back_chunks(cotangents)),
+        in_float(pull_back(cotangents)),
+        rtol=tolerance,
+        atol=tolerance,
+    )

@@ -1,0 +1,241 @@
+"""Affine registration: known maps between scans that are made from a formula, on grids of their own."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+from scipy.spatial.transform import Rotation
+
+from adregnet_jax import AffineConfig, align_affine
+from adregnet_jax.registration.affine import what_is_wrong
+
+# Few starts and coarse grids: tests run code that is quick to compile and slow to run.
+CONFIG = AffineConfig(spacings_mm=(6.0,), steps=(60,), rotation_starts_deg=0.0)
+MI = dataclasses.replace(CONFIG, similarity="mi", spacings_mm=(8.0,), steps=(40,))
+FIXED_SHAPE, MOVING_SHAPE = (24, 22, 20), (24, 18, 28)
+
+
+def grid(linear, shape, centre_mm=(0.0, 0.0, 0.0)):
+    affine = np.eye(4)
+    affine[:3, :3] = linear
+    affine[:3, 3] = np.asarray(centre_mm) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+FIXED_AFFINE = grid(np.diag([-5.0, -5.0, 5.5]), FIXED_SHAPE)
+# Axes in another order and direction, voxels of another size.
+MOVING_CENTRE_MM = (7.0, -12.0, 4.0)
+MOVING_AFFINE = grid([[0, 6.5, 0], [0, 0, -4.5], [5, 0, 0]], MOVING_SHAPE, MOVING_CENTRE_MM)
+
+
+def blobs():
+    """Where bright and dark spots lie in a body of about 70 mm, how wide and how bright they are."""
+    rng = np.random.default_rng(4)
+    centres_mm = rng.uniform(-24, 24, (14, 3))
+    return centres_mm, rng.uniform(6, 12, 14), rng.uniform(0.2, 0.6, 14)
+
+
+def world_mm(affine, shape):
+    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    return voxels @ affine[:3, :3].T + affine[:3, 3]
+
+
+def scan(affine, shape, matrix=None):
+    """The body where `matrix` (fixed -> moving mm) takes it, by its formula: nothing is interpolated."""
+    points_mm = world_mm(affine, shape)
+    if matrix is not None:
+        back = np.linalg.inv(matrix)
+        points_mm = points_mm @ back[:3, :3].T + back[:3, 3]
+    values = np.zeros(shape)
+    for centre_mm, width_mm, height in zip(*blobs(), strict=True):
+        values += height * np.exp(-np.sum((points_mm - centre_mm) ** 2, axis=-1) / (2 * width_mm**2))
+    return np.clip(values, 0, 1).astype(np.float32)
+
+
+def world_map(rotation_deg=(0, 0, 0), scales=(1, 1, 1), shift_mm=(0, 0, 0)):
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("xyz", rotation_deg, degrees=True).as_matrix() * scales
+    matrix[:3, 3] = shift_mm
+    return matrix
+
+
+FIXED = scan(FIXED_AFFINE, FIXED_SHAPE)
+BODY_MM = world_mm(FIXED_AFFINE, FIXED_SHAPE)[FIXED > 0.2]
+RIGID = world_map((8, -12, 15), shift_mm=(9, -16, 6))
+AFFINE = world_map((8, -12, 15), (1.15, 0.88, 1.05), (9, -16, 6))
+
+
+def mean_error_mm(found, true):
+    difference = np.asarray(found, float) - true
+    return np.linalg.norm(BODY_MM @ difference[:3, :3].T + difference[:3, 3], axis=-1).mean()
+
+
+def aligned(moving, config=CONFIG, **masks):
+    return align_affine(FIXED, moving, FIXED_AFFINE, MOVING_AFFINE, config=config, **masks)
+
+
+def settings(**changes):
+    return dataclasses.replace(CONFIG, **changes)
+
+
+@functools.cache
+def moving_scan(which="affine"):
+    return scan(MOVING_AFFINE, MOVING_SHAPE, {"affine": AFFINE, "rigid": RIGID}[which])
+
+
+@pytest.mark.parametrize(("kind", "true"), [("rigid", RIGID), ("affine", AFFINE)])
+def test_a_known_map_is_found_between_other_grids(kind, true):
+    found = aligned(moving_scan(kind), settings(kind=kind))
+    assert found.shape == (4, 4) and found.dtype == jnp.float32
+    np.testing.assert_array_equal(found[3], [0, 0, 0, 1])
+    assert mean_error_mm(np.eye(4), true) > 15
+    assert mean_error_mm(found, true) < 1
+
+
+def test_rotation_starts_and_levels_find_what_one_start_does_not():
+    true = world_map((-10, 110, 10), (1.2, 0.9, 1.0), (20, -16, 10))
+    moving = scan(MOVING_AFFINE, MOVING_SHAPE, true)
+    assert mean_error_mm(aligned(moving), true) > 10
+    config = AffineConfig(spacings_mm=(12.0, 6.0), steps=(10, 40), rotation_starts_deg=100.0)
+    assert mean_error_mm(aligned(moving, config), true) < 1
+
+
+def test_no_steps_leave_the_best_start():
+    """The centres of mass: a shift is found by them alone."""
+    true = world_map(shift_mm=(9, -16, 6))
+    found = aligned(scan(MOVING_AFFINE, MOVING_SHAPE, true), settings(steps=(0,)))
+    np.testing.assert_array_equal(found[:3, :3], np.eye(3))
+    np.testing.assert_allclose(found, true, atol=0.5)
+    # The geometric centres, where these fit: something in a corner has moved the centre of mass.
+    fixed, true = FIXED.copy(), world_map(shift_mm=MOVING_CENTRE_MM)
+    fixed[:5, :5, :5] = 0.7
+    moving = scan(MOVING_AFFINE, MOVING_SHAPE, true)
+    found = align_affine(fixed, moving, FIXED_AFFINE, MOVING_AFFINE, config=settings(steps=(0,)))
+    np.testing.assert_allclose(found, true, atol=1e-5)
+
+
+def correlation(matrix, moving):
+    """NCC by SciPy on the fixed voxels that meet the moving grid, and the share of them."""
+    points = world_mm(np.linalg.inv(MOVING_AFFINE) @ np.asarray(matrix, float) @ FIXED_AFFINE, FIXED_SHAPE)
+    inside = np.all((points >= 0) & (points <= np.array(MOVING_SHAPE) - 1), axis=-1)
+    warped = scipy.ndimage.map_coordinates(moving, points[inside].T, order=1)
+    return np.corrcoef(FIXED[inside], warped)[0, 1], inside.mean()
+
+
+def test_scans_of_different_things_become_no_less_similar_and_keep_their_overlap():
+    for seed in range(3):
+        moving = scipy.ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=MOVING_SHAPE), 3)
+        moving = ((moving - moving.min()) / np.ptp(moving)).astype(np.float32)
+        before, _ = correlation(aligned(moving, settings(steps=(0,))), moving)
+        after, overlap = correlation(aligned(moving), moving)
+        assert after > before + 0.05
+        assert overlap > 0.4
+
+
+def test_far_world_origins_cost_nothing():
+    far = np.eye(4)
+    far[:3, 3] = (4000, -7000, 5000)
+    near = np.asarray(aligned(moving_scan()), float)
+    found = align_affine(FIXED, moving_scan(), far @ FIXED_AFFINE, MOVING_AFFINE, config=CONFIG)
+    # float32 keeps thousands of mm to about 0.0005; the sum of three such products.
+    assert mean_error_mm(np.asarray(found, float) @ far, near) < 0.005
+
+
+SCANS = {"fixed": FIXED, "moving": moving_scan()}
+EVERYWHERE = np.ones(FIXED_SHAPE, bool)
+
+
+@pytest.mark.parametrize("which", ["fixed", "moving"])
+def test_what_a_mask_leaves_out_has_no_part(which):
+    masks = {f"{name}_mask": np.ones(values.shape) for name, values in SCANS.items()}
+    masks[f"{which}_mask"][:8] = 0
+    found = {}
+    for value in (1.0, np.nan):
+        scans = SCANS | {which: np.where(masks[f"{which}_mask"] > 0, SCANS[which], np.float32(value))}
+        found[value] = align_affine(*scans.values(), FIXED_AFFINE, MOVING_AFFINE, config=CONFIG, **masks)
+    np.testing.assert_array_equal(found[1.0], found[np.nan])
+    assert mean_error_mm(found[1.0], AFFINE) < 1
+
+
+def test_a_slab_is_found_in_the_whole():
+    """Of the moving scan less than half counts: most fixed points have nothing to meet."""
+    slab = np.zeros(MOVING_SHAPE, bool)
+    slab[7:18] = True
+    assert mean_error_mm(aligned(moving_scan(), fixed_mask=EVERYWHERE, moving_mask=slab), AFFINE) < 1
+
+
+def test_mutual_information_aligns_other_contrasts():
+    moving = 1 - moving_scan() ** 0.6
+    found = aligned(moving, MI)
+    assert mean_error_mm(found, AFFINE) < 1
+    assert mean_error_mm(aligned(moving), AFFINE) > 5
+
+
+def test_vmap_under_jit_equals_the_loop():
+    pairs = np.stack([FIXED, FIXED]), np.stack([moving_scan(), moving_scan("rigid")])
+    together = jax.jit(jax.vmap(lambda f, m: align_affine(f, m, FIXED_AFFINE, MOVING_AFFINE, config=CONFIG)))
+    for found, moving in zip(together(*pairs), pairs[1], strict=True):
+        alone = np.asarray(aligned(moving), float)
+        # 60 steps of Adam carry the rounding of other orders of summation on.
+        assert mean_error_mm(found, alone) < 0.05
+
+
+def test_rigid_stays_rigid_where_the_scan_is_scaled():
+    linear = np.asarray(aligned(moving_scan(), settings(kind="rigid")), float)[:3, :3]
+    np.testing.assert_allclose(linear.T @ linear, np.eye(3), atol=2e-6)
+    assert np.linalg.det(linear) > 0
+    assert np.abs(linear - np.eye(3)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("which", "similarity"), [("fixed", "ncc"), ("moving", "ncc"), ("mask", "ncc"), ("moving", "mi")]
+)
+def test_scans_without_content_meet_at_their_centres(which, similarity):
+    fixed = np.full_like(FIXED, 0.7) if which == "fixed" else FIXED
+    moving = np.full_like(moving_scan(), 0.3) if which == "moving" else moving_scan()
+    masks = {}
+    if which == "mask":
+        masks = {"fixed_mask": ~EVERYWHERE, "moving_mask": np.ones(MOVING_SHAPE, bool)}
+    config = {"ncc": CONFIG, "mi": MI}[similarity]
+    found = align_affine(fixed, moving, FIXED_AFFINE, MOVING_AFFINE, config=config, **masks)
+    np.testing.assert_allclose(found, world_map(shift_mm=MOVING_CENTRE_MM), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "similarity"}, "kind is one of rigid, affine"),
+        ({"similarity": "ssd"}, "similarity is one of ncc, mi"),
+        ({"steps": (1, 2)}, "one entry a level"),
+        ({"spacings_mm": (), "steps": ()}, "one entry a level"),
+        ({"spacings_mm": (0.0,)}, "above 0"),
+        ({"spacings_mm": (float("nan"),)}, "above 0"),
+        ({"steps": (-1,)}, "0 or more"),
+        ({"rotation_starts_deg": 180.0}, "below 180"),
+        ({"min_overlap": 0.0}, "min_overlap"),
+    ],
+)
+def test_settings_are_checked(changes, message):
+    assert message in what_is_wrong(settings(**changes))
+    with pytest.raises(ValueError, match=message):
+        aligned(moving_scan(), settings(**changes))
+
+
+def test_shapes_and_affines_are_checked():
+    assert what_is_wrong(AffineConfig()) == ""
+    align = functools.partial(align_affine, config=CONFIG)
+    with pytest.raises(ValueError, match=r"scans must be \[x, y, z\]"):
+        align(FIXED[None], FIXED, FIXED_AFFINE, FIXED_AFFINE)
+    with pytest.raises(ValueError, match="not empty"):
+        align(FIXED, FIXED[:0], FIXED_AFFINE, FIXED_AFFINE)
+    for affine in (np.eye(3), np.diag([1.0, 0, 1, 1]), np.diag([1.0, np.nan, 1, 1])):
+        with pytest.raises(ValueError, match="moving_affine must be"):
+            align(FIXED, FIXED, FIXED_AFFINE, affine)
+    with pytest.raises(ValueError, match="fixed_mask"):
+        align(FIXED, FIXED, FIXED_AFFINE, FIXED_AFFINE, fixed_mask=FIXED[1:])
+    with pytest.raises(ValueError, match="not traced"):
+        jax.jit(align)(FIXED, FIXED, FIXED_AFFINE, FIXED_AFFINE)

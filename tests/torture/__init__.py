@@ -1,1 +1,0 @@
-"""The program on its worst day: `python -m tests.torture`."""

@@ -1,0 +1,1 @@
+"""The program on its worst day: `python -m tools.torture`."""
