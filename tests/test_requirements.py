@@ -1,6 +1,7 @@
-"""The lock file holds what the requirement lists ask for, every file with its checksum."""
+"""The lock file satisfies the dependencies in pyproject.toml and has a checksum for every file."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,15 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 
 
-def lines(name):
-    return [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
+def lock_lines():
+    text = (ROOT / "requirements.lock").read_text()
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def locked():
     """Versions by name; a package may have one for each of several platforms."""
     found = {}
-    for line in lines("requirements.lock"):
+    for line in lock_lines():
         if not line.startswith(" "):
             requirement = Requirement(line.rstrip("\\ "))
             (pin,) = requirement.specifier
@@ -26,16 +28,21 @@ def locked():
     return found
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-itk.txt"])
-def test_the_lock_satisfies_the_list(name):
-    versions = locked()
-    for requirement in map(Requirement, lines(name)):
-        for version in versions[canonicalize_name(requirement.name)]:
-            assert version in requirement.specifier, requirement
+def required():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    return [*project["dependencies"], *extras["dev"], *extras["itk"]]
+
+
+@pytest.mark.parametrize("requirement", required())
+def test_the_lock_satisfies_the_requirement(requirement):
+    requirement = Requirement(requirement)
+    for version in locked()[canonicalize_name(requirement.name)]:
+        assert version in requirement.specifier
 
 
 def test_every_locked_package_has_checksums():
-    text = "\n".join(lines("requirements.lock")).replace("\\\n", "")
+    text = "\n".join(lock_lines()).replace("\\\n", "")
     packages = text.splitlines()
     assert len(packages) >= len(locked())
     for package in packages:
