@@ -1,4 +1,4 @@
-# Everything runs in .venv, which `make setup` builds from the dependencies in pyproject.toml.
+# Everything runs in .venv, which `make setup` builds from requirements.txt and the extra dev of pyproject.toml.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 setup: .venv/.installed
 
-.venv/.installed: pyproject.toml
+.venv/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "adregnet_jax needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": call make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[dev]'

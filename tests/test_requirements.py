@@ -1,4 +1,4 @@
-"""The lock file satisfies the dependencies in pyproject.toml and has a checksum for every file."""
+"""The lock file satisfies requirements.txt and the extras in pyproject.toml, and has a checksum for every file."""
 
 import re
 import tomllib
@@ -29,9 +29,9 @@ def locked():
 
 
 def required():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    return [*project["dependencies"], *extras["dev"], *extras["itk"]]
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    return [*filter(None, lines), *extras["dev"], *extras["itk"]]
 
 
 @pytest.mark.parametrize("requirement", required())
