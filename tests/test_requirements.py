@@ -1,4 +1,4 @@
-"""The lock file satisfies requirements.txt and the extras in pyproject.toml, and has a checksum for every file."""
+"""The lock file satisfies requirements.txt and the extras, and has a checksum for every file."""
 
 import re
 import tomllib
