@@ -15,6 +15,8 @@ from pathlib import Path
 
 import jax
 
+from adregnet_jax.atomic import write_file
+
 CALLS_A_TURN = 3
 
 Route = Callable[[], object]
@@ -72,7 +74,7 @@ def report(rows: Sequence[Row], json_path: Path | None, about: Mapping[str, obje
     if json_path:
         name, command = command_line()
         record = {"benchmark": name, "command": command, "machine": found, "rows": list(rows)}
-        json_path.write_text(json.dumps(record, indent=2) + "\n")
+        write_file(json_path, json.dumps(record, indent=2) + "\n")
 
 
 def command_line() -> tuple[str, str]:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adregnet_jax.atomic import write_errors_as_user_errors, write_file
 from adregnet_jax.cli.execution import memory_errors_as_user_errors, told_stages
 from adregnet_jax.cli.options import Procedure
-from adregnet_jax.data.io.images import new_file
 from adregnet_jax.errors import UserError
 from adregnet_jax.registration.files import STAGES, Sources, register_pair
 from adregnet_jax.report import tables
@@ -93,10 +93,8 @@ def register_batch(
     Returns:
       How many failed.
     """
-    try:
+    with write_errors_as_user_errors(f"--output {output}"):
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output}: can't be written ({error.strerror}): choose another") from None
     rows: list[tables.Row] = []
     with told_stages(len(STAGES) * len(pairs)) as tell:
         for number, pair in enumerate(pairs, 1):
@@ -120,8 +118,7 @@ def register_batch(
             rows.append(_row(pair, work, memory_advice))
             if rows[-1]["status"] == "failed":
                 print(f"{prefix}failed: {rows[-1]['message']}", file=sys.stderr)
-            with new_file(output / RESULTS, overwrite=True) as temporary:
-                temporary.write_text(tables.to_csv(rows), encoding="utf-8")
+            write_file(output / RESULTS, tables.to_csv(rows))
     return sum(row["status"] == "failed" for row in rows)
 
 

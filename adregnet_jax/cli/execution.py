@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any, TypeVar
 
-from adregnet_jax.atomic import REPLACED, tidy, unfinished
 from adregnet_jax.errors import UserError
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -96,62 +93,6 @@ def memory_errors_as_user_errors(advice: str) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(f"out of memory: {advice}") from None
-
-
-@contextlib.contextmanager
-def new_folder(path: Path, *, own: Collection[str], overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `path`, renamed to it when the block is done; nothing is left if it fails.
-
-    Args:
-      path: the final name.
-      own: names of files that may be replaced: a folder with others in it is refused even then.
-      overwrite: replace a folder that isn't empty.
-
-    Raises:
-      UserError: the folder isn't empty and is not to be overwritten, or it can't be written.
-    """
-    try:
-        path = path.resolve()  # what a link leads to is replaced, not the link
-        tidy(path)
-        _check_folder(path, own, overwrite)
-    except (OSError, RuntimeError) as error:  # a name that is too long; links that lead in a circle
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--output {path}: can't be used ({reason}): choose another name") from None
-    temporary = unfinished(path)
-    replaced = temporary.with_name(temporary.name + REPLACED)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():
-            path.rename(replaced)
-        temporary.rename(path)
-    except OSError as error:
-        elsewhere = error.filename and not str(error.filename).startswith(str(temporary))
-        raise UserError(
-            f"{error.filename if elsewhere else path}: can't be read or written "
-            f"({error.strerror or error}): check the name, the folder and the disk"
-        ) from None
-    finally:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _check_folder(path: Path, own: Collection[str], overwrite: bool) -> None:
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise UserError(f"--output {path} is a file; expected a folder, or a name that isn't there yet")
-    if path.is_mount():
-        raise UserError(f"--output {path} is a mount point, which can't be replaced: take a folder inside")
-    others = sorted({entry.name for entry in path.iterdir()} - set(own))
-    if others and overwrite:
-        raise UserError(
-            f"--output {path} holds {others[0]}, which isn't ours to overwrite: choose another folder"
-        )
-    if not overwrite and any(path.iterdir()):
-        raise UserError(f"--output {path} exists and is not empty: choose another folder, or add --overwrite")
 
 
 @contextlib.contextmanager

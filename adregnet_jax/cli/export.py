@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from adregnet_jax.atomic import new_file
 from adregnet_jax.cli.options import (
     DiffeomorphicOption,
     Effort,
@@ -68,7 +69,6 @@ def export(
     if output.exists() and not overwrite:
         raise UserError(f"{output}: exists already; choose another name, or add --overwrite")
     from adregnet_jax.cli.execution import interruptible, start_jax
-    from adregnet_jax.data.io.images import new_file
     from adregnet_jax.registration.export import export_register
     from adregnet_jax.registration.files import load_network
 

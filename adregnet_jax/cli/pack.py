@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from adregnet_jax.atomic import new_folder
 from adregnet_jax.cli.options import OverwriteOption
 from adregnet_jax.errors import UserError
 
@@ -23,7 +24,6 @@ def pack(
 
     The folder is what --weights and --config.init_from take.
     """
-    from adregnet_jax.cli.execution import new_folder
     from adregnet_jax.training.checkpoint import restore_network
     from adregnet_jax.weights.packed import ARRAYS, RECORD, pack_weights
 

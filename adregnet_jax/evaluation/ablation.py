@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adregnet_jax.atomic import write_file
 from adregnet_jax.config import Config
 from adregnet_jax.errors import UserError
 from adregnet_jax.launch.config_file import override
@@ -93,7 +94,7 @@ def ablate(
     """
     configs = {row: row_config(config, changes) for row, changes in rows.items()}
     check_folders(workdir, rows)
-    from adregnet_jax.evaluation.evaluate import evaluate, write_atomically  # with JAX
+    from adregnet_jax.evaluation.evaluate import evaluate  # with JAX
     from adregnet_jax.ops.cpu.onednn import use_onednn
     from adregnet_jax.training.loop import check_settings, train
 
@@ -118,8 +119,8 @@ def ablate(
     check_cases([folder for of_row in folders.values() for folder in of_row])
     lines = [table_row(row, folders[row]) for row in rows]
     columns = table_columns(with_sd=seeds > 1)
-    write_atomically(workdir / f"{name}.csv", tables.to_csv(lines).encode())
-    write_atomically(workdir / f"{name}.md", tables.to_markdown(lines, columns).encode())
+    write_file(workdir / f"{name}.csv", tables.to_csv(lines))
+    write_file(workdir / f"{name}.md", tables.to_markdown(lines, columns))
     what = f"mean (sample SD) over {seeds} seeds" if seeds > 1 else "one seed"
     print(f"\n{title} on the test split of {config.data.kind} data: means over the cases, {what}.")
     print("Measured as in the tables above; network alone, best checkpoint of each run.\n")

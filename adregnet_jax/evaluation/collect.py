@@ -19,9 +19,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from adregnet_jax.atomic import write_file
 from adregnet_jax.errors import OneLineParser, UserError
 from adregnet_jax.evaluation import published
-from adregnet_jax.evaluation.evaluate import landmark_figure, write_atomically, write_figure
+from adregnet_jax.evaluation.evaluate import landmark_figure, write_figure
 from adregnet_jax.evaluation.statistics import compare, holm
 from adregnet_jax.report import page as html
 from adregnet_jax.report import tables
@@ -85,8 +86,8 @@ def collect(
         ):
             text = render(table.rows, table.columns)
             caption = f"% {table.caption}\n" if suffix == "tex" else f"{table.caption}\n\n"
-            write_atomically(output / f"{table.name}.{suffix}", (caption + text).encode())
-        write_atomically(output / f"{table.name}.csv", tables.to_csv(table.rows).encode())
+            write_file(output / f"{table.name}.{suffix}", caption + text)
+        write_file(output / f"{table.name}.csv", tables.to_csv(table.rows))
         heading = html.Section(table.caption, tables.to_html(table.rows, table.columns))
         sections.append(heading)
     if distances:
@@ -98,7 +99,7 @@ def collect(
         html.Section("Cases", "\n".join(html.picture(path.read_bytes(), path.stem) for path in pictures))
     )
     page = html.page("Registration of all cases", _protocol(runs, instance), sections)
-    write_atomically(output / "report.html", page.encode())
+    write_file(output / "report.html", page)
     return result
 
 

@@ -34,7 +34,7 @@ from rich.progress import track
 from scipy import stats
 
 from adregnet_jax import metrics, provenance
-from adregnet_jax.atomic import tidy, unfinished
+from adregnet_jax.atomic import write_file
 from adregnet_jax.config import Config, DataConfig
 from adregnet_jax.data.datasets import ixi
 from adregnet_jax.data.pair import Pair
@@ -203,12 +203,12 @@ def _measure(
 
 def _write_tables(folder: Path, found: Measured, data: DataConfig, protocol: str) -> list[Part]:
     """Writes everything but the report and its figures; returns the tables to print."""
-    write_atomically(folder / "cases.csv", tables.to_csv(found.rows).encode())
+    write_file(folder / "cases.csv", tables.to_csv(found.rows))
     if found.landmarks:
-        write_atomically(folder / "landmarks.csv", tables.to_csv(found.landmarks).encode())
+        write_file(folder / "landmarks.csv", tables.to_csv(found.landmarks))
     record = summary(found.rows) | {"origin": provenance.origin()}
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    write_atomically(folder / "summary.json", text.encode())
+    write_file(folder / "summary.json", text)
     lines = tables.with_mean_and_sd(found.rows)
     parts = [
         Part("Alignment", lines, tables.ALIGNMENT),
@@ -220,7 +220,7 @@ def _write_tables(folder: Path, found: Measured, data: DataConfig, protocol: str
         ("tex", comment, tables.to_latex),
     ):
         text = above + "\n".join(render(part.lines, part.columns) for part in parts)
-        write_atomically(folder / f"tables.{suffix}", text.encode())
+        write_file(folder / f"tables.{suffix}", text)
     if data.kind == "ixi" and data.ixi.mode == "atlas":  # what the published rows are of
         table_3 = write_ixi(folder, found.rows, found.scores)
         parts.append(Part("Dice as published", table_3, ixi_scores.TABLE_3))
@@ -240,7 +240,7 @@ def _write_report(
         sections.append(html.Section("Training", html.picture(png, "metrics over the steps")))
     sections.append(html.Section("Cases", "\n".join(found.pictures)))
     page = html.page(f"Registration of {kind} data", protocol, sections)
-    write_atomically(folder / "report.html", page.encode())
+    write_file(folder / "report.html", page)
 
 
 def _published_labels(data: DataConfig) -> tuple[int, ...] | None:
@@ -472,31 +472,11 @@ def landmark_rows(
 
 
 def write_figure(path: Path, figure: Figure) -> bytes:
-    """Saves a figure as PNG, as `write_atomically` does, and returns what was written."""
+    """Saves a figure as PNG and returns the bytes."""
     png = io.BytesIO()
     figure.savefig(png, format="png")
-    write_atomically(path, png.getvalue())
+    write_file(path, png.getvalue())
     return png.getvalue()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name, then renames it: never half a file under its own name.
-
-    Raises:
-        UserError: the disk is full or the folder can't be written.
-    """
-    temporary = unfinished(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tidy(path)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(
-            f"can't write {path}: {error.strerror}; free the disk or take another --workdir"
-        ) from error
 
 
 def _landmark_metrics(pair: Pair, displacement: np.ndarray) -> tables.Row:
@@ -530,11 +510,11 @@ def write_ixi(
         folds = np.zeros_like(folded) if name in ("dice_before", "dice_affine") else folded
         ours[f"this run, {warping}"] = (dice, folds)
         content = ixi_scores.results_csv("adregnet_jax", dice, folds)
-        write_atomically(folder / f"ixi_{name}.csv", content.encode())
+        write_file(folder / f"ixi_{name}.csv", content)
     table_3 = ixi_scores.table_3(ours)
     for suffix, render in (("md", tables.to_markdown), ("tex", tables.to_latex)):
-        write_atomically(folder / f"table_3.{suffix}", render(table_3, ixi_scores.TABLE_3).encode())
-    write_atomically(folder / "table_3.csv", tables.to_csv(table_3).encode())
+        write_file(folder / f"table_3.{suffix}", render(table_3, ixi_scores.TABLE_3))
+    write_file(folder / "table_3.csv", tables.to_csv(table_3))
     return table_3
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from adregnet_jax.cli.execution import interruptible, new_folder
+from adregnet_jax.atomic import new_folder
+from adregnet_jax.cli.execution import interruptible
 from adregnet_jax.cli.options import Procedure
 from adregnet_jax.data.io.images import Image, read_image, simpleitk
 from adregnet_jax.data.io.points import read_points

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jax
 
+from adregnet_jax.atomic import write_errors_as_user_errors
 from adregnet_jax.errors import UserError
-from adregnet_jax.training.record import writing
 
 try:
     import fcntl
@@ -32,7 +32,8 @@ def only_run(workdir: Path) -> Iterator[None]:
     if jax.process_index() or fcntl is None:
         yield
         return
-    with writing(workdir):
+    with write_errors_as_user_errors(f"--workdir {workdir}"):
+        workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / "lock").open("a+")
     with file:
         try:

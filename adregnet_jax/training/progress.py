@@ -15,6 +15,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from adregnet_jax.atomic import write_file
 from adregnet_jax.errors import UserError
 
 PLAIN_LINE_SECONDS = 30.0  # between two lines where the output is not a terminal
@@ -143,9 +144,7 @@ def _drop_lines_beyond(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= step]
-    rewritten = path.with_suffix(".tmp")
-    rewritten.write_text("".join(kept))
-    rewritten.replace(path)
+    write_file(path, "".join(kept))
 
 
 def _step_of(line: str) -> float:

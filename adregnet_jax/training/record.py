@@ -6,34 +6,18 @@ was started, with the command, the code, the versions, the devices and a fingerp
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from adregnet_jax import provenance
+from adregnet_jax.atomic import write_errors_as_user_errors, write_file
 from adregnet_jax.data.splits import Splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.weights.packed import PRETRAINED
-
-
-@contextlib.contextmanager
-def writing(workdir: Path) -> Iterator[None]:
-    """Makes the workdir; what the block can't write in it is one line.
-
-    Raises:
-        UserError: the workdir can't be made or written.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise UserError(
-            f"--workdir {workdir} can't be written: {error.strerror}: give another one"
-        ) from error
 
 
 def write_record(path: Path, record: Any) -> None:
@@ -42,12 +26,8 @@ def write_record(path: Path, record: Any) -> None:
     Raises:
         UserError: the workdir can't be written.
     """
-    if jax.process_index():
-        return
-    with writing(path.parent):
-        written = path.with_name(path.name + ".tmp")
-        written.write_text(json.dumps(record, indent=2) + "\n")
-        written.replace(path)
+    if not jax.process_index():
+        write_file(path, json.dumps(record, indent=2) + "\n", name=f"--workdir {path.parent}")
 
 
 def append_start(workdir: Path, step: int, data: dict[str, Any] | None) -> bool:
@@ -67,7 +47,8 @@ def append_start(workdir: Path, step: int, data: dict[str, Any] | None) -> bool:
     if jax.process_index():
         return False
     path = workdir / "starts.jsonl"
-    with writing(workdir):
+    with write_errors_as_user_errors(f"--workdir {workdir}"):
+        workdir.mkdir(parents=True, exist_ok=True)
         before = path.read_text().splitlines() if path.exists() else []
         with path.open("a") as file:
             file.write(json.dumps({"step": step, **provenance.origin(), "data": data}) + "\n")

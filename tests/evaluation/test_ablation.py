@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from adregnet_jax.atomic import write_file
 from adregnet_jax.config import Config, ModelConfig
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import ablation
@@ -50,8 +51,8 @@ def trained(monkeypatch):
             }
             for case, tre_mm in (("a", 1.0), ("b", 2.0))
         ]
-        evaluation.write_atomically(workdir / "eval" / "cases.csv", tables.to_csv(cases).encode())
-        evaluation.write_atomically(workdir / "eval" / "summary.json", b"{}")
+        write_file(workdir / "eval" / "cases.csv", tables.to_csv(cases))
+        write_file(workdir / "eval" / "summary.json", "{}")
 
     monkeypatch.setattr(loop, "train", train)
     monkeypatch.setattr(evaluation, "evaluate", evaluate)

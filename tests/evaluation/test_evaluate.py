@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -204,21 +203,6 @@ def test_bad_settings_of_the_instance_optimisation_are_one_clear_line(run):
 def test_an_empty_test_split_is_one_clear_line(run):
     with pytest.raises(UserError, match="no pair to test on"):
         run([])
-
-
-def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
-    path = tmp_path / "eval" / "summary.json"
-    evaluation.write_atomically(path, b"old")
-
-    def full(self, content):
-        self.open("wb").close()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(UserError, match="No space left on device"):
-        evaluation.write_atomically(path, b"new")
-    assert [child.name for child in path.parent.iterdir()] == ["summary.json"]
-    assert path.read_text() == "old"
 
 
 def test_ixi_is_scored_as_published(run, capsys):

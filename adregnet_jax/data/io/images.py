@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 
-from adregnet_jax.atomic import tidy, unfinished
+from adregnet_jax.atomic import new_file
 from adregnet_jax.data.io import nifti
 from adregnet_jax.errors import UserError
 
@@ -110,31 +110,17 @@ def write_image(path: str | Path, image: Image, *, overwrite: bool = False) -> N
             nib.save(nifti.make_image(nifti.stored(image.values), image.affine), temporary)
         return
     itk_image = to_itk(path, nifti.stored(image.values), image.affine)
-    with new_file(path, overwrite=overwrite) as temporary:
+    with new_file(path, overwrite=overwrite) as temporary, itk_errors_as_os_errors():
         simpleitk(path).WriteImage(itk_image, str(temporary), useCompression=True)
 
 
 @contextlib.contextmanager
-def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to it when the block is done: never half a file under its name.
-
-    Raises:
-      UserError: the file exists and is not to be overwritten, or it can't be written.
-    """
-    if path.exists() and not overwrite:
-        raise UserError(f"{path}: exists already; choose another name, or ask to overwrite it")
-    temporary = unfinished(path)
+def itk_errors_as_os_errors() -> Iterator[None]:
+    """Raises SimpleITK's `RuntimeError`s, one for every cause, as the `OSError` that other writers raise."""
     try:
-        tidy(path)
-        yield temporary
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # SimpleITK raises RuntimeError, whatever happened
-        raise UserError(
-            f"{path}: can't be written ({_last_line(error)}): check the name, the folder and the disk"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        yield
+    except RuntimeError as error:
+        raise OSError(_last_line(error)) from error
 
 
 def simpleitk(path: Path) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adregnet_jax.data.io.images import new_file
+from adregnet_jax.atomic import new_file
 from adregnet_jax.errors import UserError
 
 COLUMNS = ["x", "y", "z"]

@@ -24,8 +24,16 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 
+from adregnet_jax.atomic import new_file
 from adregnet_jax.data.io import nifti
-from adregnet_jax.data.io.images import LPS_TO_RAS, NIFTI_SUFFIXES, from_itk, new_file, simpleitk, to_itk
+from adregnet_jax.data.io.images import (
+    LPS_TO_RAS,
+    NIFTI_SUFFIXES,
+    from_itk,
+    itk_errors_as_os_errors,
+    simpleitk,
+    to_itk,
+)
 from adregnet_jax.errors import UserError
 
 Format = Literal["itk", "nifti", "learn2reg"]
@@ -75,7 +83,7 @@ def write_field(
             np.savez_compressed(temporary, displacement=displacement.astype(np.float32), affine=affine)
     elif path.suffix == ".h5":
         transform = _composite(path, displacement, affine, matrix)
-        with new_file(path, overwrite=overwrite) as temporary:
+        with new_file(path, overwrite=overwrite) as temporary, itk_errors_as_os_errors():
             simpleitk(path).WriteTransform(transform, str(temporary))
     else:
         image = _nifti_field(displacement, affine, format)
@@ -124,7 +132,7 @@ def write_matrix(path: str | Path, matrix: np.ndarray, *, overwrite: bool = Fals
     _check_suffix(path, MATRIX_SUFFIXES)
     if path.suffix == ".mat":
         transform = _itk_affine(path, matrix)
-        with new_file(path, overwrite=overwrite) as temporary:
+        with new_file(path, overwrite=overwrite) as temporary, itk_errors_as_os_errors():
             simpleitk(path).WriteTransform(transform, str(temporary))
         return
     lps = _flip(matrix)

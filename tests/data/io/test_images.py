@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from adregnet_jax.data.io.images import Image, new_file, read_image, write_image
+from adregnet_jax.data.io.images import Image, read_image, write_image
 from adregnet_jax.errors import UserError
 
 # Oblique, anisotropic, with a flipped axis.
@@ -210,15 +210,6 @@ def test_names_that_cannot_be_written(tmp_path, suffix):
     assert "can't be written" in refusal(lambda: write_image(path, Image(volume(), AFFINE)), path)
     path = tmp_path / "a.png"
     assert "expected one of .nii" in refusal(lambda: write_image(path, Image(volume(), AFFINE)), path)
-
-
-def test_an_interruption_leaves_what_was_there(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("before")
-    with pytest.raises(KeyboardInterrupt), new_file(path, overwrite=True) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.txt", "before")]
 
 
 def test_shapes_that_are_no_image():
