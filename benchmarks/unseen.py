@@ -31,10 +31,10 @@ import numpy as np
 import peers
 import timing
 
+from adregnet_jax.cli.execution import load_network
 from adregnet_jax.config import AffineConfig, instance_preset
 from adregnet_jax.data.io.images import Image
 from adregnet_jax.ops.jacobian import jacobian_determinant
-from adregnet_jax.registration.files import load_network
 from adregnet_jax.registration.scans import register_scans
 from adregnet_jax.report.figures import registration_figure
 

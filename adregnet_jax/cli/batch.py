@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adregnet_jax.atomic import write_errors_as_user_errors, write_file
-from adregnet_jax.cli.execution import memory_errors_as_user_errors, told_stages
-from adregnet_jax.cli.options import Procedure
+from adregnet_jax.cli.execution import interruptible, memory_errors_as_user_errors, told_stages
 from adregnet_jax.errors import UserError
 from adregnet_jax.registration.files import STAGES, Sources, register_pair
+from adregnet_jax.registration.options import Procedure
 from adregnet_jax.report import tables
 from adregnet_jax.weights.trained_network import TrainedNetwork
 
@@ -110,7 +111,7 @@ def register_batch(
                     output / pair.name,
                     procedure,
                     network=network,
-                    device=device,
+                    compute=functools.partial(interruptible, device=device),
                     overwrite=True,  # what isn't finished, or is to be done again; never files of others
                     on_stage=on_stage,
                 )

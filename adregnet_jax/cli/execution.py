@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from adregnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from adregnet_jax.weights.trained_network import TrainedNetwork
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -80,6 +85,31 @@ def start_jax(device: str | None) -> Any:
     except (RuntimeError, ValueError, IndexError):
         there = ", ".join(f"{found.platform}:{found.id}" for found in jax.devices())
         raise UserError(f"--device {device}: there is no such device; JAX has {there}") from None
+
+
+def load_network(weights: Path | None, device: Any) -> TrainedNetwork:
+    """A trained network with its parameters on a device of JAX.
+
+    Args:
+      weights: the workdir of a training run, whose best parameters are taken, or a folder of packed weights;
+        None: the shipped ones.
+      device: of JAX.
+
+    Raises:
+      UserError: no such run, no checkpoint, damaged weights, or parameters of another architecture than their
+        config describes.
+    """
+    import jax
+
+    from adregnet_jax.weights.packed import is_packed, load_pretrained
+
+    if weights is None or is_packed(weights):
+        network = load_pretrained(weights)
+    else:
+        from adregnet_jax.training.checkpoint import restore_network
+
+        network = restore_network(weights)
+    return dataclasses.replace(network, params=jax.device_put(network.params, device))
 
 
 @contextlib.contextmanager

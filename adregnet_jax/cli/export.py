@@ -11,17 +11,14 @@ import typer
 from adregnet_jax.atomic import new_file
 from adregnet_jax.cli.options import (
     DiffeomorphicOption,
-    Effort,
     EffortOption,
-    Method,
     OverwriteOption,
     SettingsOption,
-    Subjects,
     SubjectsOption,
     WeightsOption,
-    make_procedure,
 )
 from adregnet_jax.errors import UserError
+from adregnet_jax.registration.options import Effort, Method, Subjects, make_procedure
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -68,9 +65,8 @@ def export(
     )
     if output.exists() and not overwrite:
         raise UserError(f"{output}: exists already; choose another name, or add --overwrite")
-    from adregnet_jax.cli.execution import interruptible, start_jax
+    from adregnet_jax.cli.execution import interruptible, load_network, start_jax
     from adregnet_jax.registration.export import export_register
-    from adregnet_jax.registration.files import load_network
 
     device = start_jax(None)
     network = load_network(weights, device) if procedure.by_network else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -13,22 +14,18 @@ from adregnet_jax.cli.options import (
     CompositeOption,
     DeviceOption,
     DiffeomorphicOption,
-    Effort,
     EffortOption,
-    Method,
     MethodOption,
-    Modality,
     ModalityOption,
     OverwriteOption,
     RigidOption,
     SettingsOption,
-    Subjects,
     SubjectsOption,
     TilesOption,
     WeightsOption,
-    make_procedure,
 )
 from adregnet_jax.errors import UserError
+from adregnet_jax.registration.options import Effort, Method, Modality, Subjects, make_procedure
 
 MaskOption = Annotated[Path | None, typer.Option(metavar="FILE", help="0 where the scan doesn't count.")]
 LabelsOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Label map, for Dice.")]
@@ -85,8 +82,14 @@ def register(
         settings=settings,
         composite=h5,
     )
-    from adregnet_jax.cli.execution import memory_errors_as_user_errors, start_jax, told_stages
-    from adregnet_jax.registration.files import STAGES, Sources, load_network, register_pair
+    from adregnet_jax.cli.execution import (
+        interruptible,
+        load_network,
+        memory_errors_as_user_errors,
+        start_jax,
+        told_stages,
+    )
+    from adregnet_jax.registration.files import STAGES, Sources, register_pair
     from adregnet_jax.registration.measure import as_text
 
     sources = Sources(
@@ -109,7 +112,7 @@ def register(
             output,
             procedure,
             network=load_network(weights, chosen) if procedure.by_network else None,
-            device=chosen,
+            compute=functools.partial(interruptible, device=chosen),
             preview=preview,
             overwrite=overwrite,
             on_stage=tell,
@@ -157,8 +160,7 @@ def batch(
         composite=h5,
     )
     from adregnet_jax.cli.batch import read_pairs, register_batch
-    from adregnet_jax.cli.execution import start_jax
-    from adregnet_jax.registration.files import load_network
+    from adregnet_jax.cli.execution import load_network, start_jax
 
     rows = read_pairs(pairs)
     chosen = start_jax(device)

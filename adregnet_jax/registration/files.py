@@ -13,13 +13,11 @@ import nibabel as nib
 import numpy as np
 
 from adregnet_jax.atomic import new_folder
-from adregnet_jax.cli.execution import interruptible
-from adregnet_jax.cli.options import Procedure
 from adregnet_jax.data.io.images import Image, read_image, simpleitk
 from adregnet_jax.data.io.points import read_points
 from adregnet_jax.errors import UserError
 from adregnet_jax.registration.measure import FILES, Scans, measure, write_preview, write_results
-from adregnet_jax.weights.packed import is_packed, load_pretrained
+from adregnet_jax.registration.options import Procedure
 from adregnet_jax.weights.trained_network import TrainedNetwork
 
 GRID_TOLERANCE_MM = 1e-3  # affines are stored as float32
@@ -56,36 +54,13 @@ class Sources:
         return {name: {"path": str(path), "sha256": _sha256(path)} for name, path in self.given().items()}
 
 
-def load_network(weights: Path | None, device: Any) -> TrainedNetwork:
-    """A network with its parameters on a device of JAX.
-
-    Args:
-      weights: the workdir of a run of train.py, of which the best parameters are taken, or a folder of packed
-        weights; None: the shipped ones.
-      device: of JAX.
-
-    Raises:
-      UserError: no such run, no checkpoint, damaged weights, or parameters of another architecture than their
-        config tells.
-    """
-    import jax
-
-    if weights is None or is_packed(weights):
-        network = load_pretrained(weights)
-    else:
-        from adregnet_jax.training.checkpoint import restore_network
-
-        network = restore_network(weights)
-    return dataclasses.replace(network, params=jax.device_put(network.params, device))
-
-
 def register_pair(
     sources: Sources,
     folder: Path,
     procedure: Procedure,
     *,
     network: TrainedNetwork | None,
-    device: Any,
+    compute: Callable[[Callable[[], Any]], Any] = lambda work: work(),
     preview: bool = False,
     overwrite: bool = False,
     on_stage: Callable[[str], None],
@@ -97,7 +72,7 @@ def register_pair(
       folder: its final name.
       procedure: how.
       network: of `procedure.weights`.
-      device: of JAX.
+      compute: calls what it is given and returns its result, for instance on a device, in a thread.
       preview: writes preview.png alone.
       overwrite: replaces a folder of an earlier registration.
       on_stage: is called with the name of each stage as it begins.
@@ -115,12 +90,12 @@ def register_pair(
         on_stage("reading")
         scans = read_scans(sources)
         clock.stop("reading")
-        registered = interruptible(lambda: _registered(scans, procedure, network, on_stage), device)
+        registered = compute(lambda: _registered(scans, procedure, network, on_stage))
         clock.seconds |= registered.seconds
         clock.restart()
 
         on_stage("scoring")
-        row, drawn = interruptible(lambda: measure(scans, registered, procedure.modality), device)
+        row, drawn = compute(lambda: measure(scans, registered, procedure.modality))
         clock.stop("scoring")
         summary = {
             "sources": sources.record(),
@@ -137,7 +112,7 @@ def register_pair(
             def write() -> None:
                 write_results(temporary, scans, registered, drawn, summary, composite=procedure.composite)
 
-            interruptible(write, device)
+            compute(write)
     return summary
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from adregnet_jax import metrics, provenance
-from adregnet_jax.cli.options import Modality
 from adregnet_jax.data.io.images import Image, write_image
 from adregnet_jax.data.io.transforms import write_field, write_matrix
 from adregnet_jax.data.preprocessing import rescale_percentiles, rescale_window
@@ -27,6 +26,7 @@ from adregnet_jax.registration.field import (
     warp_image,
     warp_points,
 )
+from adregnet_jax.registration.options import Modality
 from adregnet_jax.report import page as report
 from adregnet_jax.report import tables
 from adregnet_jax.report.figures import registration_figure
