@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test coverage torture audit lint bench clean
+.PHONY: setup demo test coverage torture audit lint bench docs notebook dist check-dist clean
 
 setup: .venv/.installed
 
@@ -46,5 +46,25 @@ bench: setup
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/evaluation.py
 
+# The site in site/; `mkdocs serve` shows it while you write.
+docs: .venv/.docs
+	$(BIN)/mkdocs build --strict --quiet
+
+# Runs the notebook of the documents and keeps its pictures.
+notebook: .venv/.docs
+	$(BIN)/jupyter execute --inplace docs/notebooks/registration.ipynb
+
+.venv/.docs: .venv/.installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	touch $@
+
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build
+
+# The wheel in an empty environment, on the sample pair.
+check-dist: setup
+	tools/check_dist.sh $(BIN)/python
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
