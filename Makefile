@@ -48,7 +48,7 @@ bench: setup
 
 # The site in site/; `mkdocs serve` shows it while you write.
 docs: .venv/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Runs the notebook of the documents and keeps its pictures.
 notebook: .venv/.docs

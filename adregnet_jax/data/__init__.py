@@ -1,0 +1,1 @@
+"""Reading, preprocessing and batching of image pairs; no JAX."""
