@@ -65,7 +65,6 @@ from adregnet_jax.nn.models import make_model
 from adregnet_jax.ops.cpu import onednn
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
-from adregnet_jax.training.loop import check_settings
 from adregnet_jax.training.sharding import along_data, make_mesh, replicated
 from adregnet_jax.training.state import TrainState, make_init
 from adregnet_jax.training.step import make_optimiser, make_train_step
@@ -124,7 +123,7 @@ def measure(
     Raises:
         UserError: settings that don't go together.
     """
-    check_settings(config)
+    config.check()
     onednn.use_onednn(config.run.onednn)
     if config.run.space_devices > 1:
         raise UserError(

@@ -9,13 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adregnet_jax.config import DataConfig, SyntheticConfig
+from adregnet_jax.config import CASES_PER_SPLIT, DataConfig, SyntheticConfig
 from adregnet_jax.data.datasets import dirlab, files, ixi, phantom, synthetic
 from adregnet_jax.data.pair import Pair, PairMaker
-from adregnet_jax.errors import UserError
 
-# Cases that are made are numbered from here: a split stays what it is when the size of another one changes.
-FIRST_CASE = {"train": 0, "validation": 1_000_000, "test": 2_000_000}
+FIRST_CASE = {split: n * CASES_PER_SPLIT for n, split in enumerate(("train", "validation", "test"))}
 CACHE_BYTES = 4 * 2**30  # a split
 # Folders of scans are dealt out and paired the same way in training and in evaluation.
 FILES_SEED = 0
@@ -67,8 +65,9 @@ def load_splits(config: DataConfig) -> Splits:
     """The three splits of `config`; no pair is in two of them.
 
     Raises:
-        UserError: if `config.kind` is unknown, or the reader finds nothing to train on.
+        UserError: a setting can't be used, or the reader finds nothing to train on.
     """
+    config.check()
     match config.kind:
         case "phantom":
             train, validation, test = _phantom(config)
@@ -80,11 +79,8 @@ def load_splits(config: DataConfig) -> Splits:
             train, validation, test = files.file_splits(config.files, FILES_SEED)
         case "ixi":
             train, validation, test = ixi.ixi_splits(config.ixi, FILES_SEED)
-        case _:
-            raise UserError(
-                f"data.kind is phantom, synthetic, dirlab, files or ixi, not {config.kind!r}: set it to one"
-                " of these"
-            )
+        case kind:
+            raise ValueError(f"unknown kind {kind!r}")
     return Splits(LazyPairs(train, keep=config.kind != "synthetic"), LazyPairs(validation), LazyPairs(test))
 
 
@@ -104,13 +100,7 @@ def _phantom(config: DataConfig) -> list[Makers]:
 
 
 def _synthetic(config: SyntheticConfig) -> list[Makers]:
-    synthetic.check_settings(config)
     counts = (config.train_cases, config.validation_cases, config.test_cases)
-    if max(counts) > FIRST_CASE["validation"]:
-        raise UserError(
-            f"a split has at most {FIRST_CASE['validation']} synthetic cases, got {counts}: beyond, it would"
-            " have those of the next split; set data.synthetic.train_cases"
-        )
 
     def maker(split, case):
         share = synthetic.curriculum_share(config, case) if split == "train" else 1.0

@@ -96,10 +96,10 @@ def ablate(
     check_folders(workdir, rows)
     from adregnet_jax.evaluation.evaluate import evaluate  # with JAX
     from adregnet_jax.ops.cpu.onednn import use_onednn
-    from adregnet_jax.training.loop import check_settings, train
+    from adregnet_jax.training.loop import train
 
     for of_row in configs.values():
-        check_settings(of_row)
+        of_row.check()
         use_onednn(of_row.run.onednn)  # of a jaxlib that can't, each row is told of now
     for seed in range(seeds):  # one after the other: an interruption leaves whole rows, of fewer seeds
         for row, of_row in configs.items():

@@ -46,8 +46,6 @@ from adregnet_jax.nn.models import make_model
 from adregnet_jax.ops.cpu.onednn import use_onednn
 from adregnet_jax.ops.jacobian import jacobian_determinant
 from adregnet_jax.ops.sampling import warp, warp_labels
-from adregnet_jax.registration import affine as affine_alignment
-from adregnet_jax.registration.instance import what_is_wrong
 from adregnet_jax.registration.network import dropout_sd_mm, register
 from adregnet_jax.report import figures as draw
 from adregnet_jax.report import page as html
@@ -250,10 +248,10 @@ def _published_labels(data: DataConfig) -> tuple[int, ...] | None:
 
 def check_options(config: Config, workdir: Path, *, instance: bool, mc_dropout: int, affine: bool) -> None:
     """Raises UserError for options that the config or the run can't serve."""
-    if affine and (error := affine_alignment.what_is_wrong(config.affine)):
-        raise UserError(f"config.affine: {error}")
-    if instance and (error := what_is_wrong(config.instance)):
-        raise UserError(f"config.instance: {error}")
+    if affine:
+        config.affine.check()
+    if instance:
+        config.instance.check()
     if not mc_dropout:
         return
     if mc_dropout < 2:

@@ -7,7 +7,6 @@ from typing import Any
 from flax import linen as nn
 
 from adregnet_jax.config import ModelConfig
-from adregnet_jax.errors import UserError
 from adregnet_jax.nn.adregnet import AdRegNet
 from adregnet_jax.nn.voxelmorph import VOXELMORPH_1, VOXELMORPH_2, VoxelMorph
 
@@ -16,8 +15,9 @@ def make_model(config: ModelConfig) -> nn.Module:
     """The network of `config`, a module from (fixed, moving) to a `Prediction`.
 
     Raises:
-        UserError: if `config.architecture` is unknown.
+        UserError: settings that no network can be built with.
     """
+    config.check()
     match config.architecture:
         case "adregnet":
             return AdRegNet(config)
@@ -25,9 +25,7 @@ def make_model(config: ModelConfig) -> nn.Module:
             return VoxelMorph(decoder=VOXELMORPH_1, dropout=config.dropout, dtype=config.dtype)
         case "voxelmorph-2":
             return VoxelMorph(decoder=VOXELMORPH_2, dropout=config.dropout, dtype=config.dtype)
-    raise UserError(
-        f"model.architecture is {config.architecture!r}: it must be adregnet, voxelmorph-1 or voxelmorph-2"
-    )
+    raise ValueError(f"unknown architecture {config.architecture!r}")
 
 
 def model_from_record(settings: dict[str, Any]) -> nn.Module:

@@ -23,7 +23,6 @@ from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.sampling import sample
 
 PARAMETERS = {"rigid": 6, "affine": 12}
-SIMILARITIES = ("ncc", "mi")
 MIN_VOXELS = 8  # along an axis of a coarse grid, where the scan has as many
 KEPT = (4, 1)  # candidates that go on after the first level, with all starts, and the second; later one
 LEARNING_RATE = 0.25  # of a level's spacing: the first steps, in mm at the rim of the scan
@@ -330,8 +329,7 @@ def _check(fixed, moving, affines, masks, config):
     for name, mask, scan in zip(("fixed_mask", "moving_mask"), masks, (fixed, moving), strict=True):
         if mask is not None and mask.shape != scan.shape:
             raise ValueError(f"{name} must have the shape of its scan, {scan.shape}, got {mask.shape}")
-    if error := what_is_wrong(config):
-        raise ValueError(error)
+    config.check()
 
 
 def _invertible(affine):
@@ -342,23 +340,3 @@ def _invertible(affine):
         and bool((sizes_mm > 0).all())
         and abs(float(np.linalg.det(affine[:3, :3] / sizes_mm))) > 1e-3
     )
-
-
-def what_is_wrong(config: AffineConfig) -> str:
-    """What can't be meant in the settings, as one line, or nothing."""
-    if config.kind not in PARAMETERS:
-        return f"kind is one of {', '.join(PARAMETERS)}, not {config.kind!r}"
-    if config.similarity not in SIMILARITIES:
-        return f"similarity is one of {', '.join(SIMILARITIES)}, not {config.similarity!r}"
-    if not config.spacings_mm or len(config.spacings_mm) != len(config.steps):
-        return (
-            "spacings_mm and steps need one entry a level, as many of each, and one at least; "
-            f"they are {config.spacings_mm} and {config.steps}"
-        )
-    if not all(0 < mm < math.inf for mm in config.spacings_mm) or min(config.steps) < 0:
-        return f"spacings_mm are above 0, steps 0 or more; they are {config.spacings_mm} and {config.steps}"
-    if not 0 <= config.rotation_starts_deg < 180:
-        return f"rotation_starts_deg is 0 or more and below 180, not {config.rotation_starts_deg}"
-    if not 0 < config.min_overlap <= 1:
-        return f"min_overlap is above 0 and 1 at most, not {config.min_overlap}"
-    return ""

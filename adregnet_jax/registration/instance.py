@@ -34,7 +34,6 @@ from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.ops.search import search_displacement
 
-SIMILARITIES = ("ncc", "mind", "mi", "ssd")
 SEARCH_POOLING = 2  # voxels of the coarsest level for one of the search, at least
 SEARCH_RADIUS = 6  # in voxels of the search, at most: its memory grows with the cube
 LOGARITHM_STEPS = 8
@@ -321,36 +320,4 @@ def _check(fixed, moving, spacing_mm, start, masks, config):
             raise ValueError(f"a mask must have the shape of the images, {fixed.shape}, got {mask.shape}")
     if len(spacing_mm) != 3 or not all(size > 0 for size in spacing_mm):
         raise ValueError(f"spacing_mm must be three numbers above 0, got {tuple(spacing_mm)}")
-    if error := what_is_wrong(config):
-        raise ValueError(error)
-
-
-def what_is_wrong(config: InstanceConfig) -> str:
-    """What can't be meant in the settings, as one line, or nothing."""
-    levels = {len(config.factors), len(config.steps), len(config.strides)}
-    if len(levels) != 1 or 0 in levels:
-        return (
-            "factors, steps and strides need one entry a level, as many of each, and one at least; "
-            f"they are {config.factors}, {config.steps} and {config.strides}"
-        )
-    if min(config.factors + config.strides) < 1 or min(config.steps) < 0:
-        return (
-            "factors and strides are 1 or more, steps 0 or more; "
-            f"they are {config.factors}, {config.strides} and {config.steps}"
-        )
-    weights = {
-        name: getattr(config, name)
-        for name in ("search_range_mm", "smoothness", "bending", "jacobian", "tolerance")
-    }
-    for name, value in weights.items():
-        if not 0 <= value < math.inf:
-            return f"{name} is 0 or more, not {value}"
-    if config.similarity not in SIMILARITIES:
-        return f"similarity is one of {', '.join(SIMILARITIES)}, not {config.similarity!r}"
-    if config.ncc_window < 3 or config.ncc_window % 2 == 0:
-        return f"ncc_window is an odd number from 3 on, not {config.ncc_window}"
-    if not 0 < config.learning_rate < math.inf:
-        return f"learning_rate is above 0, not {config.learning_rate}"
-    if config.symmetric and not config.diffeomorphic:
-        return "symmetric needs diffeomorphic: only then the map has an inverse"
-    return ""
+    config.check()

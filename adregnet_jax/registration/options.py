@@ -121,9 +121,5 @@ def _changed(preset: InstanceConfig, settings: list[str], diffeomorphic: bool) -
             raise UserError(str(error).replace("--config.instance.", "--set ")) from None
     if diffeomorphic:
         config = dataclasses.replace(config, diffeomorphic=True)
-    if config != preset:
-        from adregnet_jax.registration.instance import what_is_wrong
-
-        if wrong := what_is_wrong(config):
-            raise UserError(f"--set: {wrong}")
+    config.check(prefix="--set ")
     return config

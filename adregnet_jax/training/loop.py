@@ -63,21 +63,6 @@ from adregnet_jax.training.step import (
 )
 from adregnet_jax.weights.packed import PRETRAINED, is_packed, load_pretrained
 
-AT_LEAST_ONE = (
-    "optimiser.epochs",
-    "optimiser.batch_size",
-    "optimiser.accumulate",
-    "run.space_devices",
-    "run.validate_every_epochs",
-    "run.checkpoint_every_steps",
-    "run.log_every_steps",
-    "data.workers",
-    "model.refinements",
-    "model.neighbourhood_radius",
-    "model.attention_block",
-)
-AT_LEAST_ZERO = ("optimiser.gradient_clip", "optimiser.halve_every_epochs", "optimiser.steps_per_epoch")
-
 
 def train(config: Config, workdir: Path) -> None:
     """Trains the network of `config.model` in `workdir`, going on from its newest checkpoint if there is one.
@@ -87,7 +72,7 @@ def train(config: Config, workdir: Path) -> None:
             run in `workdir`.
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT; a checkpoint is saved first.
     """
-    check_settings(config)
+    config.check()
     onednn.use_onednn(config.run.onednn)
     splits = load_splits(config.data)  # data that can't be used leave no workdir behind
     first = splits.train[0] if splits.train else None
@@ -219,59 +204,6 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
                 log.say(f"stopped by {signal.Signals(number).name} at step {step}; the same command goes on")
                 raise SystemExit(128 + number)
         log.say(closing_line(state, steps_per_epoch))
-
-
-def check_settings(config: Config) -> None:
-    for path in AT_LEAST_ONE:
-        section, name = path.split(".")
-        value = getattr(getattr(config, section), name)
-        if value < 1:
-            raise UserError(f"{path} must be at least 1, it is {value}: change it in the config")
-    if config.loss.field > 0 and config.data.exchange:
-        raise UserError(
-            "loss.field and data.exchange exclude each other: of scans that changed places the true"
-            " displacement is not known; set one of them to 0"
-        )
-    for path in AT_LEAST_ZERO:
-        section, name = path.split(".")
-        value = getattr(getattr(config, section), name)
-        if not value >= 0:
-            raise UserError(f"{path} is {value}: from 0")
-    if config.loss.dice > 0 and not config.loss.dice_labels:
-        raise UserError("loss.dice is set and loss.dice_labels is empty: name the labels, as in (1, 2)")
-    if not 0 < config.optimiser.learning_rate < math.inf:
-        raise UserError(
-            f"optimiser.learning_rate is {config.optimiser.learning_rate}: it must be a number above 0"
-        )
-    model = config.model
-    make_model(model)  # refuses an unknown architecture
-    if not model.channels or min(model.channels) < 1:
-        raise UserError(f"model.channels is {model.channels}: expected a number above 0 for each level")
-    if not 0 <= model.finest_level < len(model.channels):
-        raise UserError(
-            f"model.finest_level is {model.finest_level}, model.channels has {len(model.channels)} levels:"
-            " it must be one of them, from 0"
-        )
-    if model.stem_stride < 1 or model.stem_stride & (model.stem_stride - 1):
-        raise UserError(f"model.stem_stride is {model.stem_stride}: it must be a power of two, from 1")
-    if model.heads < 1 or any(c % model.heads for c in model.channels):
-        raise UserError(
-            f"model.heads is {model.heads}, which does not divide all model.channels {model.channels}"
-        )
-    if model.ascent_steps < 0:
-        raise UserError(f"model.ascent_steps is {model.ascent_steps}: from 0 (none)")
-    if model.ascent_window < 3 or model.ascent_window % 2 == 0:
-        raise UserError(f"model.ascent_window is {model.ascent_window}: it must be an odd number from 3")
-    if not 0 <= model.dropout < 1:
-        raise UserError(f"model.dropout is {model.dropout}: it must be a share from 0 to below 1")
-    if not 0 <= config.optimiser.average_decay < 1:
-        raise UserError(
-            f"optimiser.average_decay is {config.optimiser.average_decay}: from 0 (no average) to below 1"
-        )
-    if config.run.memory not in ("check", "auto", "off"):
-        raise UserError(f"run.memory is {config.run.memory!r}: it must be check, auto or off")
-    if model.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"model.dtype is {model.dtype!r}: it must be float32 or bfloat16")
 
 
 def prepare_workdir(config: Config, workdir: Path, first: Pair | None = None) -> None:

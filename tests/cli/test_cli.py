@@ -32,7 +32,6 @@ from adregnet_jax.data.preprocessing import rescale_percentiles
 from adregnet_jax.errors import UserError
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.registration.field import DisplacementField, after_field, warp_image, warp_points
-from adregnet_jax.registration.instance import what_is_wrong
 from adregnet_jax.registration.network import register
 from adregnet_jax.training.checkpoint import Checkpoints
 from adregnet_jax.training.state import TrainState
@@ -263,7 +262,8 @@ def test_presets_differ_in_work():
 def test_presets_differ_in_freedom():
     kinds = [instance_preset("thorough", subjects) for subjects in ("same", "any", "different")]
     assert instance_preset() == InstanceConfig()
-    assert all(what_is_wrong(kind) == "" for kind in kinds)
+    for kind in kinds:
+        kind.check()
     smoothness = [kind.smoothness for kind in kinds]
     assert smoothness == sorted(smoothness, reverse=True)
     with pytest.raises(ValueError, match="same, different, any, not 'twins'"):
@@ -280,7 +280,7 @@ def test_options_that_contradict(files, tmp_path):
         (["--tiles", 32, "--method", "instance"], "no network to give --tiles to"),
         (["--set", "smothness=1"], "did you mean smoothness?"),
         (["--set", "smoothness"], "expected NAME=VALUE"),
-        (["--set", "factors=(4,2,1)"], "one entry a level"),
+        (["--set", "factors=(4,2,1)"], "one entry per level"),
         (["--method", "magic"], "'magic' is not one of"),
         (["--effort", "3"], "'3' is not one of"),
         (["--colour", "red"], "No such option"),

@@ -57,7 +57,7 @@ def test_pairs_are_made_once_and_only_when_asked_for(monkeypatch):
 
 
 def test_unknown_kind():
-    with pytest.raises(UserError, match="phantom, synthetic, dirlab, files or ixi, not 'fantom'"):
+    with pytest.raises(UserError, match="'fantom': expected phantom, synthetic, dirlab, files or ixi"):
         load_splits(DataConfig(kind="fantom"))
 
 

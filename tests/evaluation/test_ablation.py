@@ -197,7 +197,7 @@ def test_rows_of_ones_own_take_the_place_of_the_papers(default_config, trained, 
     [
         ("model.regionsize=8", "no field regionsize; did you mean region_size?"),
         ("model.region_size=small", "small"),
-        ("model.heads=7", "model.heads is 7, which does not divide"),
+        ("model.heads=7", "model.heads is 7: expected a number that divides"),
         ("", "--row '': expected fields and values"),
         ("model.dtype model.heads=2", "expected fields and values"),
         ("seed=5", "a row can't set the seed"),

@@ -184,7 +184,7 @@ def test_the_affine_row_stands_between_before_and_after(run, monkeypatch, capsys
 
 def test_bad_settings_of_the_affine_alignment_are_one_clear_line(run):
     config = Config(affine=AffineConfig(kind="bent"))
-    with pytest.raises(UserError, match=r"config\.affine: kind is one of rigid, affine, not 'bent'"):
+    with pytest.raises(UserError, match=r"affine\.kind is 'bent': expected rigid or affine"):
         run([shifted_pair()], config=config, affine=True)
 
 
@@ -196,7 +196,7 @@ def test_a_field_that_is_not_finite_is_one_clear_line(run):
 
 def test_bad_settings_of_the_instance_optimisation_are_one_clear_line(run):
     config = Config(instance=InstanceConfig(learning_rate=0.0))
-    with pytest.raises(UserError, match=r"config\.instance: learning_rate is above 0, not 0"):
+    with pytest.raises(UserError, match=r"instance\.learning_rate is 0\.0: expected a number above 0"):
         run([shifted_pair()], config=config, instance=True)
 
 

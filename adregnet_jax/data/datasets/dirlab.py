@@ -140,6 +140,7 @@ def dirlab_pair(config: DirLabConfig, case: int) -> Pair:
     Raises:
       UserError: a file is missing or damaged, or the lungs don't fit into `config.shape`.
     """
+    config.check()
     if case not in GEOMETRY:
         raise UserError(f"there is no DIR-Lab case {case}: data.dirlab.cases are numbers from 1 to 10")
     files = find_cases(config.root).get(case, CaseFiles())
@@ -193,14 +194,8 @@ def _crop(
         deepest = max(GEOMETRY[other][0][2] for other in (*config.cases, case))
         nz = nz or math.ceil(deepest / DEPTH_MULTIPLE) * DEPTH_MULTIPLE
         scale = np.ones(3)
-    elif config.preprocessing == "isotropic":
-        scale = config.spacing_mm / native_spacing_mm
     else:
-        raise UserError(f"data.dirlab.preprocessing is '{config.preprocessing}': use 'native' or 'isotropic'")
-    if min(nx, ny, nz) < 1 or not scale.min() > 0:
-        raise UserError(
-            f"data.dirlab.shape {config.shape} and spacing_mm {config.spacing_mm} have to be above 0"
-        )
+        scale = config.spacing_mm / native_spacing_mm
 
     shape = np.array([nx, ny, nz])
     window = shape * scale
@@ -240,21 +235,9 @@ def split_cases(config: DirLabConfig) -> tuple[tuple[int, ...], int, int]:
 
     Never the same case twice, unless `config.protocol` is "paper": then the test case is trained on, too.
     """
-    if config.protocol not in ("leave-one-out", "paper"):
-        raise UserError(f"data.dirlab.protocol is '{config.protocol}': use 'leave-one-out' or 'paper'")
+    config.check()
     cases, test = tuple(config.cases), config.test_case
-    if len(set(cases)) != len(cases) or len(cases) < 3 or not set(cases) <= set(GEOMETRY):
-        raise UserError(
-            f"data.dirlab.cases are {cases}: expected three or more different numbers from 1 to 10"
-        )
-    if test not in cases:
-        raise UserError(f"data.dirlab.test_case is {test}: expected one of data.dirlab.cases, {cases}")
     validation = config.validation_case or cases[(cases.index(test) + 1) % len(cases)]
-    if validation not in cases or validation == test:
-        raise UserError(
-            f"data.dirlab.validation_case is {validation}: expected 0, or one of {cases} that isn't "
-            f"the test case {test}"
-        )
     left_out = (validation,) if config.protocol == "paper" else (test, validation)
     return tuple(case for case in cases if case not in left_out), validation, test
 

@@ -91,10 +91,9 @@ def ixi_splits(config: IxiConfig, seed: int = 0) -> tuple[list[PairMaker], list[
         `ixi_t1t2`.
       seed: of the choice of partners, and of the split of "t1t2".
     """
+    config.check()
     if config.mode == "t1t2":
         return t1t2_splits(config, seed)
-    if config.mode not in ("atlas", "pairs"):
-        raise UserError(f"data.ixi.mode is '{config.mode}': use 'atlas', 'pairs' or 't1t2'")
     root = Path(config.root)
     if not config.root or not root.is_dir():
         raise UserError(_expected(config, "is not there"))

@@ -84,10 +84,9 @@ def phantom_pair(config: PhantomConfig, case: int) -> Pair:
     Returns:
       A pair whose `displacement` is the truth, in voxels, and whose landmarks lie in the lungs of both scans.
     """
-    if case < 0 or config.seed < 0:
-        raise UserError(f"phantom cases and seeds count from 0, got case {case} and seed {config.seed}")
-    if min(config.shape) < 8:
-        raise UserError(f"a phantom needs at least 8 voxels along each axis, got {config.shape}: set shape")
+    config.check()
+    if case < 0:
+        raise UserError(f"phantom cases are numbered from 0, got {case}")
     rng = np.random.default_rng([config.seed, case])
     spacing_mm = np.asarray(config.spacing_mm, dtype=np.float64)
     voxel_mm = BOX_MM / config.shape  # the spacing, but for the stretch of the box over the grid

@@ -32,7 +32,6 @@ from adregnet_jax.data.preprocessing import match_contrast, rescale_percentiles
 from adregnet_jax.errors import UserError
 
 LEAST_DETERMINANT = 0.15  # of the Jacobian of a motion
-LEAST_SHAPE = 16  # voxels
 EASY_SHARE = 0.3  # of the largest motion, at the start of the curriculum; contrasts don't differ there
 
 
@@ -51,7 +50,7 @@ def synthetic_pair(config: SyntheticConfig, case: int, *, share: float = 1.0) ->
     Raises:
       UserError: settings that make no sense, or a case below 0.
     """
-    check_settings(config)
+    config.check()
     if case < 0:
         raise UserError(f"synthetic cases count from 0, got {case}")
     rng = np.random.default_rng([config.seed, case])
@@ -86,24 +85,6 @@ def synthetic_pair(config: SyntheticConfig, case: int, *, share: float = 1.0) ->
         displacement=displacement,
         same_contrast=same_contrast,
     )
-
-
-def check_settings(config: SyntheticConfig) -> None:
-    """Raises UserError for a grid that is too small, a spacing or motion that is none, numbers below 0."""
-    if min(config.shape) < LEAST_SHAPE:
-        raise UserError(
-            f"a synthetic scan has at least {LEAST_SHAPE} voxels along each axis, got {config.shape}: set"
-            " data.synthetic.shape"
-        )
-    for name in ("spacing_mm", "largest_motion_mm"):
-        sizes = np.atleast_1d(getattr(config, name))
-        if not (np.isfinite(sizes).all() and (sizes > 0).all()):
-            raise UserError(f"data.synthetic.{name} is {getattr(config, name)}: expected mm above 0")
-    for name in ("seed", "curriculum_cases", "train_cases", "validation_cases", "test_cases"):
-        if getattr(config, name) < 0:
-            raise UserError(f"data.synthetic.{name} is {getattr(config, name)}: it counts from 0")
-    if not 0 <= config.same_contrast <= 1:
-        raise UserError(f"data.synthetic.same_contrast is {config.same_contrast}: a share is from 0 to 1")
 
 
 def curriculum_share(config: SyntheticConfig, case: int) -> float:

@@ -152,7 +152,7 @@ def test_a_finer_grid_samples_the_same_field():
 
 @pytest.mark.parametrize(
     ("change", "case", "words"),
-    [({}, -1, "case -1"), ({"seed": -2}, 0, "seed -2"), ({"shape": (4, 9, 9)}, 0, "8")],
+    [({}, -1, "got -1"), ({"shape": (4, 9, 9)}, 0, "at least 8 voxels")],
 )
 def test_impossible_settings_are_named(change, case, words):
     with pytest.raises(UserError, match=words):
