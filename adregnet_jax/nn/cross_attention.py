@@ -12,9 +12,10 @@ from flax import linen as nn
 from adregnet_jax.config import ModelConfig
 from adregnet_jax.nn.layers import DenseParameters
 from adregnet_jax.ops.attention import blocked_attention
+from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import map_nearby
 from adregnet_jax.ops.grid import identity_grid
-from adregnet_jax.ops.neighbourhood import CHUNK_BYTES, attend_slices, attention_bytes
+from adregnet_jax.ops.neighbourhood import attend_slices, attention_bytes
 from adregnet_jax.ops.slabs import whole_width
 
 COSINE_SCALE = 10.0  # of the logits at the start, with `cosine_logits`
@@ -77,7 +78,7 @@ class CrossAttention(nn.Module):
                 [moving, fixed],
                 reach=radius,
                 slice_bytes=of_slice,
-                limit_bytes=CHUNK_BYTES,
+                limit_bytes=limit_bytes("attention"),
                 shared=parameters,
                 axis_name=self.axis_name,
             )

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from adregnet_jax.ops.convolution import conv3d
+from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import map_nearby
 from adregnet_jax.ops.normalisation import instance_norm
-
-_CHUNK_BYTES = 2**26  # of float32 intermediates that exist at once
 
 
 class Conv(nn.Module):
@@ -98,7 +97,7 @@ def _in_chunks(function, volumes, parameters, channels):
         volumes,
         reach=0,
         slice_bytes=4 * channels * math.prod(volumes[0].shape[2:-1]),
-        limit_bytes=_CHUNK_BYTES,
+        limit_bytes=limit_bytes("dense"),
         shared=parameters,
     )
     return result

@@ -7,9 +7,8 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import delayed
-
-SMALL = 2**24  # numbers of an argument that most layers take whole, and not chunk by chunk
 
 
 def recomputed(module: nn.Module, *arguments: Any) -> Any:
@@ -33,7 +32,8 @@ def recomputed(module: nn.Module, *arguments: Any) -> Any:
         first = jax.tree.leaves(gradient)[0]
         params = jax.tree.map(lambda values: delayed(values, first), params)
         # Large arguments go chunk by chunk through the layers, and would be copied to wait.
-        arguments = jax.tree.map(lambda a: delayed(a, first) if a.size <= SMALL else a, arguments)
+        limit = limit_bytes("recomputed_argument")
+        arguments = jax.tree.map(lambda a: delayed(a, first) if 4 * a.size <= limit else a, arguments)
         apply = jax.vjp(lambda params, *a: unbound.apply({"params": params}, *a), params, *arguments)[1]
         to_params, *to_arguments = apply(gradient)
         leaves, tree = jax.tree.flatten(to_arguments)

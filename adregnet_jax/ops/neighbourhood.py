@@ -29,12 +29,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import map_nearby
 from adregnet_jax.ops.slabs import whole_width
 
 _OUTSIDE = -1e30  # the logit of a neighbour beyond the border: no softmax sees it
 _GROUP = 8  # channels in one written-out sum
-CHUNK_BYTES = 2**28  # of intermediates that exist at once
 
 
 def neighbourhood_attention(
@@ -69,7 +69,7 @@ def neighbourhood_attention(
         [query, key, value],
         reach=radius,
         slice_bytes=attention_bytes(ny * nz, radius, d, value.shape[-1]),
-        limit_bytes=CHUNK_BYTES,
+        limit_bytes=limit_bytes("attention"),
         axis_name=axis_name,
     )
     return attended, offset, entropy

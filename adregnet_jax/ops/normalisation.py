@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import chunk, slices_a_chunk
 from adregnet_jax.ops.slabs import whole_width
-
-_CHUNK_BYTES = 2**26  # of float32 values that are summed at once
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -104,7 +103,7 @@ def _sums(
     with ones, which XLA on CPU adds up one after the other: a sum of 64^3 squares is off by 7e-5 then.
     """
     b, nx, ny, nz, c = volumes[0].shape
-    slices = slices_a_chunk(volumes[0].shape, 4 * ny * nz * c, _CHUNK_BYTES)
+    slices = slices_a_chunk(volumes[0].shape, 4 * ny * nz * c, limit_bytes("instance_norm"))
 
     def sums(parts, statistics):
         parts = [part.astype(jnp.float32) for part in parts]

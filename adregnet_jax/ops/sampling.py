@@ -11,13 +11,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import chunk, for_each_chunk, full_after, slices_a_chunk
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.slabs import slab_start, whole_width
 
 Mode = Literal["linear", "nearest"]
 Padding = Literal["border", "zeros"]
-_CHUNK_BYTES = 2**28  # of float32 values at the corners that exist at once
 _MANY_CHANNELS = 5
 
 
@@ -150,7 +150,7 @@ def _sample_batch(volume, coordinates, mode, padding, first, whole):
     # Features, not images, whose memory is small, and which keep their derivatives in forward mode.
     if volume.shape[-1] >= _MANY_CHANNELS and coordinates.ndim == 5 and mode == "linear":
         of_slice = 4 * volume.shape[-1] * math.prod(coordinates.shape[2:4])
-        slices = slices_a_chunk(coordinates.shape, 8 * of_slice, _CHUNK_BYTES)
+        slices = slices_a_chunk(coordinates.shape, 8 * of_slice, limit_bytes("warp"))
     if slices is None:
         return jax.vmap(lambda v, q: _sample_part(v, q, mode, padding, first, whole))(volume, coordinates)
     coordinates = coordinates.astype(jnp.float32)

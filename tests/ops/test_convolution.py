@@ -1,3 +1,4 @@
+import contextlib
 import platform
 
 import jax
@@ -9,7 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from adregnet_jax.errors import UserError
 from adregnet_jax.ops.convolution import conv3d
-from adregnet_jax.ops.cpu import folded_convolution, onednn, onednn_convolution
+from adregnet_jax.ops.cpu import budget, folded_convolution, onednn
 from adregnet_jax.ops.cpu.onednn import use_onednn
 
 # volume, output channels: odd and even sizes, sizes below the kernel, one channel, a batch.
@@ -57,40 +58,38 @@ def test_values_are_those_of_scipy(shape, out, by):
 
 LIMITS = {
     "at once": ("folded", {}),
-    "slice by slice": ("folded", {"_AT_ONCE_BYTES": 0, "_GROUP_BYTES": 0}),
-    "by groups": ("folded", {"_AT_ONCE_BYTES": 1300, "_GROUP_BYTES": 1300}),
-    "gradient by all rows": ("folded", {"_ONE_PRODUCT_VOXELS": 0}),
-    "gradient by two rows": ("folded", {"_ONE_PRODUCT_VOXELS": 0, "_ROWS_BYTES": 1300}),
-    "gradient by chunks of a slice": ("folded", {"_CHUNK_BYTES": 0}),
+    "slice by slice": ("folded", {"folded_sum": 0, "folded_group": 0}),
+    "by groups": ("folded", {"folded_sum": 1300, "folded_group": 1300}),
+    "gradient by all rows": ("folded", {"one_product_voxels": 0}),
+    "gradient by two rows": ("folded", {"one_product_voxels": 0, "folded_gradient_rows": 1300}),
+    "gradient by chunks of a slice": ("folded", {"folded_gradient": 0}),
     "gradient by chunks of rows": (
         "folded",
-        {"_CHUNK_BYTES": 1000, "_ONE_PRODUCT_VOXELS": 0, "_ROWS_BYTES": 1},
+        {"folded_gradient": 1000, "one_product_voxels": 0, "folded_gradient_rows": 1},
     ),
     "oneDNN": ("onednn", {}),
-    "oneDNN, gradient by chunks of a slice": ("onednn", {"_CHUNK_BYTES": 0}),
-    "oneDNN, gradient by chunks": ("onednn", {"_CHUNK_BYTES": 4 * 9 * 3 * 4 * 2}),
+    "oneDNN, gradient by chunks of a slice": ("onednn", {"onednn_chunk": 0}),
+    "oneDNN, gradient by chunks": ("onednn", {"onednn_chunk": 4 * 9 * 3 * 4 * 2}),
 }
 
 
 @pytest.fixture
 def limited(monkeypatch):
-    """Sets limits of a route's module; what JAX has traced with others is forgotten, before and after."""
+    """Sets limits for the rest of a test."""
+    with contextlib.ExitStack() as stack:
 
-    def limit(by, **limits):
-        module = {"folded": folded_convolution, "onednn": onednn_convolution}[by]
-        for name, value in limits.items():
-            monkeypatch.setattr(module, name, value)
-        jax.clear_caches()
+        def limit(*, one_product_voxels=None, **limits):
+            if one_product_voxels is not None:
+                monkeypatch.setattr(folded_convolution, "_ONE_PRODUCT_VOXELS", one_product_voxels)
+            stack.enter_context(budget.override(**limits))
 
-    yield limit
-    monkeypatch.undo()
-    jax.clear_caches()
+        yield limit
 
 
 @pytest.mark.parametrize(("by", "limits"), LIMITS.values(), ids=LIMITS, indirect=["by"])
 @pytest.mark.parametrize(("shape", "out"), [*CASES, ((2, 6, 3, 4, 4), 3)])
 def test_values_and_both_gradients_are_those_of_xla(shape, out, by, limits, limited):
-    limited(by, **limits)
+    limited(**limits)
     volume, kernel = random_case(shape, out)
     cotangent = np.random.default_rng(1).normal(size=(*shape[:-1], out)).astype(np.float32)
 
@@ -114,7 +113,7 @@ def test_parts_by_groups_are_the_whole_at_once(groups, dtype, limited):
 
     columns = 3 * 3 + (5 if dtype == "bfloat16" else 0)
     limit = 2**24 if not groups else 8 // groups * 4 * 3 * 4 * columns
-    limited("folded", _AT_ONCE_BYTES=limit, _GROUP_BYTES=limit)
+    limited(folded_sum=limit, folded_group=limit)
     program = jax.jit(jax.vmap(lambda v: conv3d((v[..., :2], v[..., 2:]), kernel))).lower(volume[:, None])
     assert program.as_text().count("stablehlo.while") == (groups > 0)
     # bfloat16 keeps 8 bits: 2^-8 of results of about 10, in three partial sums.
@@ -130,7 +129,7 @@ def test_parts_by_groups_are_the_whole_at_once(groups, dtype, limited):
 )
 @pytest.mark.parametrize("chunk_bytes", [0, 2**20], ids=["slice by slice", "at once"])
 def test_parts_by_onednn_are_the_whole_also_under_vmap(chunk_bytes, dtype, whole_bytes, calls, by, limited):
-    limited(by, _CHUNK_BYTES=chunk_bytes, _WHOLE_BYTES=whole_bytes)
+    limited(onednn_chunk=chunk_bytes, onednn_sum=whole_bytes)
     volume, kernel = random_case((2, 8, 3, 4, 5), 3)
     volume, kernel = jnp.asarray(volume, dtype), jnp.asarray(kernel, dtype)
     cotangent = jnp.asarray(np.random.default_rng(1).normal(size=(2, 8, 3, 4, 3)), dtype)
@@ -275,14 +274,14 @@ def test_wrong_shapes_are_refused(volume, kernel):
 
 @pytest.mark.parametrize(
     ("by", "limits"),
-    [("folded", {}), ("folded", {"_AT_ONCE_BYTES": 2**17, "_GROUP_BYTES": 2**17}), ("onednn", {})],
+    [("folded", {}), ("folded", {"folded_sum": 2**17, "folded_group": 2**17}), ("onednn", {})],
     ids=["at once", "by groups", "oneDNN"],
     indirect=["by"],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_keep_one_volume_a_layer(dtype, by, limits, limited):
     """What the convolution is made of isn't kept from the forward pass on, only what it was given."""
-    limited(by, **limits)
+    limited(**limits)
     volume = jax.ShapeDtypeStruct((1, 16, 16, 16, 8), dtype)
 
     def planned_bytes(layers):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from adregnet_jax.ops import sampling
+from adregnet_jax.ops.cpu import budget
 from adregnet_jax.ops.sampling import sample, sample_at_points, warp, warp_labels
 
 # What scipy calls the paddings. Its "constant" doesn't fade out between the last voxel and the outside.
@@ -180,7 +180,7 @@ def test_labels_that_move_by_whole_voxels_stay_exact():
 
 
 @pytest.mark.parametrize("padding", ["border", "zeros"])
-def test_many_channels_chunk_by_chunk_are_those_of_the_whole(monkeypatch, padding):
+def test_many_channels_chunk_by_chunk_are_those_of_the_whole(padding):
     random = np.random.default_rng(0)
     volume = jnp.asarray(random.standard_normal((2, 5, 4, 3, 6)), jnp.float32)
     # Beyond the border by two voxels, and on voxels.
@@ -192,5 +192,5 @@ def test_many_channels_chunk_by_chunk_are_those_of_the_whole(monkeypatch, paddin
         return result, pull_back(cotangent)
 
     expected = value_and_gradients()
-    monkeypatch.setattr(sampling, "_CHUNK_BYTES", 8 * 4 * 6 * 3 * 4 * 2)  # two slices
-    chex.assert_trees_all_close(value_and_gradients(), expected, atol=1e-5)
+    with budget.override(warp=8 * 4 * 6 * 3 * 4 * 2):  # two slices
+        chex.assert_trees_all_close(value_and_gradients(), expected, atol=1e-5)

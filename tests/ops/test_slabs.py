@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adregnet_jax.ops import neighbourhood, sampling
 from adregnet_jax.ops.convolution import conv3d
+from adregnet_jax.ops.cpu import budget
 from adregnet_jax.ops.cpu.chunks import map_nearby
 from adregnet_jax.ops.filters import box_mean, box_sum, gaussian_filter
 from adregnet_jax.ops.grid import identity_grid
@@ -59,15 +59,15 @@ def test_convolution(devices, onednn, request):
 @pytest.mark.parametrize("channels", [2, 6])
 @pytest.mark.parametrize("padding", ["border", "zeros"])
 @pytest.mark.parametrize("scale", [0.0, 0.7, 6.0])
-def test_warp_by_displacements_of_any_length(scale, padding, channels, monkeypatch):
+def test_warp_by_displacements_of_any_length(scale, padding, channels):
     """Nothing at all, where the gradients are one-sided; less than a voxel; across all slabs and beyond.
 
     Many channels go chunk by chunk, here a slice each.
     """
-    monkeypatch.setattr(sampling, "_CHUNK_BYTES", 1)
     moved = functools.partial(warp, padding=padding)
     displacement = scale * volume(2, 8, 3, 4, 3)
-    check_slabs(moved, 4, volume(2, 8, 3, 4, channels), displacement, differentiable=(0, 1))
+    with budget.override(warp=1):
+        check_slabs(moved, 4, volume(2, 8, 3, 4, channels), displacement, differentiable=(0, 1))
 
 
 @pytest.mark.parametrize("shift", [-30.0, 30.0])
@@ -90,11 +90,11 @@ def test_samples_at_points_of_any_slab(padding):
 
 @pytest.mark.parametrize("chunk_bytes", [2**26, 1], ids=["one chunk", "a chunk a slice"])
 @pytest.mark.parametrize("devices", [2, 4])
-def test_neighbourhood_attention(devices, chunk_bytes, monkeypatch):
+def test_neighbourhood_attention(devices, chunk_bytes):
     """Also of slabs that are large enough to go chunk by chunk, and of slabs too thin for that."""
-    monkeypatch.setattr(neighbourhood, "CHUNK_BYTES", chunk_bytes)
     arrays = [volume(1, 4, 3, 4, 2) for _ in range(3)]
-    check_slabs(neighbourhood_attention, devices, *arrays, differentiable=(0, 1, 2))
+    with budget.override(attention=chunk_bytes):
+        check_slabs(neighbourhood_attention, devices, *arrays, differentiable=(0, 1, 2))
 
 
 def test_a_large_slab_goes_by_chunks_and_knows_its_neighbours():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import (
     chunk,
     delayed,
@@ -16,11 +17,6 @@ from adregnet_jax.ops.cpu.chunks import (
     to_bits,
 )
 
-_AT_ONCE_BYTES = 2**24  # of what slices add to each other: more is made and added up group by group
-_GROUP_BYTES = 2**22  # of a group, which is in the cache still when it is read again; no more than the above
-# Of a volume and a gradient as float32: of larger ones, kernel gradients go chunk by chunk.
-_CHUNK_BYTES = 2**28
-_ROWS_BYTES = 2**22  # of the shifted copies in one product of a kernel gradient, about
 _ONE_PRODUCT_VOXELS = 1024  # up to which a kernel gradient is one product
 _EIGEN_CHANNELS = 4  # from how many input channels on Eigen on all cores beats YNNPACK on one
 
@@ -38,8 +34,9 @@ def folded_conv3d(parts: tuple[jax.Array, ...], kernel: jax.Array) -> jax.Array:
     # XLA for CPU makes float32 of what it convolves.
     columns = 3 * out + (c if parts[0].dtype == jnp.bfloat16 else 0)
     slice_bytes = 4 * ny * nz * columns
-    if b * nx * slice_bytes > _AT_ONCE_BYTES:
-        slices = slices_a_chunk(parts[0].shape, slice_bytes, _GROUP_BYTES) or nx  # a single large slice
+    if b * nx * slice_bytes > limit_bytes("folded_sum"):
+        slices = slices_a_chunk(parts[0].shape, slice_bytes, limit_bytes("folded_group"))
+        slices = slices or nx  # a single large slice
         return _folded_by_groups(parts, kernel, slices)
     before, here, after = _planes(joined(parts), kernel)
     return here + _pad_in_x(before[:, :-1], 1, 0) + _pad_in_x(after[:, 1:], 0, 1)
@@ -116,7 +113,7 @@ folded_conv3d.defvjp(lambda parts, kernel: (folded_conv3d(parts, kernel), (parts
 def _kernel_gradient(parts, gradient):
     b, nx, ny, nz, _ = parts[0].shape
     c, out = sum(part.shape[-1] for part in parts), gradient.shape[-1]
-    slices = slices_a_chunk(gradient.shape, 4 * ny * nz * (c + out), _CHUNK_BYTES)
+    slices = slices_a_chunk(gradient.shape, 4 * ny * nz * (c + out), limit_bytes("folded_gradient"))
     if slices is None:  # XLA would make the planes of the parts in the forward pass, and keep them
         return _chunk_kernel_gradient(delayed(joined(parts), gradient), _pad_in_x(gradient, 1, 1))
 
@@ -163,7 +160,8 @@ def _sum_of_products(volume, gradient):
     """
     b, nx, ny, nz, c = volume.shape
     out, width = gradient.shape[-1], nz + 2
-    blocks = max(1, round(4 * 9 * c * ny * width / _ROWS_BYTES))  # nine copies of float32
+    copies_bytes = 9 * 4 * c * ny * width  # of one slice, float32
+    blocks = max(1, round(copies_bytes / limit_bytes("folded_gradient_rows")))
     rows = -(-ny // blocks)
     blocks = -(-ny // rows)
     spare, length = blocks * rows - ny, rows * width

@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from adregnet_jax.ops.cpu import onednn
+from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import chunk, delayed, for_each_chunk, joined, slices_a_chunk, taps_of_parts
-
-_CHUNK_BYTES = 2**24  # of what is copied at once: about what the cache holds
-_WHOLE_BYTES = 2**28  # of a result to which a second part is added, for which it is there twice
 
 
 @jax.custom_vjp
@@ -24,7 +22,7 @@ def onednn_conv3d(parts: tuple[jax.Array, ...], kernel: jax.Array) -> jax.Array:
     dtype = parts[0].dtype
     kernel = kernel.astype(jnp.float32)
     result_bytes = 4 * kernel.shape[-1] * math.prod(parts[0].shape[:4])
-    if dtype == jnp.float32 and (len(parts) == 1 or result_bytes <= _WHOLE_BYTES):
+    if dtype == jnp.float32 and (len(parts) == 1 or result_bytes <= limit_bytes("onednn_sum")):
         own = taps_of_parts(kernel, parts)
         result = onednn.convolve(parts[0], own[0], (1, 1, 1))
         for part, taps in zip(parts[1:], own[1:], strict=True):
@@ -107,4 +105,4 @@ _kernel_gradient.defvjp(
 def _slices(parts, channels):
     """The slices of a chunk of so many channels, as float32."""
     slice_bytes = 4 * channels * math.prod(parts[0].shape[2:4])
-    return slices_a_chunk(parts[0].shape, slice_bytes, _CHUNK_BYTES) or parts[0].shape[1]
+    return slices_a_chunk(parts[0].shape, slice_bytes, limit_bytes("onednn_chunk")) or parts[0].shape[1]
