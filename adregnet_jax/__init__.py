@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from adregnet_jax.ops.attention import blocked_attention
     from adregnet_jax.ops.composition import compose, exponential, invert
     from adregnet_jax.ops.convolution import conv3d
-    from adregnet_jax.ops.cpu.onednn import use_onednn
     from adregnet_jax.ops.filters import box_mean, gaussian_filter
     from adregnet_jax.ops.grid import identity_grid
     from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant, spatial_gradient
@@ -95,7 +94,6 @@ _MODULE_OF = {
     "sample": "ops.sampling",
     "sample_at_points": "ops.sampling",
     "spatial_gradient": "ops.jacobian",
-    "use_onednn": "ops.cpu.onednn",
     "warp": "ops.sampling",
     "warp_image": "registration.field",
     "warp_labels": "ops.sampling",
@@ -154,7 +152,6 @@ __all__ = [
     "sample",
     "sample_at_points",
     "spatial_gradient",
-    "use_onednn",
     "warp",
     "warp_image",
     "warp_labels",

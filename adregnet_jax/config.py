@@ -152,7 +152,8 @@ class DataConfig:
 class ModelConfig:
     """AD-RegNet. The defaults are ours; `paper_model()` returns the equations as written."""
 
-    # Or a baseline, voxelmorph-1 or voxelmorph-2, which uses no other field than `dropout` and `dtype`.
+    # Or a baseline, voxelmorph-1 or voxelmorph-2, which uses no other field than `dropout`, `dtype` and
+    # `convolution`.
     architecture: str = "adregnet"
     channels: tuple[int, ...] = (32, 64, 128, 256, 512)  # one entry per level, fine to coarse
     # Edge length, in voxels, of the blocks that enter the first convolution as the channels of one voxel: a
@@ -187,6 +188,9 @@ class ModelConfig:
     dropout: float = 0.0  # share of the decoder's channels dropped in each training step; not in the paper
     dtype: str = "float32"  # of activations: float32 or bfloat16; parameters stay float32
     remat: bool = False  # recompute blocks and levels in the backward pass: less memory, more time
+    # Implementation of the 3x3x3 convolution: auto, folded, onednn or xla (`ops.convolution`). On CPU, onednn
+    # has faster training steps than auto and slower starts. The parameters do not depend on it.
+    convolution: str = "auto"
 
     def check(self, prefix: str = "model.") -> None:
         expect = functools.partial(_expect, self, prefix)
@@ -203,6 +207,7 @@ class ModelConfig:
         expect("ascent_window", _is_window(self.ascent_window), "an odd number from 3")
         expect("dropout", 0 <= self.dropout < 1, "a share from 0 to below 1")
         _expect_one_of(self, prefix, "dtype", ("float32", "bfloat16"))
+        _expect_one_of(self, prefix, "convolution", ("auto", "folded", "onednn", "xla"))
 
 
 def paper_model(**changes: Any) -> ModelConfig:
@@ -395,7 +400,6 @@ class RunConfig:
     memory: str = "check"
     devices: int = 0  # along the `data` mesh axis; 0: the most that divide the batch
     space_devices: int = 1  # devices that share one volume, each with a slab along x
-    onednn: bool = False  # on CPU, convolve by oneDNN: faster steps, slower starts (`ops.cpu.onednn`)
 
     def check(self, prefix: str = "run.") -> None:
         at_least_one = ("space_devices", "validate_every_epochs", "checkpoint_every_steps", "log_every_steps")

@@ -40,7 +40,6 @@ from adregnet_jax.data.pipeline import collate
 from adregnet_jax.launch import process
 from adregnet_jax.nn.adregnet import AdRegNet
 from adregnet_jax.nn.cross_attention import Match
-from adregnet_jax.ops.cpu.onednn import use_onednn
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.training.sharding import along_data, make_mesh, replicated
 from adregnet_jax.training.state import make_init
@@ -290,10 +289,10 @@ def main():
     if any(n % multiple for n in options.shape):
         parser.error(f"--shape must be multiples of {multiple}, with {len(options.channels)} levels")
     process.keep_freed_memory()  # as train.py does, for both sides
-    use_onednn(options.onednn)
     torch = timing.torch_on_cpu()
+    convolution = "onednn" if options.onednn else "auto"
     config = Config(
-        model=ModelConfig(channels=tuple(options.channels)),
+        model=ModelConfig(channels=tuple(options.channels), convolution=convolution),
         loss=LossConfig(landmark=0.0),
         optimiser=OptimiserConfig(),
     )

@@ -10,11 +10,13 @@ ours" is how many times as long as `adregnet_jax` the route takes. float32, batc
 ours is oneDNN's (`ops.cpu.onednn`). The results of the routes are checked against each other first.
 """
 
+import functools
+
 import jax
 import numpy as np
 import timing
 
-from adregnet_jax import conv3d, use_onednn
+from adregnet_jax import conv3d
 
 
 def lax_convolution(volume, kernel):
@@ -53,7 +55,7 @@ def main():
     parser.add_argument("--channels", type=int, nargs="+", default=(8, 16, 32))
     parser.add_argument("--onednn", action="store_true", help="ours with the convolution of oneDNN")
     options = parser.parse_args()
-    use_onednn(options.onednn)
+    ours = functools.partial(conv3d, implementation="onednn" if options.onednn else "auto")
     torch = timing.torch_on_cpu()
     rng = np.random.default_rng(0)
     rows = []
@@ -61,7 +63,7 @@ def main():
         volume, cotangent = rng.standard_normal((2, 1, *options.shape, channels), np.float32)
         kernel = rng.standard_normal((3, 3, 3, channels, channels), np.float32)
         routes = {
-            "adregnet_jax": timing.jax_routes(conv3d, (volume, kernel), cotangent),
+            "adregnet_jax": timing.jax_routes(ours, (volume, kernel), cotangent),
             "lax": timing.jax_routes(lax_convolution, (volume, kernel), cotangent),
         }
         if torch:

@@ -22,7 +22,6 @@ from adregnet_jax.config import Config, ModelConfig
 from adregnet_jax.errors import UserError
 from adregnet_jax.launch import config_file
 from adregnet_jax.nn.models import make_model
-from adregnet_jax.ops.cpu.onednn import use_onednn
 from adregnet_jax.training.loop import abstract_state
 from adregnet_jax.training.sharding import batch_specs, make_mesh
 from adregnet_jax.training.state import make_init
@@ -71,7 +70,6 @@ def main():
         sys.exit(f"error: {error}")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", max(options.devices))
-    use_onednn(config.run.onednn)
     rows = []
     for axis in options.axes:
         pairs = max(options.devices) if axis == "data" else 1

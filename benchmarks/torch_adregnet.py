@@ -27,13 +27,14 @@ from torch import nn
 from adregnet_jax.config import ModelConfig
 
 OFFSETS = list(itertools.product((-1, 0, 1), repeat=3))
-SERVED = (  # fields of `ModelConfig` that may differ from their defaults; the last two change no number
+SERVED = (  # fields of `ModelConfig` that may differ from their defaults; the last three change no number
     "channels",
     "finest_level",
     "global_attention_tokens",
     "region_size",
     "attention_block",
     "remat",
+    "convolution",
 )
 OUTSIDE = -1e30  # the logit of a neighbour beyond the border
 

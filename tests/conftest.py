@@ -31,13 +31,16 @@ def real_data():
 
 @pytest.fixture
 def with_onednn():
-    """Convolutions by oneDNN in what is traced, or a skip that says why not."""
-    from adregnet_jax.errors import UserError  # after the settings above
-    from adregnet_jax.ops.cpu.onednn import use_onednn
+    """A machine on which oneDNN convolves, or a skip that says why not; the cache on disk comes back after."""
+    import jax  # after the settings above
+    from jax.experimental.compilation_cache import compilation_cache
 
-    try:
-        use_onednn()
-    except UserError as error:
-        pytest.skip(str(error))
+    from adregnet_jax.ops.cpu import onednn
+
+    if wrong := onednn.what_is_wrong():
+        pytest.skip(wrong)
+    before = jax.config.jax_enable_compilation_cache
     yield
-    use_onednn(False)
+    jax.clear_caches()  # what was traced with it would be compiled for the disk
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()

@@ -62,7 +62,7 @@ from adregnet_jax.errors import OneLineParser, UserError
 from adregnet_jax.launch import config_file, process
 from adregnet_jax.losses import total_loss
 from adregnet_jax.nn.models import make_model
-from adregnet_jax.ops.cpu import onednn
+from adregnet_jax.ops.convolution import check_implementation
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.training.sharding import along_data, make_mesh, replicated
@@ -124,7 +124,7 @@ def measure(
         UserError: settings that don't go together.
     """
     config.check()
-    onednn.use_onednn(config.run.onednn)
+    check_implementation(config.model.convolution)
     if config.run.space_devices > 1:
         raise UserError(
             f"run.space_devices is {config.run.space_devices}, and parts are measured on whole volumes:"
@@ -548,7 +548,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         size = " x ".join(map(str, shape))
         about = {"shape": size, "batch": config.optimiser.batch_size, "dtype": config.model.dtype}
-        about |= {"onednn": onednn.used()} | found
+        about |= {"convolution": config.model.convolution} | found
         report(rows, options.json, about)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -95,12 +95,12 @@ def ablate(
     configs = {row: row_config(config, changes) for row, changes in rows.items()}
     check_folders(workdir, rows)
     from adregnet_jax.evaluation.evaluate import evaluate  # with JAX
-    from adregnet_jax.ops.cpu.onednn import use_onednn
+    from adregnet_jax.ops.convolution import check_implementation
     from adregnet_jax.training.loop import train
 
     for of_row in configs.values():
         of_row.check()
-        use_onednn(of_row.run.onednn)  # of a jaxlib that can't, each row is told of now
+        check_implementation(of_row.model.convolution)  # before the first row is trained
     for seed in range(seeds):  # one after the other: an interruption leaves whole rows, of fewer seeds
         for row, of_row in configs.items():
             changed, folder = dataclasses.replace(of_row, seed=seed), row_folder(workdir, row, seed)

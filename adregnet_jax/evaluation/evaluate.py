@@ -43,7 +43,7 @@ from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import baselines
 from adregnet_jax.evaluation import ixi_dice as ixi_scores
 from adregnet_jax.nn.models import make_model
-from adregnet_jax.ops.cpu.onednn import use_onednn
+from adregnet_jax.ops.convolution import check_implementation
 from adregnet_jax.ops.jacobian import jacobian_determinant
 from adregnet_jax.ops.sampling import warp, warp_labels
 from adregnet_jax.registration.network import dropout_sd_mm, register
@@ -134,7 +134,7 @@ def evaluate(
             than 2 of them.
     """
     check_options(config, workdir, instance=instance, mc_dropout=mc_dropout, affine=affine)
-    use_onednn(config.run.onednn)
+    check_implementation(config.model.convolution)
     splits = load_splits(config.data)
     check_splits(workdir, config.data.kind, splits)
     pairs = splits.test

@@ -71,6 +71,7 @@ class AdRegNet(nn.Module):
             config.finest_level,
             dropout=config.dropout,
             dtype=config.dtype,
+            convolution=config.convolution,
             remat=config.remat,
             axis_name=self.axis_name,
             name="backbone",
@@ -101,7 +102,11 @@ class AdRegNet(nn.Module):
     def _ascended(self, images, displacement, fixed):
         """The displacement of the finest level after `ascent_steps`; fixed: its features of that image."""
         config, c = self.config, fixed.shape[-1]
-        common: dict[str, Any] = {"dtype": config.dtype, "axis_name": self.axis_name}
+        common: dict[str, Any] = {
+            "dtype": config.dtype,
+            "convolution": config.convolution,
+            "axis_name": self.axis_name,
+        }
         context = Conv(c, **common, name="ascent_context")(fixed)
         module = AscentStep(c, config.ascent_window, **common, name="ascent")
         call = functools.partial(recomputed, module) if config.remat else module
@@ -157,7 +162,8 @@ class Level(nn.Module):
             inputs = [JoinedDense(c, dtype=config.dtype, name="mix")(*inputs)]
         # A whole displacement in bfloat16 has steps of a sixteenth of a voxel from 8 on.
         field_dtype = config.dtype if config.align_features else "float32"
-        head = FieldHead(c, config.dtype, field_dtype, axis_name, name="head")
+        common: dict[str, Any] = {"convolution": config.convolution, "axis_name": axis_name}
+        head = FieldHead(c, config.dtype, field_dtype, **common, name="head")
         candidate = head(inputs[0])  # eq. 13
         if config.cross_attention and config.match_residual:
             # Not in the paper, whose heads normalise each instance and so can't tell how far all of it moved.
@@ -168,5 +174,5 @@ class Level(nn.Module):
             return candidate, entropy
         if config.align_features:  # what was matched is what the coarser level left over
             candidate = candidate + coarser
-        fusion = Fusion(dtype=config.dtype, axis_name=axis_name, name="fusion")
+        fusion = Fusion(config.dtype, **common, name="fusion")
         return fusion(candidate, coarser, attended, mask), entropy

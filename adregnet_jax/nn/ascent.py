@@ -59,6 +59,7 @@ class AscentStep(nn.Module):
     features: int
     window: int
     dtype: str = "float32"
+    convolution: str = "auto"
     axis_name: str | None = None
 
     @nn.compact
@@ -76,11 +77,15 @@ class AscentStep(nn.Module):
         Returns:
           [b, x, y, z, 3] float32, what is to be added to the displacement.
         """
-        common: dict[str, Any] = {"dtype": self.dtype, "axis_name": self.axis_name}
+        common: dict[str, Any] = {
+            "dtype": self.dtype,
+            "convolution": self.convolution,
+            "axis_name": self.axis_name,
+        }
         ascent = level_ascent(images, displacement, self.window, axis_name=self.axis_name)
         state = jnp.concatenate([ascent, displacement, before], axis=-1)
         kernel = self.param("kernel", _smoothed_first, (3, 3, 3, state.shape[-1], 3))
-        step = conv3d([state], kernel, axis_name=self.axis_name)
+        step = conv3d([state], kernel, implementation=self.convolution, axis_name=self.axis_name)
         hidden = nn.leaky_relu(Conv(self.features, **common, name="hidden")(state) + context, 0.2)
         correction = Conv(3, initial_scale=1e-4, **common, name="correction")(hidden)
         return step + correction.astype(jnp.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from flax import linen as nn
 
@@ -17,6 +19,7 @@ class Backbone(nn.Module):
       finest_level: the last level that is decoded.
       dropout: share of the channels that are left out of the features of each level, with a "dropout" key.
       dtype: of the activations.
+      convolution: see `ops.convolution`.
       remat: compute the inside of each block again for its gradient, instead of keeping it.
       axis_name: see `ops.slabs`.
 
@@ -29,6 +32,7 @@ class Backbone(nn.Module):
     finest_level: int = 0
     dropout: float = 0.0
     dtype: str = "float32"
+    convolution: str = "auto"
     remat: bool = False
     axis_name: str | None = None
 
@@ -40,7 +44,8 @@ class Backbone(nn.Module):
         """
 
         def block(channels, *volumes, name):
-            module = ConvBlock(channels, dtype=self.dtype, axis_name=self.axis_name, name=name)
+            common: dict[str, Any] = {"dtype": self.dtype, "convolution": self.convolution}
+            module = ConvBlock(channels, **common, axis_name=self.axis_name, name=name)
             return recomputed(module, *volumes) if self.remat else module(*volumes)
 
         encoded = []  # eq. 4, 5

@@ -17,15 +17,16 @@ class FieldHead(nn.Module):
     features: int
     dtype: str = "float32"
     field_dtype: str = "float32"  # in which the field is made; a small correction may be made in bfloat16
+    convolution: str = "auto"
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         """[b, x, y, z, c] -> [b, x, y, z, 3] float32, in voxels of the level."""
-        common: dict[str, Any] = {"dtype": self.dtype, "axis_name": self.axis_name}
-        hidden = ConvBlock(self.features, **common, name="block")(features)
+        common: dict[str, Any] = {"convolution": self.convolution, "axis_name": self.axis_name}
+        hidden = ConvBlock(self.features, dtype=self.dtype, **common, name="block")(features)
         # Small at the start, so that training begins near the identity.
-        last = Conv(3, initial_scale=1e-4, dtype=self.field_dtype, axis_name=self.axis_name, name="field")
+        last = Conv(3, initial_scale=1e-4, dtype=self.field_dtype, **common, name="field")
         field = last(hidden)
         return field.astype(jnp.float32)
 
@@ -37,6 +38,7 @@ class Fusion(nn.Module):
     """
 
     dtype: str = "float32"
+    convolution: str = "auto"
     axis_name: str | None = None
 
     @nn.compact
@@ -44,7 +46,7 @@ class Fusion(nn.Module):
         self, candidate: jax.Array, coarser: jax.Array, attended: jax.Array, mask: jax.Array
     ) -> jax.Array:
         """candidate, coarser (already upsampled): [b, x, y, z, 3]; attended: [.., c]; mask M^l: [.., 1]."""
-        convolution = Conv(1, initial_scale=1e-2, dtype=self.dtype, axis_name=self.axis_name, name="weight")
-        logit = convolution(attended, coarser)
+        common: dict[str, Any] = {"convolution": self.convolution, "axis_name": self.axis_name}
+        logit = Conv(1, initial_scale=1e-2, dtype=self.dtype, **common, name="weight")(attended, coarser)
         weight = jax.nn.sigmoid(logit.astype(jnp.float32)) * mask  # eq. 15
         return weight * candidate + (1 - weight) * coarser

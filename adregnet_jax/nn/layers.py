@@ -24,6 +24,7 @@ class Conv(nn.Module):
     use_bias: bool = True
     initial_scale: float = 1.0
     dtype: str = "float32"
+    convolution: str = "auto"
     axis_name: str | None = None
 
     @nn.compact
@@ -32,7 +33,9 @@ class Conv(nn.Module):
         channels = sum(volume.shape[-1] for volume in volumes)
         kernel = self.param("kernel", init, (3, 3, 3, channels, self.features))
         parts = [volume.astype(self.dtype) for volume in volumes]
-        result = conv3d(parts, kernel.astype(self.dtype), axis_name=self.axis_name)
+        result = conv3d(
+            parts, kernel.astype(self.dtype), implementation=self.convolution, axis_name=self.axis_name
+        )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             result = add_bias(result, bias)
@@ -124,6 +127,7 @@ class ConvBlock(nn.Module):
 
     features: int
     dtype: str = "float32"
+    convolution: str = "auto"
     axis_name: str | None = None
 
     @nn.compact
@@ -134,6 +138,7 @@ class ConvBlock(nn.Module):
             use_bias=False,
             initial_scale=2.0,
             dtype=self.dtype,
+            convolution=self.convolution,
             axis_name=self.axis_name,
             name="conv",
         )(*volumes)

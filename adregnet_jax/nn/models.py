@@ -18,21 +18,28 @@ def make_model(config: ModelConfig) -> nn.Module:
         UserError: settings that no network can be built with.
     """
     config.check()
+    common: dict[str, Any] = {
+        "dropout": config.dropout,
+        "dtype": config.dtype,
+        "convolution": config.convolution,
+    }
     match config.architecture:
         case "adregnet":
             return AdRegNet(config)
         case "voxelmorph-1":
-            return VoxelMorph(decoder=VOXELMORPH_1, dropout=config.dropout, dtype=config.dtype)
+            return VoxelMorph(decoder=VOXELMORPH_1, **common)
         case "voxelmorph-2":
-            return VoxelMorph(decoder=VOXELMORPH_2, dropout=config.dropout, dtype=config.dtype)
+            return VoxelMorph(decoder=VOXELMORPH_2, **common)
     raise ValueError(f"unknown architecture {config.architecture!r}")
 
 
 def model_from_record(settings: dict[str, Any]) -> nn.Module:
     """The network of a `ModelConfig` that was written as JSON, where tuples are lists.
 
+    It convolves by the default implementation: the machine that trained it may have had another one.
+
     Raises:
         UserError, TypeError: settings that no network of this version has.
     """
     tuples = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
-    return make_model(ModelConfig(**(settings | tuples)))
+    return make_model(ModelConfig(**(settings | tuples | {"convolution": "auto"})))

@@ -40,6 +40,7 @@ class VoxelMorph(nn.Module):
     decoder: tuple[int, ...] = VOXELMORPH_2
     dropout: float = 0.0
     dtype: str = "float32"
+    convolution: str = "auto"
     axis_name: str | None = None
 
     @property
@@ -65,7 +66,8 @@ class VoxelMorph(nn.Module):
         _, nx, ny, nz, _ = fixed.shape
         images = jnp.concatenate([moving, fixed], axis=-1)
         images = pad_to_multiple(images, self.multiple, axis_name=self.axis_name)
-        common: dict[str, Any] = {"dtype": self.dtype, "axis_name": self.axis_name}
+        anywhere: dict[str, Any] = {"convolution": self.convolution, "axis_name": self.axis_name}
+        common: dict[str, Any] = {"dtype": self.dtype} | anywhere
         levels = [images.astype(self.dtype)]  # fine to coarse
         for n, features in enumerate(self.encoder):
             levels.append(ConvLayer(features, stride=2, **common, name=f"encoder_{n}")(levels[-1]))
@@ -81,7 +83,7 @@ class VoxelMorph(nn.Module):
         # The SD of the flow's kernel is 1e-5 at the start.
         scale = 1e-5**2 * 27 * volume.shape[-1]
         # In float32: bfloat16 has steps of a sixteenth of a voxel from 8 on.
-        flow = Conv(3, initial_scale=scale, axis_name=self.axis_name, name="flow")(volume)
+        flow = Conv(3, initial_scale=scale, **anywhere, name="flow")(volume)
         displacement = flow[:, :nx, :ny, :nz]
         return Prediction(displacement, (displacement,), ())
 
@@ -92,12 +94,18 @@ class ConvLayer(nn.Module):
     features: int
     stride: int = 1  # voxels 0, stride, 2 * stride ... are kept
     dtype: str = "float32"
+    convolution: str = "auto"
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, volume: jax.Array) -> jax.Array:
         volume = Conv(
-            self.features, initial_scale=2.0, dtype=self.dtype, axis_name=self.axis_name, name="conv"
+            self.features,
+            initial_scale=2.0,
+            dtype=self.dtype,
+            convolution=self.convolution,
+            axis_name=self.axis_name,
+            name="conv",
         )(volume)
         # All voxels, then every second: XLA's gradients of a strided convolution take 13 times longer on CPU.
         volume = volume[:, :: self.stride, :: self.stride, :: self.stride]

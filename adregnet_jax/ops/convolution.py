@@ -1,41 +1,46 @@
-"""The 3x3x3 convolution, by the route that is fast on the platform it runs on."""
+"""The 3x3x3 convolution, by the implementation that is fast on the platform it runs on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
+from adregnet_jax.errors import UserError
 from adregnet_jax.ops.cpu import onednn
 from adregnet_jax.ops.cpu.chunks import joined
 from adregnet_jax.ops.cpu.folded_convolution import folded_conv3d
 from adregnet_jax.ops.cpu.onednn_convolution import onednn_conv3d
 from adregnet_jax.ops.slabs import beyond
 
+IMPLEMENTATIONS = ("auto", "folded", "onednn", "xla")
+
 
 def conv3d(
-    volume: jax.Array | Sequence[jax.Array], kernel: jax.Array, *, axis_name: str | None = None
+    volume: jax.Array | Sequence[jax.Array],
+    kernel: jax.Array,
+    *,
+    implementation: str = "auto",
+    axis_name: str | None = None,
 ) -> jax.Array:
-    """Stride 1, zero padding that keeps the shape.
-
-    On GPU and TPU this is `lax.conv_general_dilated`. XLA's 3-D convolution on CPU is slow: there it is made
-    of 2-D ones (`ops.cpu.folded_convolution`), or after `use_onednn`, where all is
-    float32 or all is bfloat16, it is oneDNN's (`ops.cpu.onednn_convolution`). On CPU the gradient in the
-    volume is the same convolution with the mirrored kernel; the gradient in the kernel is always computed,
-    before the other.
+    """3-D convolution of stride 1, with zero padding that keeps the shape.
 
     Args:
-      volume: [b, x, y, z, c]; or several, whose channels count as if they were concatenated, which of large
-        volumes they never are as a whole.
+      volume: [b, x, y, z, c]; or several, which count as if their channels were concatenated. Large ones
+        never are as a whole.
       kernel: [3, 3, 3, c, c'].
+      implementation: "xla" is `lax.conv_general_dilated`, which is slow in 3-D on CPU. "folded" makes it of
+        2-D convolutions (`ops.cpu.folded_convolution`). "onednn" calls oneDNN (`ops.cpu.onednn`) on CPU, for
+        float32 or bfloat16 alone. "auto" is "folded" on CPU and "xla" elsewhere. On CPU, the gradient in the
+        kernel of "folded" and "onednn" is always computed, before that in the volume.
       axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z, c'] in the dtype of the volume.
 
     Raises:
-      ValueError: wrong ranks or channels.
+      ValueError: wrong ranks or channels, or dtypes that oneDNN does not convolve.
+      UserError: an unknown implementation, or oneDNN where it can't be used.
     """
     parts = tuple(volume) if isinstance(volume, Sequence) else (volume,)
     channels = sum(part.shape[-1] for part in parts)
@@ -44,10 +49,7 @@ def conv3d(
             "volume must be [b, x, y, z, c] and kernel [3, 3, 3, c, c'], "
             f"got {', '.join(str(part.shape) for part in parts)} and {kernel.shape}"
         )
-    dtypes = {array.dtype for array in (*parts, kernel)}
-    by_onednn = onednn.used() and dtypes in ({jnp.dtype("float32")}, {jnp.dtype("bfloat16")})
-    on_cpu = onednn_conv3d if by_onednn else folded_conv3d
-    result = jax.lax.platform_dependent(parts, kernel, cpu=on_cpu, default=_direct)
+    result = _implemented(parts, kernel, implementation)
     if axis_name is None:
         return result
     # What the slices beyond a slab add to its outermost ones comes after: the slab is never copied for them.
@@ -56,13 +58,44 @@ def conv3d(
     return result.at[:, -1:].add(_of_one_slice(joined(after), kernel[2]))
 
 
-def _direct(parts, kernel):
+def check_implementation(name: str) -> None:
+    """Refuses an implementation of `conv3d` that does not exist or can't be used here.
+
+    For "onednn" this also turns off JAX's cache of compiled programs on disk (`ops.cpu.onednn.prepare`).
+
+    Raises:
+      UserError: names those that can be used.
+    """
+    if name not in IMPLEMENTATIONS:
+        raise UserError(f"model.convolution is {name!r}: it must be one of {', '.join(IMPLEMENTATIONS)}")
+    if name == "onednn":
+        onednn.prepare()
+
+
+def _implemented(parts: tuple[jax.Array, ...], kernel: jax.Array, implementation: str) -> jax.Array:
+    check_implementation(implementation)
+    if implementation == "xla":
+        return _direct(parts, kernel)
+    if implementation == "folded":
+        return folded_conv3d(parts, kernel)
+    if implementation == "auto":
+        return jax.lax.platform_dependent(parts, kernel, cpu=folded_conv3d, default=_direct)
+    dtypes = {str(array.dtype) for array in (*parts, kernel)}
+    if dtypes not in ({"float32"}, {"bfloat16"}):
+        raise ValueError(
+            f"oneDNN convolves float32 or bfloat16 alone, got {', '.join(sorted(dtypes))}:"
+            " use one of them for volume and kernel, or implementation='auto'"
+        )
+    return jax.lax.platform_dependent(parts, kernel, cpu=onednn_conv3d, default=_direct)
+
+
+def _direct(parts: tuple[jax.Array, ...], kernel: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(
         joined(parts), kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
 
 
-def _of_one_slice(volume, kernel):
+def _of_one_slice(volume: jax.Array, kernel: jax.Array) -> jax.Array:
     """One slice, [b, 1, y, z, c], by the taps of one x, [3, 3, c, c']."""
     result = jax.lax.conv_general_dilated(
         volume[:, 0], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")

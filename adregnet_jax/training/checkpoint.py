@@ -31,7 +31,7 @@ from adregnet_jax.weights.trained_network import TrainedNetwork, TrainingDomain
 
 NEWEST_KEPT = 2  # the second one is for the case that the newest is damaged
 METRIC = "validation"  # the name of the validation metric in a checkpoint
-SAME_NETWORK = ("remat", "attention_block")  # settings that change memory and time alone
+SAME_NETWORK = ("remat", "attention_block", "convolution")  # settings that change memory and time alone
 PARAMETER_SHAPE = (32, 32, 32)  # parameters are of no scan's shape: any does to learn theirs
 
 

@@ -34,7 +34,7 @@ from adregnet_jax.data.splits import Splits, load_splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.metrics import tre_mm
 from adregnet_jax.nn.models import make_model
-from adregnet_jax.ops.cpu import onednn
+from adregnet_jax.ops.convolution import check_implementation
 from adregnet_jax.training.checkpoint import (
     Checkpoints,
     check_architecture,
@@ -73,7 +73,7 @@ def train(config: Config, workdir: Path) -> None:
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT; a checkpoint is saved first.
     """
     config.check()
-    onednn.use_onednn(config.run.onednn)
+    check_implementation(config.model.convolution)
     splits = load_splits(config.data)  # data that can't be used leave no workdir behind
     first = splits.train[0] if splits.train else None
     with only_run(workdir):
@@ -139,7 +139,7 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
             contextlib.closing(RunLog(workdir, start, total_steps, tells=not jax.process_index()))
         )
         log.say(opening_line(state, mesh, total_steps))
-        if onednn.used():
+        if config.model.convolution == "onednn":
             log.say("convolves by oneDNN: every start compiles anew")
         signals = stack.enter_context(remembered_signals())
         prefetched = pipeline.iterate_from(batches, start, workers=config.data.workers)

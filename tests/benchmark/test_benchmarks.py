@@ -191,7 +191,7 @@ OF_THE_NETWORK = frozenset(
         "shape",
         "batch",
         "dtype",
-        "onednn",
+        "convolution",
         "devices",
         "matmul GFLOP/s",
         "peak of the device MiB",

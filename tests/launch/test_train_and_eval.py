@@ -23,6 +23,7 @@ from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import evaluate
 from adregnet_jax.launch.config_file import load_config, override
 from adregnet_jax.nn.adregnet import AdRegNet
+from adregnet_jax.ops.cpu import onednn
 from adregnet_jax.training import loop
 from adregnet_jax.training.checkpoint import restore_parameters
 
@@ -128,7 +129,7 @@ def test_killed_and_started_again_ends_with_the_same_parameters(tiny, start, uni
 
 
 def test_run_by_onednn_stopped_goes_on_as_if_it_had_not(tiny, start, with_onednn, tmp_path):
-    by_onednn = ("--config.run.onednn=True", "--config.optimiser.epochs=2")
+    by_onednn = ("--config.model.convolution=onednn", "--config.optimiser.epochs=2")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     process = start(whole, *by_onednn)
     output = process.communicate()[1]
@@ -144,18 +145,13 @@ def test_run_by_onednn_stopped_goes_on_as_if_it_had_not(tiny, start, with_onednn
     jax.tree.map(np.testing.assert_array_equal, parameters(tiny, stopped), parameters(tiny, whole))
 
 
-def test_evaluation_and_benchmark_take_run_onednn(tiny, uninterrupted, monkeypatch):
-    config = override(load_config(tiny), ["--config.run.onednn=True"])
-
-    def asked(use):
-        raise UserError(f"asked for oneDNN: {use}")
-
-    monkeypatch.setattr(evaluate, "use_onednn", asked)
-    with pytest.raises(UserError, match="asked for oneDNN: True"):
+def test_evaluation_and_benchmark_refuse_a_convolution_that_can_not_be_used(tiny, uninterrupted, monkeypatch):
+    monkeypatch.setattr(onednn, "what_is_wrong", lambda: "no oneDNN here")
+    config = override(load_config(tiny), ["--config.model.convolution=onednn"])
+    with pytest.raises(UserError, match=r"no oneDNN here: set model\.convolution=auto"):
         evaluate.evaluate(config, uninterrupted)
-    monkeypatch.setattr(benchmark.onednn, "use_onednn", asked)
     limits = {"forward_only": True, "total_only": True, "memory_only": True}
-    with pytest.raises(UserError, match="asked for oneDNN: True"):
+    with pytest.raises(UserError, match=r"no oneDNN here: set model\.convolution=auto"):
         benchmark.measure(config, (16, 16, 16), rounds=0, **limits)
 
 

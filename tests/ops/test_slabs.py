@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adregnet_jax.ops.convolution import conv3d
+from adregnet_jax.ops.convolution import IMPLEMENTATIONS, conv3d
 from adregnet_jax.ops.cpu import budget
 from adregnet_jax.ops.cpu.chunks import map_nearby
 from adregnet_jax.ops.filters import box_mean, box_sum, gaussian_filter
@@ -44,13 +44,14 @@ def test_halo_is_what_a_pad_of_the_whole_volume_has_there(before, after, repeat_
 
 
 @pytest.mark.parametrize("devices", [2, 4])
-@pytest.mark.parametrize("onednn", [False, True])
-def test_convolution(devices, onednn, request):
-    if onednn:
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_convolution(devices, implementation, request):
+    if implementation == "onednn":
         request.getfixturevalue("with_onednn")
 
     def convolve(volume, kernel, axis_name=None):
-        return conv3d(volume, kernel.reshape(3, 3, 3, 2, 3), axis_name=axis_name)
+        kernel = kernel.reshape(3, 3, 3, 2, 3)
+        return conv3d(volume, kernel, implementation=implementation, axis_name=axis_name)
 
     kernel = volume(3 * 3 * 3 * 2 * 3)  # flat: no volume in slabs
     check_slabs(convolve, devices, volume(2, 4, 3, 4, 2), kernel, differentiable=(0, 1))

@@ -35,7 +35,7 @@ def keep_gradients():
     )
 
 
-def step_on(data: int, space: int, accumulate: int, dtype: str = "float32"):
+def step_on(data: int, space: int, accumulate: int, **settings):
     """Gradients and metrics of a training step on so many devices, and what became of the state."""
     rng = np.random.default_rng(0)
     batch = {name: rng.random((4, *SHAPE, 1), np.float32) for name in ("fixed", "moving")}
@@ -44,7 +44,7 @@ def step_on(data: int, space: int, accumulate: int, dtype: str = "float32"):
     batch |= {name: 7 * rng.random((4, 5, 3), np.float32) for name in ("fixed_landmarks", "moving_landmarks")}
     batch |= {"landmark_valid": (rng.random((4, 5)) < 0.8).astype(np.float32)}
     # Exact attention, regions over the cuts, dropout; the neighbours would take most of the compilation.
-    config = ModelConfig(channels=(2, 4), region_size=3, dropout=0.5, dtype=dtype)
+    config = ModelConfig(channels=(2, 4), region_size=3, dropout=0.5, **settings)
     model, optimiser = make_model(config), keep_gradients()
     mesh = make_mesh(data, 4, space_devices=space, accumulate=accumulate)
     assert dict(mesh.shape) == {"data": data, "space": space}
@@ -63,22 +63,23 @@ def on_one_device():
 
 
 @pytest.mark.parametrize(
-    ("data", "space", "accumulate", "onednn"),
+    ("data", "space", "accumulate", "convolution"),
     [
-        (4, 1, 1, False),
-        (1, 2, 1, False),
-        (1, 4, 1, False),
-        (2, 2, 2, False),
-        (1, 1, 1, True),
-        (2, 2, 1, True),
+        (4, 1, 1, "auto"),
+        (1, 2, 1, "auto"),
+        (1, 4, 1, "auto"),
+        (2, 2, 2, "auto"),
+        (1, 1, 1, "onednn"),
+        (2, 2, 1, "onednn"),
+        (1, 1, 1, "xla"),
     ],
 )
-def test_step_is_the_same_on_any_devices_and_by_onednn(
-    on_one_device, data, space, accumulate, onednn, request
+def test_step_is_the_same_on_any_devices_and_by_any_convolution(
+    on_one_device, data, space, accumulate, convolution, request
 ):
-    if onednn:
+    if convolution == "onednn":
         request.getfixturevalue("with_onednn")
-    (after, metrics), before = step_on(data, space, accumulate)
+    (after, metrics), before = step_on(data, space, accumulate, convolution=convolution)
     assert int(after.step) == 1
     assert all(x.is_deleted() for x in jax.tree.leaves(before.params))  # the state was donated
     leaves = jax.tree.leaves(after.params)

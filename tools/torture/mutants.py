@@ -42,9 +42,9 @@ PACKAGE = "adregnet_jax"
 READERS = ("dirlab", "files", "images", "ixi", "ixi_t1t2", "nifti", "pickles", "points", "transforms")
 # Tests of a module beside the ones that have its name.
 MORE_TESTS = {
-    "ops/folded_convolution": ["tests/ops/test_convolution.py"],
-    "ops/onednn": ["tests/ops/test_convolution.py"],
-    "ops/onednn_convolution": ["tests/ops/test_convolution.py"],
+    "ops/cpu/folded_convolution": ["tests/ops/test_convolution.py"],
+    "ops/cpu/onednn": ["tests/ops/test_convolution.py"],
+    "ops/cpu/onednn_convolution": ["tests/ops/test_convolution.py"],
     "ops/mind": ["tests/test_losses.py"],
     "ops/search": ["tests/test_instance.py"],
     "ops/sampling": ["tests/test_laws.py"],

@@ -1,14 +1,15 @@
-"""oneDNN's convolution, by a call that XLA for CPU has, but doesn't make by itself.
+"""oneDNN's convolution, by a custom call that XLA for CPU contains but does not use itself.
 
-jaxlib for Linux on x86 contains oneDNN (https://github.com/uxlfoundation/oneDNN), with whose kernels PyTorch
-convolves too. XLA has custom calls for it, as `__onednn$convolution`, which nobody promises to keep: settings
-of another version would end the process, and JAX's cache on disk would get a broken entry of such a program.
-So it has to be asked for, is taken only of jaxlib from the first to the last version that was tried, and
-shows first that it convolves.
+jaxlib for Linux on x86 contains oneDNN (https://github.com/uxlfoundation/oneDNN), whose kernels PyTorch
+convolves with too. XLA's custom calls for it, such as `__onednn$convolution`, are no promised interface:
+settings of another version would end the process, and JAX's cache on disk would get a broken entry of such a
+program. So it has to be asked for, is accepted only with the range of jaxlib versions that it was tried with,
+and has to show first that it convolves.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import re
@@ -20,49 +21,33 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from adregnet_jax.errors import UserError
+from adregnet_jax.ops.cpu.budget import default_platform
 
 # The first and the last version of jaxlib; of those between, 0.9.0, 0.9.2, 0.10.0 and 0.10.1 were tried.
 _TRIED = ((0, 8, 2), (0, 10, 2))
 _TARGET = "__onednn$convolution"
 
-_process = {"used": False, "cache": True}
 
+def prepare() -> None:
+    """Checks that oneDNN convolves here, and turns off JAX's cache on disk for the rest of the process.
 
-def use_onednn(use: bool = True) -> None:
-    """Whether `conv3d` on CPU is oneDNN's in what this process traces from now on.
-
-    While it is, JAX keeps no compiled programs on disk, and each start compiles anew. `jax.export` refuses a
-    program with it. Where JAX's own choice is not the CPU, nothing changes. What is compiled already stays as
-    it is when it is turned on; turning it off clears JAX's caches. Training, evaluation, ablation and the
-    benchmark set it from `run.onednn`, and undo what was asked for before.
+    The cache stays off: what is traced with oneDNN may be compiled again at any time. So every start of a
+    program with it compiles anew. `jax.export` refuses such programs.
 
     Raises:
-      UserError: jaxlib is not one of those with which it was tried, or has no oneDNN that convolves.
+      UserError: the platform is not CPU, jaxlib is not one of those it was tried with, or its oneDNN does
+        not convolve.
     """
-    if use == used() or jax.default_backend() != "cpu":
-        return
-    if not use:
-        jax.clear_caches()  # what was traced with it would be compiled for the disk
-        _set_cache(_process["cache"])
-        _process["used"] = False
-        return
-    before = jax.config.values["jax_enable_compilation_cache"]
-    _set_cache(False)
-    wrong = _what_is_wrong()
+    wrong = what_is_wrong()
     if wrong:
-        _set_cache(before)
-        raise UserError(f"{wrong}: go without oneDNN (run.onednn=False)")
-    _process.update(used=True, cache=before)
-
-
-def used() -> bool:
-    return _process["used"]
+        raise UserError(f"{wrong}: set model.convolution=auto")
+    _keep_off_disk()
 
 
 def convolve(
     volume: jax.Array, kernel: jax.Array, padding: tuple[int, int, int], added: jax.Array | None = None
 ) -> jax.Array:
-    """Stride 1. Zeros around the volume, as many on either side. On CPU, after `use_onednn`; all is float32.
+    """oneDNN's convolution of stride 1 on CPU, with as many zeros on either side; it has no derivative.
 
     Args:
       volume: [b, x, y, z, c], float32.
@@ -71,7 +56,7 @@ def convolve(
       added: of the shape of the result, to which it is added in the same pass; or None.
 
     Returns:
-      [b, x + 2 * padding[0] - i + 1, ..., c']. It has no derivative.
+      [b, x + 2 * padding[0] - i + 1, ..., c'].
     """
     sizes = [n + 2 * p - k + 1 for n, p, k in zip(volume.shape[1:4], padding, kernel.shape, strict=False)]
     shape = (volume.shape[0], *sizes, kernel.shape[-1])
@@ -102,12 +87,21 @@ def convolve(
     return call(volume, kernel, *([] if added is None else [added]))
 
 
-def _set_cache(enabled: bool) -> None:
-    jax.config.update("jax_enable_compilation_cache", enabled)
-    compilation_cache.reset_cache()  # it asks once
+def _keep_off_disk() -> None:
+    if jax.config.values["jax_enable_compilation_cache"]:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # it asks once
 
 
-def _what_is_wrong() -> str | None:
+def what_is_wrong() -> str | None:
+    """Why oneDNN can't be used in this process, or None if it can."""
+    if default_platform() != "cpu":
+        return f"oneDNN convolves on CPU, and JAX computes on {default_platform()} here"
+    return _what_is_wrong_with_jaxlib()
+
+
+@functools.cache
+def _what_is_wrong_with_jaxlib() -> str | None:
     here, machine = jaxlib.version.__version__, (platform.system(), platform.machine())
     version = tuple(int(number) for number in re.findall(r"\d+", here)[:3])
     if not _TRIED[0] <= version <= _TRIED[1] or machine != ("Linux", "x86_64"):
@@ -124,10 +118,17 @@ def _convolves() -> bool:
     volume[0, 1, 1, 1, 0] = volume[1, 1, 1, 1, 1] = 1
     expected = np.ones((2, 3, 4, 2, 3), np.float32)
     expected[:, :, 1:3, 1] += np.moveaxis(kernel[::-1, ::-1, 0], 2, 0)
+    enabled = jax.config.values["jax_enable_compilation_cache"]
+    _keep_off_disk()
     try:
-        result = jax.jit(lambda v, k, one: convolve(v, k, (1, 1, 0), one))(
-            volume, kernel, np.ones_like(expected)
-        )
+        with jax.ensure_compile_time_eval():  # a model may be under way to be traced
+            result = jax.jit(lambda v, k, one: convolve(v, k, (1, 1, 0), one))(
+                volume, kernel, np.ones_like(expected)
+            )
         return np.array_equal(result, expected)
     except (RuntimeError, NotImplementedError):  # a jaxlib without oneDNN
         return False
+    finally:
+        if enabled:
+            jax.config.update("jax_enable_compilation_cache", True)
+            compilation_cache.reset_cache()
