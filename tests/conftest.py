@@ -31,7 +31,7 @@ def real_data():
 
 @pytest.fixture
 def with_onednn():
-    """A machine on which oneDNN convolves, or a skip that says why not; the cache on disk comes back after."""
+    """A machine on which oneDNN convolves, or a skip that says why not; it restores the cache on disk."""
     import jax  # after the settings above
     from jax.experimental.compilation_cache import compilation_cache
 

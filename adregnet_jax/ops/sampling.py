@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from adregnet_jax.ops.cpu.budget import limit_bytes
-from adregnet_jax.ops.cpu.chunks import chunk, for_each_chunk, full_after, slices_a_chunk
+from adregnet_jax.ops.cpu.chunks import chunk, for_each_chunk, slices_a_chunk, zeros_after
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.slabs import slab_start, whole_width
 
@@ -191,7 +191,7 @@ def _sample_in_chunks_backward(padding, slices, whole, saved, gradient):
             to_volume = to_volume.at[batch, *index].add(share, mode="promise_in_bounds")
         return to_volume, to_coordinates
 
-    nothing = tuple(full_after(x.shape, jnp.float32, gradient, scale=0) for x in (volume, coordinates))
+    nothing = tuple(zeros_after(x.shape, jnp.float32, gradient) for x in (volume, coordinates))
     to_volume, to_coordinates = jax.lax.fori_loop(0, b * each, add_chunk, nothing)
     return to_volume.astype(volume.dtype), to_coordinates, None
 

@@ -90,7 +90,7 @@ def for_each_chunk(function: Callable[[jax.Array], Any], count: int, *inputs: ja
     the like, and copies for each of them. Here what is written into waits for the inputs of the function.
     """
     shapes = jax.eval_shape(function, jax.ShapeDtypeStruct((), jnp.int32))
-    start = jax.tree.map(lambda one: full_after((count, *one.shape), one.dtype, *inputs), shapes)
+    start = jax.tree.map(lambda one: zeros_after((count, *one.shape), one.dtype, *inputs), shapes)
 
     def write(n, written):
         return jax.tree.map(
@@ -103,26 +103,31 @@ def for_each_chunk(function: Callable[[jax.Array], Any], count: int, *inputs: ja
     return jax.tree.map(lambda bits, one: from_bits(bits, one.dtype), written, shapes)
 
 
-def full_after(shape: Sequence[int], dtype: Any, *inputs: jax.Array, scale: float = 1.0) -> jax.Array:
-    """An array that XLA can't make before the inputs are there: all of it `scale` times what nobody reads.
+def zeros_after(shape: Sequence[int], dtype: Any, *inputs: jax.Array) -> jax.Array:
+    """Zeros that XLA can't make before the inputs are there.
 
-    With scale 0, it is zeros unless an input begins with a number that is not finite.
+    They are an integer that the first number of each input is part of, clipped to 0. XLA does not see that
+    this is a constant, and no input can make it anything else, infinities and NaN included.
     """
-    value = sum((array[(0,) * array.ndim].astype(jnp.float32) for array in inputs), jnp.float32(0))
-    return jnp.full(shape, (scale * value).astype(dtype))
+    first = (array[(0,) * array.ndim].astype(jnp.int32) for array in inputs)
+    return jnp.full(shape, jnp.clip(sum(first, jnp.int32(0)), 0, 0).astype(dtype))
 
 
 def delayed(value: jax.Array, *inputs: jax.Array) -> jax.Array:
-    """`value`, which XLA can't use before the inputs are there: a sum with zero times what they begin with.
+    """`value`, with `zeros_after` added so that XLA can't use it before the inputs are there.
 
-    XLA for CPU begins with what it can, however long its result then waits for its use. Where a value waits
+    XLA for CPU starts whatever it can, however long the result then waits for its use. Where a value waits
     for another one, no memory is taken for it until then.
+
+    `jax.lax.optimization_barrier` does not do this: XLA for CPU removes it before it orders the operations.
+    A training step of the default network on 64x64x64 voxels would take 2966 MiB of temporaries with it, and
+    takes 2254 MiB with the sum (jaxlib 0.10.2).
 
     Args:
       value: of any shape and dtype.
-      inputs: arrays of at least one number, which are finite.
+      inputs: arrays of at least one number.
     """
-    return value + full_after((), value.dtype, *inputs, scale=0)
+    return value + zeros_after((), value.dtype, *inputs)
 
 
 def map_nearby(
@@ -251,7 +256,7 @@ def _map_backward(function, slices, halo, saved, cotangents):
         )
 
     wide = [
-        to_bits(full_after((b, nx + 2 * halo, *volume.shape[2:]), volume.dtype, *cotangents, scale=0))
+        to_bits(zeros_after((b, nx + 2 * halo, *volume.shape[2:]), volume.dtype, *cotangents))
         for volume in volumes
     ]
     nothing = (jax.tree.map(jnp.zeros_like, shared), wide)

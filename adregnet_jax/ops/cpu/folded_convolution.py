@@ -10,11 +10,11 @@ from adregnet_jax.ops.cpu.chunks import (
     chunk,
     delayed,
     from_bits,
-    full_after,
     joined,
     slices_a_chunk,
     taps_of_parts,
     to_bits,
+    zeros_after,
 )
 
 _ONE_PRODUCT_VOXELS = 1024  # up to which a kernel gradient is one product
@@ -68,8 +68,8 @@ def _folded_by_groups(parts, kernel, slices):
         written = jax.lax.dynamic_update_index_in_dim(written, to_bits(corrected), last, 0)
         return jax.lax.dynamic_update_slice_in_dim(written, to_bits(group), n * slices, 0), before[-1]
 
-    start = to_bits(full_after((b * nx, ny, nz, out), dtype, *parts, kernel))
-    nothing = full_after((ny, nz, out), dtype, *parts, kernel, scale=0)
+    start = to_bits(zeros_after((b * nx, ny, nz, out), dtype, *parts, kernel))
+    nothing = zeros_after((ny, nz, out), dtype, *parts, kernel)
     written, _ = jax.lax.fori_loop(0, b * nx // slices, add_group, (start, nothing))
     return from_bits(written, dtype).reshape(b, nx, ny, nz, out)
 

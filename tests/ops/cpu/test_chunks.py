@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adregnet_jax.ops.cpu.chunks import chunk, map_chunks, slices_a_chunk
+from adregnet_jax.ops.cpu.chunks import chunk, delayed, map_chunks, slices_a_chunk, zeros_after
 
 
 def random_volume(seed=0, shape=(2, 6, 3, 2)):
@@ -65,3 +65,32 @@ def test_mapped_over_chunks_is_the_function_of_the_whole(slices, dtype):
         rtol=tolerance,
         atol=tolerance,
     )
+
+
+@pytest.mark.parametrize("first", [np.inf, -np.inf, np.nan, 3e38, -1.0, 0.5])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_waits_for_numbers_does_not_depend_on_them(first, dtype):
+    value = jnp.asarray(random_volume(), dtype)
+    inputs = [jnp.full((2, 3), first, dtype), jnp.full((1,), first, "float32"), jnp.int32(2**31 - 1)]
+    waited = jax.jit(delayed)(value, *inputs)
+    assert waited.dtype == value.dtype
+    np.testing.assert_array_equal(waited, value)
+    np.testing.assert_array_equal(zeros_after((2, 2), dtype, *inputs), jnp.zeros((2, 2), dtype))
+
+
+def test_a_volume_that_is_not_finite_leaves_the_others_of_its_batch_alone():
+    """Infinities come first in the batch, where the loops over chunks look before they begin."""
+    a, b, *cotangents = (random_volume(seed) for seed in range(4))
+    cotangents = (cotangents[0], cotangents[1][..., 0])
+    factor = {"channels": np.float32([2, -3]), "all": np.float32(5)}
+
+    @jax.jit
+    def second(a, b, cotangents):
+        mapped = functools.partial(map_chunks, neighbours_product, slices=2, halo=2, first=10, shared=factor)
+        results, pull_back = jax.vjp(lambda a, b: mapped([a, b]), a, b)
+        return jax.tree.map(lambda x: x[1], (results, pull_back(cotangents)))
+
+    expected = second(a, b, cotangents)
+    for array in (a, b, *cotangents):
+        array[0] = np.inf
+    chex.assert_trees_all_equal(second(a, b, cotangents), expected)
