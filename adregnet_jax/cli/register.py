@@ -90,7 +90,7 @@ def register(
         told_stages,
     )
     from adregnet_jax.registration.files import STAGES, Sources, register_pair
-    from adregnet_jax.registration.measure import as_text
+    from adregnet_jax.registration.results import as_text
 
     sources = Sources(
         fixed=fixed,

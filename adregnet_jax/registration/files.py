@@ -16,8 +16,9 @@ from adregnet_jax.atomic import new_folder
 from adregnet_jax.data.io.images import Image, read_image, simpleitk
 from adregnet_jax.data.io.points import read_points
 from adregnet_jax.errors import UserError
-from adregnet_jax.registration.measure import FILES, Scans, measure, write_preview, write_results
+from adregnet_jax.registration.measure import ScanPair, measure_scans
 from adregnet_jax.registration.options import Procedure
+from adregnet_jax.registration.results import FILES, write_preview, write_results
 from adregnet_jax.weights.trained_network import TrainedNetwork
 
 GRID_TOLERANCE_MM = 1e-3  # affines are stored as float32
@@ -95,28 +96,34 @@ def register_pair(
         clock.restart()
 
         on_stage("scoring")
-        row, drawn = compute(lambda: measure(scans, registered, procedure.modality))
+        measurement = compute(
+            lambda: measure_scans(
+                scans, registered.field, registered.warped, modality=procedure.modality.value
+            )
+        )
         clock.stop("scoring")
         summary = {
             "sources": sources.record(),
             "options": procedure.record(),
             "network": network.name if network else None,
-            "results": row,
+            "results": measurement.row,
             "seconds": dict(clock.seconds),
         }
         on_stage("writing")
         if preview:
-            write_preview(temporary, drawn, row)
+            write_preview(temporary, scans, measurement)
         else:
 
             def write() -> None:
-                write_results(temporary, scans, registered, drawn, summary, composite=procedure.composite)
+                write_results(
+                    temporary, scans, registered, measurement, summary, composite=procedure.composite
+                )
 
             compute(write)
     return summary
 
 
-def read_scans(sources: Sources) -> Scans:
+def read_scans(sources: Sources) -> ScanPair:
     """Everything of a pair that has a file.
 
     Raises:
@@ -142,11 +149,11 @@ def read_scans(sources: Sources) -> Scans:
         for scan in ("fixed", "moving"):
             name = f"{scan}_landmarks"
             _check_inside(str(sources.given()[name]), points[name], images[scan])
-    return Scans(**images, **points)
+    return ScanPair(**images, **points)
 
 
 def _registered(
-    scans: Scans, procedure: Procedure, network: TrainedNetwork | None, on_stage: Callable[[str], None]
+    scans: ScanPair, procedure: Procedure, network: TrainedNetwork | None, on_stage: Callable[[str], None]
 ):
     from adregnet_jax.registration.scans import register_scans
 

@@ -6,6 +6,7 @@ Panels show the patient's right on the left, as radiologists look, and every pan
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from scipy import ndimage
+
+from adregnet_jax.report import tables
 
 
 class Scan(NamedTuple):
@@ -71,6 +74,26 @@ OUTLINE = [withStroke(linewidth=1.5, foreground="black")]  # letters stay readab
 # Layout in inches.
 PANEL_WIDTH, GAP = 1.6, 0.08
 LEFT, TOP, BOTTOM = 0.6, 0.5, 0.65  # room for names of planes, for titles, for colour bars
+
+
+TITLE = (
+    tables.Column("", "{similarity_measure} {similarity_before:.3f} before, {similarity:.3f} after"),
+    tables.Column("", "TRE {tre_before_mm:.2f} mm before, {tre_mm:.2f} mm after"),
+    tables.Column("", "Dice {dice_before:.3f} before, {dice:.3f} after"),
+    tables.Column("", "{folded_percent:.3f} % folded"),
+)
+
+
+def figure_title(row: tables.Row) -> str:
+    """The gains of a measured pair and its folds, in one line."""
+    return ", ".join(text for part in TITLE if (text := part.text(row)) != "-")
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the contents of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
 
 
 def registration_figure(

@@ -82,7 +82,7 @@ def scans(monkeypatch):
 @pytest.fixture
 def no_figures(monkeypatch):
     """A page without its picture, of which one test is enough."""
-    monkeypatch.setattr("adregnet_jax.registration.measure.registration_figure", lambda *_, **__: Figure())
+    monkeypatch.setattr("adregnet_jax.registration.results.registration_figure", lambda *_, **__: Figure())
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +218,7 @@ def test_itk_applies_what_register_wrote(files, scans, no_figures, tmp_path):
 def nothing_measured(monkeypatch):
     """For tests of what comes before: no figures, no numbers."""
     monkeypatch.setattr("adregnet_jax.registration.files.measure", lambda *_: ({"dice_by_label": None}, None))
-    monkeypatch.setattr("adregnet_jax.registration.measure.as_text", lambda _: "")
+    monkeypatch.setattr("adregnet_jax.registration.results.as_text", lambda _: "")
     monkeypatch.setattr(
         "adregnet_jax.registration.files.write_preview", lambda folder, *_: (folder / "preview.png").touch()
     )
