@@ -178,7 +178,7 @@ def tre_snapped_mm(
 
 
 def dice(
-    labels_a: Shaped[Array, "..."], labels_b: Shaped[Array, "..."], labels: Sequence[int]
+    labels_a: Shaped[Array, ...], labels_b: Shaped[Array, ...], labels: Sequence[int]
 ) -> Float[np.ndarray, " k"]:
     """Dice overlap, 2 |A and B| / (|A| + |B|), of each label.
 
@@ -205,7 +205,7 @@ def dice(
     return scores
 
 
-def foreground_labels(*label_maps: Shaped[Array, "..."]) -> list[int]:
+def foreground_labels(*label_maps: Shaped[Array, ...]) -> list[int]:
     """The labels that occur in any of the label maps, in order, without the background 0."""
     found = np.unique(np.concatenate([np.unique(label_map) for label_map in label_maps]))
     return [label for label in found.tolist() if label != 0]
@@ -213,7 +213,7 @@ def foreground_labels(*label_maps: Shaped[Array, "..."]) -> list[int]:
 
 def dice_by_label(
     fixed: Shaped[Array, "x y z"],
-    moving: Shaped[Array, "..."],
+    moving: Shaped[Array, ...],
     warped: Mapping[str, Shaped[Array, "x y z"]],
 ) -> dict[str, dict[int, float]]:
     """Dice of every foreground label, for each of several ways to bring the moving labels to the fixed grid.

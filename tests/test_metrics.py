@@ -6,9 +6,11 @@ from skimage.metrics import structural_similarity
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.metrics import (
     dice,
+    dice_by_label,
     folded_volume_percent,
     jacobian_statistics,
     mse,
+    mutual_information,
     ncc,
     sd_log_jacobian,
     ssim,
@@ -33,9 +35,9 @@ def test_similarity_equals_the_equations(images):
     a, b, mask = images
     everywhere = np.ones(SHAPE)
     assert ncc(a, b) == pytest.approx(np.corrcoef(a.ravel(), b.ravel())[0, 1], abs=1e-5)
-    assert ncc(a, b, mask) == pytest.approx(oracle.ncc(a, b, mask), abs=1e-5)
+    assert ncc(a, b, mask=mask) == pytest.approx(oracle.ncc(a, b, mask), abs=1e-5)
     assert mse(a, b) == pytest.approx(np.mean((a - b) ** 2))
-    assert mse(a, b, mask) == pytest.approx(np.mean((a[mask] - b[mask]) ** 2))
+    assert mse(a, b, mask=mask) == pytest.approx(np.mean((a[mask] - b[mask]) ** 2))
     assert ssim(a, b) == pytest.approx(oracle.ssim(a, b, everywhere), abs=1e-5)
     assert ssim(a, b, mask=mask) == pytest.approx(oracle.ssim(a, b, mask), abs=1e-5)
 
@@ -50,7 +52,9 @@ def test_local_ssim_is_that_of_scikit_image(images):
 
 def test_jax_arrays_give_the_same_numbers(images):
     a, b, mask = images
-    assert ncc(jnp.asarray(a), jnp.asarray(b), jnp.asarray(mask)) == pytest.approx(ncc(a, b, mask), abs=1e-6)
+    assert ncc(jnp.asarray(a), jnp.asarray(b), mask=jnp.asarray(mask)) == pytest.approx(
+        ncc(a, b, mask=mask), abs=1e-6
+    )
     assert mse(jnp.asarray(a), jnp.asarray(b)) == pytest.approx(mse(a, b), abs=1e-6)
 
 
@@ -62,7 +66,7 @@ def test_an_empty_mask_is_refused(images):
     a, b, _ = images
     for metric in (ncc, mse):
         with pytest.raises(ValueError, match="mask is empty"):
-            metric(a, b, np.zeros(SHAPE))
+            metric(a, b, mask=np.zeros(SHAPE))
 
 
 def test_jacobian_statistics_of_a_half_mirrored_volume():
@@ -71,11 +75,17 @@ def test_jacobian_statistics_of_a_half_mirrored_volume():
     # p + u is x up to 4, then 8 - x: the determinant is 1, 0 at the turn, -1 beyond.
     displacement[..., 0] = np.where(x <= 4, 0, 8 - 2 * x)
     assert jacobian_statistics(displacement) == pytest.approx(
-        {"mean": -0.1, "sd": np.std([1] * 4 + [0] + [-1] * 5), "minimum": -1, "folded_percent": 60}
+        {
+            "mean": -0.1,
+            "sd": np.std([1] * 4 + [0] + [-1] * 5),
+            "minimum": -1,
+            "maximum": 1,
+            "folded_percent": 60,
+        }
     )
     first_half = np.broadcast_to(x < 4, (10, 3, 3))
-    assert jacobian_statistics(displacement, first_half) == pytest.approx(
-        {"mean": 1, "sd": 0, "minimum": 1, "folded_percent": 0}
+    assert jacobian_statistics(displacement, mask=first_half) == pytest.approx(
+        {"mean": 1, "sd": 0, "minimum": 1, "maximum": 1, "folded_percent": 0}
     )
 
 
@@ -93,9 +103,9 @@ def test_tre_pulls_fixed_landmarks_into_the_moving_image():
     displacement = np.broadcast_to([1.0, -2.0, 0.5], (*SHAPE, 3))
     fixed = np.array([[3.0, 4.0, 5.0], [6.25, 7.5, 8.0]])
     moving = fixed + np.array([1.0, -2.0, 0.5])
-    np.testing.assert_allclose(tre_mm(displacement, fixed, moving, [1, 1, 2]), 0, atol=1e-6)
+    np.testing.assert_allclose(tre_mm(displacement, fixed, moving, [1.0, 1.0, 2.0]), 0, atol=1e-6)
     np.testing.assert_allclose(
-        tre_mm(-displacement, fixed, moving, [1, 1, 2]), 2 * np.linalg.norm([1, 2, 1]), rtol=1e-6
+        tre_mm(-displacement, fixed, moving, [1.0, 1.0, 2.0]), 2 * np.linalg.norm([1, 2, 1]), rtol=1e-6
     )
 
 
@@ -148,9 +158,9 @@ def test_padding_counts_in_no_statistic_of_the_jacobian():
     padded = np.pad(displacement, ((3, 0), (1, 2), (0, 4), (0, 0)), mode="edge")
     mask = np.pad(np.ones((8, 9, 10), bool), ((3, 0), (1, 2), (0, 4)))
     for measure in (sd_log_jacobian, folded_volume_percent):
-        assert measure(padded, mask) == pytest.approx(measure(displacement), rel=1e-5)
+        assert measure(padded, mask=mask) == pytest.approx(measure(displacement), rel=1e-5)
         assert measure(padded) != pytest.approx(measure(displacement), rel=0.01)
-        assert measure(displacement, np.ones((8, 9, 10))) == pytest.approx(measure(displacement))
+        assert measure(displacement, mask=np.ones((8, 9, 10))) == pytest.approx(measure(displacement))
 
 
 def test_folded_volume_is_in_percent():
@@ -158,3 +168,22 @@ def test_folded_volume_is_in_percent():
     mirror[..., 0] = -2 * np.arange(4)[:, None, None]
     assert folded_volume_percent(mirror) == pytest.approx(100)
     assert folded_volume_percent(np.zeros((4, 4, 4, 3))) == 0
+
+
+def test_mutual_information_of_independent_and_of_equal_images():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 24, 24, 24))
+    assert mutual_information(a, b) == pytest.approx(0, abs=0.02)
+    assert mutual_information(a, 1 - a) == pytest.approx(mutual_information(a, a), abs=1e-3)
+    half = np.arange(24)[:, None, None] < np.full((24, 24, 24), 12)
+    glued = np.where(half, a, b)
+    assert mutual_information(a, glued, mask=half) == pytest.approx(mutual_information(a, a, mask=half))
+
+
+def test_dice_by_label_counts_labels_that_warping_removes():
+    fixed = np.array([[[0, 1, 1, 2]]])
+    moving = np.array([[[0, 1, 2, 3, 3]]])  # on a grid of its own
+    gone = np.array([[[0, 1, 1, 0]]])
+    scores = dice_by_label(fixed, moving, {"perfect": fixed, "gone": gone})
+    np.testing.assert_equal(scores["perfect"], {1: 1.0, 2: 1.0, 3: np.nan})
+    np.testing.assert_equal(scores["gone"], {1: 1.0, 2: 0.0, 3: np.nan})

@@ -1,15 +1,14 @@
-"""Table V: trains and evaluates the network without each of its parts, over several seeds.
+"""Trains and evaluates the network without each of its parts, over several seeds: Table V.
 
     python -m adregnet_jax.evaluation.ablation --config configs/phantom.py --workdir runs/table_v
 
 Each row and seed has its own folder in the workdir, which `train.py` and `eval.py` could have made as well.
-The same command again reads the rows that are finished and goes on with the others. At the end the table is
-printed and written to table_v.csv and table_v.md. --seeds N takes the seeds 0 to N - 1, or else 0 to 2;
---baselines adds VoxelMorph-1 and -2. Any field of the config can be set, as for training.
+Running the same command again skips the rows that are finished. At the end the table is printed and written
+to table_v.csv and table_v.md. --seeds N takes the seeds 0 to N - 1 (default: 3); --baselines adds
+VoxelMorph-1 and -2. Any field of the config can be set, as in training.
 
-Other questions than the paper's: rows of one's own take the place of the paper's. The first is then the
-config as it is, and each --row the same with the fields set that it names; the table is ablation.csv and
-ablation.md.
+Each --row replaces the paper's rows by one of your own: the config with the fields that it sets. The first
+row is then the config as it is, and the table is written to ablation.csv and ablation.md.
 
     python -m adregnet_jax.evaluation.ablation --config configs/phantom.py --workdir runs/ablation \\
         --row model.align_features=False --row "loss.smoothness=2 loss.jacobian=20"
@@ -20,7 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import csv
 import dataclasses
 import json
 import os
@@ -37,7 +35,7 @@ from adregnet_jax.launch.config_file import override
 from adregnet_jax.launch.main import main as entry_main
 from adregnet_jax.report import tables
 
-Rows = dict[str, Sequence[str]]  # by name, what a row sets: "model.region_size=8"
+Rows = dict[str, Sequence[str]]  # the fields that a row sets, as "model.region_size=8", by its name
 
 ROWS: Rows = {
     "full": (),
@@ -47,7 +45,7 @@ ROWS: Rows = {
     "without both attentions": ("model.cross_attention=False", "model.regional_attention=False"),
 }
 BASELINES: Rows = {name: (f"model.architecture={name}",) for name in ("voxelmorph-1", "voxelmorph-2")}
-# What a run that goes on may have otherwise than it had.
+# Fields that may change when a run is resumed.
 FREE_FIELDS = ("optimiser.epochs", "data.workers", "data.files.pairs", "data.dirlab.root", "data.ixi.root")
 FREE_SECTIONS = ("run", "instance", "affine")
 COLUMNS = (  # heading, metric (its name in cases.csv), format
@@ -61,16 +59,16 @@ COLUMNS = (  # heading, metric (its name in cases.csv), format
 
 
 def table_v(config: Config, workdir: Path, *, seeds: int = 3, baselines: bool = False) -> None:
-    """The paper's Table V, by `ablate`.
+    """Makes the paper's Table V by `ablate`.
 
     Raises:
-        UserError: a base that isn't the full network, and whatever stops a training or an evaluation.
+        UserError: a config that isn't of the full network, and any error of training or evaluation.
     """
     model = config.model
     parts = (model.cross_attention, model.regional_attention, model.multi_resolution)
     if model.architecture != "adregnet" or not all(parts):
         raise UserError(
-            "the config must be of the full network, it lacks a part that the rows take away: set"
+            "the config lacks a part that the rows remove, expected the full network: set"
             " model.architecture=adregnet, and cross_attention, regional_attention, multi_resolution to True"
         )
     rows = ROWS | BASELINES if baselines else ROWS
@@ -86,11 +84,11 @@ def ablate(
     name: str = "ablation",
     title: str = "Ablation",
 ) -> None:
-    """Trains and evaluates what isn't finished of every row and seed, then prints and writes the table.
+    """Trains and evaluates every row with every seed unless it is finished; prints and writes the table.
 
     Raises:
-        UserError: before anything is trained, rows that set what can't be set or would share a folder; a
-            folder that holds another run; and whatever stops a training or an evaluation.
+        UserError: before any training, rows that set unknown fields or would share a folder; a folder that
+            holds another run; and any error of training or evaluation.
     """
     configs = {row: row_config(config, changes) for row, changes in rows.items()}
     check_folders(workdir, rows)
@@ -101,7 +99,7 @@ def ablate(
     for of_row in configs.values():
         of_row.check()
         check_implementation(of_row.model.convolution)  # before the first row is trained
-    for seed in range(seeds):  # one after the other: an interruption leaves whole rows, of fewer seeds
+    for seed in range(seeds):  # seeds outside: an interruption leaves all rows, with fewer seeds
         for row, of_row in configs.items():
             changed, folder = dataclasses.replace(of_row, seed=seed), row_folder(workdir, row, seed)
             if is_finished(changed, folder):
@@ -109,7 +107,7 @@ def ablate(
                 continue
             print(f"{folder}:")
             check_earlier_run(changed, folder)
-            # Else, after an interruption, the results of an earlier config would pass for those of this one.
+            # Otherwise results of an earlier config could pass for this one's after an interruption.
             with contextlib.suppress(NotADirectoryError):  # the training refuses such a workdir
                 (folder / "eval" / "summary.json").unlink(missing_ok=True)
             train(changed, folder)
@@ -121,15 +119,15 @@ def ablate(
     columns = table_columns(with_sd=seeds > 1)
     write_file(workdir / f"{name}.csv", tables.to_csv(lines))
     write_file(workdir / f"{name}.md", tables.to_markdown(lines, columns))
-    what = f"mean (sample SD) over {seeds} seeds" if seeds > 1 else "one seed"
-    print(f"\n{title} on the test split of {config.data.kind} data: means over the cases, {what}.")
+    numbers = f"mean (sample SD) over {seeds} seeds" if seeds > 1 else "one seed"
+    print(f"\n{title} on the test split of {config.data.kind} data: means over the cases, {numbers}.")
     print("Measured as in the tables above; network alone, best checkpoint of each run.\n")
     print(tables.to_text(lines, columns))
     print(f"Written to {workdir / f'{name}.csv'} and {workdir / f'{name}.md'}.")
 
 
 def parse_row(text: str) -> tuple[str, ...]:
-    """The fields that a row sets, of an option `--row "a.b=1 a.c=(2, 3)"`."""
+    """The settings in an option `--row "a.b=1 a.c=(2, 3)"`."""
     changes = tuple(re.split(r"\s+(?=[\w.]+=)", text.strip()))
     if not all(re.match(r"[\w.]+=", change) for change in changes):
         raise UserError(
@@ -140,7 +138,7 @@ def parse_row(text: str) -> tuple[str, ...]:
 
 def row_config(config: Config, changes: Sequence[str]) -> Config:
     if any(change.startswith("seed=") for change in changes):
-        raise UserError("a row can't set the seed: --seeds says how many there are of each row")
+        raise UserError("a row can't set the seed: choose the number of seeds with --seeds")
     return override(copy.deepcopy(config), [f"--config.{change}" for change in changes])
 
 
@@ -154,7 +152,7 @@ def check_folders(workdir: Path, rows: Rows) -> None:
         folder = row_folder(workdir, row, seed=0)
         if len(os.fsencode(folder.name)) > 200:  # most file systems take 255
             raise UserError(
-                f"--row {row!r} is too long for the name of a folder: set in the config what all rows share"
+                f"--row {row!r} is too long for the name of a folder: set what all rows share in the config"
             )
         if folder in row_of:
             raise UserError(f"the rows {row_of[folder]!r} and {row!r} would share the folder {folder}")
@@ -166,16 +164,16 @@ def recorded_config(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads((folder / "config.json").read_text())["config"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None  # a training refuses what isn't a record
+        return None  # training refuses a workdir with another kind of file there
 
 
 def is_finished(config: Config, folder: Path) -> bool:
-    """Whether `folder` holds the evaluation of a run with just this config."""
+    """Whether a folder holds the evaluation of a run with exactly this config."""
     return (folder / "eval" / "summary.json").is_file() and recorded_config(folder) == as_recorded(config)
 
 
 def check_earlier_run(config: Config, folder: Path) -> None:
-    """Refuses a folder with a run of other settings, whose parameters would pass for those of this one."""
+    """Refuses a folder that holds a run with other settings, whose parameters could pass for this one's."""
     recorded = recorded_config(folder)
     if isinstance(recorded, dict):
         others = [
@@ -185,7 +183,7 @@ def check_earlier_run(config: Config, folder: Path) -> None:
         ]
         if others:
             raise UserError(
-                f"{folder} holds a run with another {', '.join(others)}: take another --workdir, or delete it"
+                f"{folder} holds a run with another {', '.join(others)}: use another --workdir, or delete it"
             )
 
 
@@ -194,21 +192,16 @@ def as_recorded(config: Config) -> dict[str, Any]:
 
 
 def differing_fields(ours: Any, theirs: Any, path: str = "") -> list[str]:
-    """Paths of the fields of our nested dictionary that are not the same in theirs."""
+    """Paths of the fields in our nested dictionary that differ in theirs."""
     if not (isinstance(ours, dict) and isinstance(theirs, dict)):
         return [] if ours == theirs else [path]
     found = [differing_fields(ours[name], theirs.get(name), f"{path}.{name}".lstrip(".")) for name in ours]
     return [name for names in found for name in names]
 
 
-def read_cases(folder: Path) -> list[tables.Row]:
-    with (folder / "eval" / "cases.csv").open(newline="") as file:
-        return tables.from_cells(csv.DictReader(file))
-
-
 def check_cases(folders: Sequence[Path]) -> None:
-    """Refuses evaluations of other cases, as eval.py with another test split leaves them."""
-    names = [[case["name"] for case in read_cases(folder)] for folder in folders]
+    """Refuses evaluations of different cases, which eval.py with another test split may have left."""
+    names = [[case["name"] for case in _read_cases(folder)] for folder in folders]
     for folder, of_folder in zip(folders, names, strict=True):
         if of_folder != names[0]:
             raise UserError(
@@ -217,8 +210,8 @@ def check_cases(folders: Sequence[Path]) -> None:
 
 
 def table_row(name: str, folders: Sequence[Path]) -> tables.Row:
-    """Of each metric the mean over the cases, and of these the mean and the SD over the seeds' folders."""
-    runs = [read_cases(folder) for folder in folders]
+    """Mean of each metric over the cases; then mean and SD of these over the folders, one a seed."""
+    runs = [_read_cases(folder) for folder in folders]
     row: tables.Row = {"network": name, "seeds": len(folders), "cases": len(runs[0])}
     for _, metric, _ in COLUMNS:
         means = [tables.mean_and_sd(case[metric] for case in cases)[0] for cases in runs]
@@ -232,6 +225,10 @@ def table_columns(*, with_sd: bool) -> list[tables.Column]:
         sd = f" ({{{metric}_sd:{form}}})" if with_sd else ""
         columns.append(tables.Column(heading, f"{{{metric}:{form}}}{sd}"))
     return columns
+
+
+def _read_cases(folder: Path) -> list[tables.Row]:
+    return tables.read_cases(folder / "eval" / "cases.csv")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,4 @@
-"""What a plain alignment does to the test pairs, to stand between "before" and the network: an affine map.
-
-"Before", the identity, needs no code: every table has it.
-"""
+"""Affine alignment of the test pairs: the baseline between "before" (the identity) and the network."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from adregnet_jax import metrics
 from adregnet_jax.config import AffineConfig
@@ -18,6 +16,7 @@ from adregnet_jax.data.pair import Pair
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.registration.affine import align_affine
 from adregnet_jax.registration.field import field_from_affine
+from adregnet_jax.registration.measure import landmark_errors_mm
 from adregnet_jax.report import tables
 
 _warp = jax.jit(functools.partial(warp, mode="linear"))
@@ -27,14 +26,14 @@ _warp_nearest = jax.jit(functools.partial(warp, mode="nearest"))
 class AffineScores(NamedTuple):
     """A pair after affine alignment alone."""
 
-    row: tables.Row  # tre_affine_mm, tre_affine_sd_mm and ncc_affine; None where it can't be measured
-    dice: dict[int, float]  # by label, of moving labels warped by nearest neighbour; empty without labels
+    row: tables.Row  # tre_affine_mm, tre_affine_sd_mm and ncc_affine; None if it can't be measured
+    dice: dict[int, float]  # by label, with moving labels warped by nearest neighbour; empty without labels
 
 
-def affine_displacement(pair: Pair, config: AffineConfig) -> np.ndarray:
-    """[x, y, z, 3] voxels: the affine map under which the two scans of a pair are most similar.
+def affine_displacement(pair: Pair, *, config: AffineConfig) -> Float[np.ndarray, "x y z 3"]:
+    """The affine map that makes the two scans of a pair most similar (`align_affine`), in voxels.
 
-    Found by the images alone, as `affine.align_affine` does. Padding of either scan doesn't count.
+    Padding of either scan doesn't count.
     """
     mask = None if pair.mask is None else jnp.asarray(pair.mask, jnp.float32)
     matrix = align_affine(
@@ -50,25 +49,22 @@ def affine_displacement(pair: Pair, config: AffineConfig) -> np.ndarray:
     return np.asarray(field.displacement)
 
 
-def affine_scores(pair: Pair, config: AffineConfig) -> AffineScores:
-    """TRE, NCC and Dice of a pair after affine alignment alone, measured as `evaluate.case_metrics` does.
+def affine_scores(pair: Pair, *, config: AffineConfig) -> AffineScores:
+    """TRE, NCC and Dice of a pair after affine alignment alone, measured as `registration.measure` does.
 
     Args:
-      pair: the scans and what is known about them.
-      config: of the alignment.
+      pair: the scans with their landmarks and labels.
+      config: settings of the alignment.
     """
-    displacement = affine_displacement(pair, config)
+    displacement = affine_displacement(pair, config=config)
     field = jnp.asarray(displacement, jnp.float32)[None]
     warped = np.asarray(_warp(jnp.asarray(pair.moving, jnp.float32)[None, ..., None], field))[0, ..., 0]
-    row: tables.Row = {"tre_affine_mm": None, "tre_affine_sd_mm": None}
-    if pair.fixed_landmarks is not None and pair.moving_landmarks is not None:
-        error_mm = metrics.tre_mm(displacement, pair.fixed_landmarks, pair.moving_landmarks, pair.spacing_mm)
-        row["tre_affine_mm"], row["tre_affine_sd_mm"] = tables.mean_and_sd(error_mm)
+    _, error_mm = landmark_errors_mm(pair, displacement)
+    tre_mm, tre_sd_mm = tables.mean_and_sd([] if error_mm is None else error_mm)
+    row: tables.Row = {"tre_affine_mm": tre_mm, "tre_affine_sd_mm": tre_sd_mm}
     row["ncc_affine"] = tables.finite(metrics.ncc(pair.fixed, warped, mask=pair.mask))
-    dice: dict[int, float] = {}
-    if pair.fixed_labels is not None and pair.moving_labels is not None:
-        labels = [n for n in np.union1d(pair.fixed_labels, pair.moving_labels).tolist() if n != 0]
-        moved = np.asarray(_warp_nearest(jnp.asarray(pair.moving_labels)[None, ..., None], field))
-        scores = metrics.dice(pair.fixed_labels, moved[0, ..., 0], labels)
-        dice = dict(zip(labels, scores.tolist(), strict=True))
-    return AffineScores(row, dice)
+    if pair.fixed_labels is None or pair.moving_labels is None:
+        return AffineScores(row, {})
+    moved = np.asarray(_warp_nearest(jnp.asarray(pair.moving_labels)[None, ..., None], field))[0, ..., 0]
+    scores = metrics.dice_by_label(pair.fixed_labels, pair.moving_labels, {"dice": moved})
+    return AffineScores(row, scores["dice"])

@@ -1,18 +1,16 @@
-"""One set of tables from several evaluated runs, such as the folds of leave-one-case-out.
+"""Collects several evaluated runs, such as the folds of leave-one-case-out, in one set of tables.
 
     python -m adregnet_jax.evaluation.collect RUN [RUN ...] --output DIR [--against OTHER/eval/cases.csv]
 
-Each RUN is a workdir that eval.py has evaluated, with --instance if this gets it, too. DIR gets Table I (TRE
-by case, beside published results where the cases are DIR-Lab's), Table II (similarity and deformation) and
-the signed-rank tests, each as text, CSV, Markdown and LaTeX, and report.html. --against compares with another
-run on the same cases.
+Each RUN is a workdir evaluated by eval.py; --instance takes the results of `eval.py --instance`. DIR gets
+Table I (TRE by case, with published results if the cases are DIR-Lab's), Table II (similarity and
+deformation) and the signed-rank tests, each as text, CSV, Markdown and LaTeX, and report.html. --against
+compares with another run on the same cases.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import dataclasses
 import json
 import re
 import sys
@@ -22,10 +20,11 @@ from pathlib import Path
 from adregnet_jax.atomic import write_file
 from adregnet_jax.errors import OneLineParser, UserError
 from adregnet_jax.evaluation import published
-from adregnet_jax.evaluation.evaluate import landmark_figure, write_figure
+from adregnet_jax.evaluation.figures import landmark_figure
 from adregnet_jax.evaluation.statistics import compare, holm
 from adregnet_jax.report import page as html
 from adregnet_jax.report import tables
+from adregnet_jax.report.figures import png
 from adregnet_jax.training.record import describe_origin
 
 DIRLAB_NAME = re.compile(r"case(\d+)( \(.*\))?")
@@ -43,66 +42,6 @@ STATISTICS = (
     tables.Column("note", "{note}"),
 )
 
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    name: str  # of its files
-    caption: str
-    rows: Sequence[tables.Row]
-    columns: Sequence[tables.Column]
-
-
-def collect(
-    runs: Sequence[Path], output: Path, against: Sequence[Path] = (), *, instance: bool = False
-) -> list[Table]:
-    """Writes and returns the tables of all cases of the runs.
-
-    Raises:
-        UserError: a run that was not evaluated, a case in two runs, or a comparison on other cases.
-    """
-    folders = [run / ("eval_instance" if instance else "eval") for run in runs]
-    rows = _joined([folder / "cases.csv" for folder in folders])
-    distances = [row for folder in folders for row in _read_distances(folder / "landmarks.csv")]
-    names = [row["name"] for row in rows]
-    cases = [re.sub(r" \(trained on\)$", "", name) for name in names]
-    if twice := sorted({name for name in cases if cases.count(name) > 1}):
-        raise UserError(f"{', '.join(twice)}: in more than one run, each case counts once: leave one out")
-    kinds = {_recorded_data(run).get("kind") for run in runs}
-    is_dirlab = kinds == {"dirlab"} and all(_dirlab_number(row) and row.get("landmarks") for row in rows)
-    method = METHODS[instance]
-    result = [
-        Table("table_1", f"{_caption(is_dirlab=is_dirlab)}. {method}", *_table_1(rows, is_dirlab=is_dirlab)),
-        Table("table_2", f"{SIMILARITY_CAPTION}. {method}", tables.with_mean_and_sd(rows), TABLE_II),
-    ]
-    if comparisons := _comparisons(rows, against, is_dirlab=is_dirlab):
-        result.append(Table("statistics", STATISTICS_CAPTION, comparisons, STATISTICS))
-
-    sections = []
-    for table in result:
-        for suffix, render in (
-            ("txt", tables.to_text),
-            ("md", tables.to_markdown),
-            ("tex", tables.to_latex),
-        ):
-            text = render(table.rows, table.columns)
-            caption = f"% {table.caption}\n" if suffix == "tex" else f"{table.caption}\n\n"
-            write_file(output / f"{table.name}.{suffix}", caption + text)
-        write_file(output / f"{table.name}.csv", tables.to_csv(table.rows))
-        heading = html.Section(table.caption, tables.to_html(table.rows, table.columns))
-        sections.append(heading)
-    if distances:
-        distances.sort(key=_order)
-        png = write_figure(output / "landmark_distances.png", landmark_figure(distances))
-        sections.append(html.Section("Landmark distances", html.picture(png, "whiskers: 5 to 95 %")))
-    pictures = [path for folder in folders for path in sorted((folder / "figures").glob("[0-9]*.png"))]
-    sections.append(
-        html.Section("Cases", "\n".join(html.picture(path.read_bytes(), path.stem) for path in pictures))
-    )
-    page = html.page("Registration of all cases", _protocol(runs, instance), sections)
-    write_file(output / "report.html", page)
-    return result
-
-
 METHODS = {
     False: "Network alone",
     True: "Network, then instance optimisation on the images of each test pair",
@@ -118,22 +57,66 @@ STATISTICS_CAPTION = (
 )
 
 
-def read_cases(path: Path) -> list[tables.Row]:
-    """The rows of a `cases.csv`, numbers as floats, empty cells as None."""
-    try:
-        rows = tables.from_cells(_read_csv(path))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: is not a table of eval.py ({error}): evaluate the run again") from None
-    if not rows or "name" not in rows[0]:
-        raise UserError(f"{path}: no cases in it: expected the cases.csv of eval.py")
-    if not all(row["name"] for row in rows):
-        raise UserError(f"{path}: a case without a name, the table is cut off: evaluate the run again")
-    return rows
+def collect(
+    runs: Sequence[Path], output: Path, against: Sequence[Path] = (), *, instance: bool = False
+) -> list[tables.Table]:
+    """Writes and returns the tables of all cases of the runs.
+
+    Raises:
+        UserError: a run that was not evaluated, a case in two runs, or a comparison on other cases.
+    """
+    folders = [run / ("eval_instance" if instance else "eval") for run in runs]
+    rows = _joined([folder / "cases.csv" for folder in folders])
+    distances = [row for folder in folders for row in _read_distances(folder / "landmarks.csv")]
+    names = [row["name"] for row in rows]
+    cases = [re.sub(r" \(trained on\)$", "", name) for name in names]
+    if twice := sorted({name for name in cases if cases.count(name) > 1}):
+        raise UserError(f"{', '.join(twice)}: in more than one run, but each case counts once: leave one out")
+    kinds = {_recorded_data(run).get("kind") for run in runs}
+    is_dirlab = kinds == {"dirlab"} and all(_dirlab_number(row) and row.get("landmarks") for row in rows)
+    method = METHODS[instance]
+    collected = {
+        "table_1": tables.Table(
+            f"{_caption(is_dirlab=is_dirlab)}. {method}", *_table_1(rows, is_dirlab=is_dirlab)
+        ),
+        "table_2": tables.Table(f"{SIMILARITY_CAPTION}. {method}", tables.with_mean_and_sd(rows), TABLE_II),
+    }
+    if comparisons := _comparisons(rows, against, is_dirlab=is_dirlab):
+        collected["statistics"] = tables.Table(STATISTICS_CAPTION, comparisons, STATISTICS)
+
+    sections = []
+    for name, table in collected.items():
+        _write_table(output / name, table)
+        sections.append(html.Section(table.caption, tables.to_html(table.rows, table.columns)))
+    if distances:
+        distances.sort(key=_order)
+        content = png(landmark_figure(distances))
+        write_file(output / "landmark_distances.png", content)
+        sections.append(html.Section("Landmark distances", html.picture(content, "whiskers: 5 to 95 %")))
+    pictures = [path for folder in folders for path in sorted((folder / "figures").glob("[0-9]*.png"))]
+    sections.append(
+        html.Section("Cases", "\n".join(html.picture(path.read_bytes(), path.stem) for path in pictures))
+    )
+    page = html.page("Registration of all cases", _protocol(runs, instance), sections)
+    write_file(output / "report.html", page)
+    return list(collected.values())
+
+
+def _write_table(path: Path, table: tables.Table) -> None:
+    """Writes a table as text, Markdown, LaTeX and CSV; the path lacks the suffix."""
+    for suffix, render in (
+        ("txt", tables.to_text),
+        ("md", tables.to_markdown),
+        ("tex", tables.to_latex),
+    ):
+        caption = f"% {table.caption}\n" if suffix == "tex" else f"{table.caption}\n\n"
+        write_file(path.with_suffix(f".{suffix}"), caption + render(table.rows, table.columns))
+    write_file(path.with_suffix(".csv"), tables.to_csv(table.rows))
 
 
 def _joined(paths: Sequence[Path]) -> list[tables.Row]:
-    """The cases of all tables, which have the same columns."""
-    parts = [read_cases(path) for path in paths]
+    """The cases of several tables with the same columns, in the order of their names."""
+    parts = [tables.read_cases(path) for path in paths]
     for path, part in zip(paths, parts, strict=True):
         if different := sorted(set(part[0]) ^ set(parts[0][0])):
             raise UserError(
@@ -144,10 +127,10 @@ def _joined(paths: Sequence[Path]) -> list[tables.Row]:
 
 
 def _read_distances(path: Path) -> list[dict[str, str]]:
-    """The lines of a `landmarks.csv`, of which not every run has one."""
+    """The lines of a `landmarks.csv`; empty without the file."""
     if not path.exists():
         return []
-    rows = _read_csv(path)
+    rows = tables.read_csv(path)
     try:
         for row in rows:
             _order(row), float(row["before_mm"]), float(row["after_mm"])
@@ -158,17 +141,8 @@ def _read_distances(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    try:
-        return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file: run eval.py with this workdir first") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file that can be read ({error})") from None
-
-
 def _order(row: Mapping) -> tuple:
-    """By the numbers in the names: case 10 comes after case 9."""
+    """Sorts by the numbers in the names: case 10 comes after case 9."""
     return tuple(int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", row["name"]))
 
 
@@ -186,8 +160,8 @@ def _caption(*, is_dirlab: bool) -> str:
         return "Alignment; Dice of labels warped by nearest neighbour"
     return (
         "TRE in mm, mean (SD over the landmarks), and published means on the original DIR-Lab images "
-        f"(ORRN, of which no cases are published: {published.ORRN_MEAN_MM} over the ten). "
-        f"Snapped to voxels: {', '.join(sorted(published.SNAPPED))}; the others continuous or not said. "
+        f"(ORRN, published as a mean only: {published.ORRN_MEAN_MM} over the ten). "
+        f"Snapped to voxels: {', '.join(sorted(published.SNAPPED))}; the others continuous or not stated. "
         f"Optimised on each test pair: {', '.join(sorted(published.OPTIMISED))}"
     )
 
@@ -211,11 +185,11 @@ def _comparisons(rows: Sequence[tables.Row], against: Sequence[Path], *, is_dirl
             name = f"{method} (snapped)" if snapped else method
             others[name] = (rows, "tre_snapped_mm" if snapped else "tre_mm", list(_published(rows, method)))
     for path in against:
-        theirs = {row["name"]: row for row in read_cases(path)}
+        theirs = {row["name"]: row for row in tables.read_cases(path)}
         if set(theirs) != {row["name"] for row in rows}:
             different = sorted(set(theirs) ^ {row["name"] for row in rows})
             raise UserError(
-                f"{path}: has other cases than these runs ({', '.join(different[:4])}, ...): "
+                f"{path}: its cases differ from those of these runs ({', '.join(different[:4])}, ...): "
                 "a paired test needs the same ones"
             )
         measure = "tre_mm" if any(row.get("tre_mm") is not None for row in rows) else "dice"
@@ -230,7 +204,7 @@ def _comparisons(rows: Sequence[tables.Row], against: Sequence[Path], *, is_dirl
             if row.get(measure) is not None and value is not None
         ]
         if not both:
-            raise UserError(f"{name}: {measure} of no case is in both tables, so nothing can be compared")
+            raise UserError(f"{name}: no case has a {measure} in both tables, so nothing can be compared")
         known = f"{name}, {len(both)} of {len(rows)} cases" if len(both) < len(rows) else name
         subjects = [(row["fixed"], row["moving"]) for row, _ in both] if "fixed" in rows[0] else None
         compared[known] = compare(
@@ -254,13 +228,13 @@ def _comparisons(rows: Sequence[tables.Row], against: Sequence[Path], *, is_dirl
 
 
 def _protocol(runs: Sequence[Path], instance: bool) -> str:
-    """What the runs were trained and tested on, as their configs say, and a warning where that leaks."""
+    """The data that each run was trained and tested on, by its records, with a warning of leakage."""
     lines = [f"{METHODS[instance]}; the best checkpoint of each run by its validation cases.", ""]
     for run in runs:
         try:
             lines.append(f"{run.name}: {_data(_recorded_data(run))}. {_origin(run)}".strip())
         except (KeyError, TypeError, AttributeError):
-            lines.append(f"{run.name}: no config.json that can be read, its protocol is not known")
+            lines.append(f"{run.name}: config.json can't be read, its protocol is unknown")
     return "\n".join(lines)
 
 
@@ -279,7 +253,7 @@ def _recorded_config(run: Path) -> Mapping:
 
 
 def _origin(run: Path) -> str:
-    """What the parameters of a run come from, by its records."""
+    """The origin of a run's parameters, by its records."""
     try:
         pairs = json.loads((run / "splits.json").read_text())["test"]["pairs"]
         tested = {fixed for fixed, _ in pairs}
@@ -289,7 +263,7 @@ def _origin(run: Path) -> str:
 
 
 def _data(data: Mapping) -> str:
-    """What the settings `data` of a run say that it was trained and tested on."""
+    """The data that a run was trained and tested on, from its settings `data`."""
     if data["kind"] != "dirlab":
         return f"test split of {data['kind']} data"
     dirlab = data["dirlab"]

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from adregnet_jax.atomic import write_file
 from adregnet_jax.data.datasets.ixi import GROUPS, LABEL_NAMES, SCORED_LABELS
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import published
@@ -28,6 +29,14 @@ from adregnet_jax.report import tables
 
 FOLDING_COLUMN = "non_jec"  # the fraction of voxels with a Jacobian determinant <= 0
 COLUMNS = ["", *LABEL_NAMES, FOLDING_COLUMN]
+# How the labels of each score were warped; the first two fold nothing.
+WARPINGS = {
+    "dice_before": "before",
+    "dice_affine": "affine",
+    "dice": "nearest",
+    "dice_onehot": "one-hot trilinear",
+}
+WITHOUT_FOLDS = ("dice_before", "dice_affine")
 TABLE_3 = (
     tables.Column("method", "{name}"),
     tables.Column("Dice, 17 groups", "{mean:.3f}"),
@@ -129,3 +138,29 @@ def table_3(ours: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[tables.Ro
         row["folded_sd_percent"] = float(np.std(folded_percent))
         rows.append({key: row[key] for key in rows[0]})
     return rows
+
+
+def write_tables(
+    folder: Path, cases: Sequence[tables.Row], dice: Sequence[Mapping[str, Mapping[int, float]]]
+) -> tables.Table:
+    """Writes each subject's Dice in the published layout, and Table III; returns the latter.
+
+    Args:
+      folder: gets ixi_*.csv and table_3.*.
+      cases: a row a subject with its "folded_percent".
+      dice: by warping and label, of each subject (`registration.measure.label_scores`).
+    """
+    folded_percent = np.array([case["folded_percent"] for case in cases])
+    ours = {}
+    for name, warping in WARPINGS.items():
+        if name not in dice[0]:
+            continue
+        scores = np.array([[case[name].get(k, np.nan) for k in range(len(LABEL_NAMES))] for case in dice])
+        folds = np.zeros_like(folded_percent) if name in WITHOUT_FOLDS else folded_percent
+        ours[f"this run, {warping}"] = (scores, folds)
+        write_file(folder / f"ixi_{name}.csv", results_csv("adregnet_jax", scores, folds))
+    rows = table_3(ours)
+    for suffix, render in (("md", tables.to_markdown), ("tex", tables.to_latex)):
+        write_file(folder / f"table_3.{suffix}", render(rows, TABLE_3))
+    write_file(folder / "table_3.csv", tables.to_csv(rows))
+    return tables.Table("Dice as published", rows, TABLE_3)

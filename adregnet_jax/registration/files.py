@@ -97,9 +97,7 @@ def register_pair(
 
         on_stage("scoring")
         measurement = compute(
-            lambda: measure_scans(
-                scans, registered.field, registered.warped, modality=procedure.modality.value
-            )
+            lambda: measure_scans(scans, registered.field, registered.warped, modality=procedure.modality)
         )
         clock.stop("scoring")
         summary = {

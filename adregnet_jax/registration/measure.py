@@ -24,7 +24,7 @@ from adregnet_jax.data.preprocessing import rescale_percentiles, rescale_window
 from adregnet_jax.errors import UserError
 from adregnet_jax.ops.sampling import warp, warp_labels
 from adregnet_jax.registration.field import DisplacementField, warp_image, warp_points
-from adregnet_jax.registration.scans import Modality
+from adregnet_jax.registration.options import Modality
 from adregnet_jax.report import tables
 
 PERCENTILES = (0.5, 99.5)  # of the intensities, between which two scans are compared
@@ -166,7 +166,7 @@ def measure_scans(
         scans: the scans, where their headers put them, and what they are scored by.
         field: on the fixed grid, from the fixed to the moving world.
         warped: the moving scan pulled back by it.
-        modality: "mono" compares the scans by NCC, "multi" by mutual information.
+        modality: `mono` compares the scans by NCC, `multi` by mutual information.
 
     Raises:
         UserError: a field that is not finite.
@@ -190,7 +190,7 @@ def measure_scans(
     )
     jacobian = metrics.jacobian_statistics(displacement)
     row: tables.Row = {
-        "similarity_measure": "NCC" if modality == "mono" else "mutual information",
+        "similarity_measure": "NCC" if modality == Modality.mono else "mutual information",
         "similarity_before": before,
         "similarity": after,
         "folded_percent": jacobian["folded_percent"],
@@ -228,7 +228,7 @@ def _similarity(
     """NCC, or mutual information across modalities; None where the scans don't overlap."""
     if not mask.any():
         return None
-    similarity = metrics.ncc if modality == "mono" else metrics.mutual_information
+    similarity = metrics.ncc if modality == Modality.mono else metrics.mutual_information
     return tables.finite(similarity(fixed, other, mask=mask))
 
 

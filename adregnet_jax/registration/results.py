@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +15,12 @@ from adregnet_jax.data.io.images import Image, write_image
 from adregnet_jax.data.io.transforms import write_field, write_matrix
 from adregnet_jax.registration.field import after_field
 from adregnet_jax.registration.measure import Measurement, ScanPair
-from adregnet_jax.registration.scans import RegisteredScans
 from adregnet_jax.report import page as html
 from adregnet_jax.report import tables
 from adregnet_jax.report.figures import figure_title, png, registration_figure
+
+if TYPE_CHECKING:
+    from adregnet_jax.registration.scans import RegisteredScans
 
 # Every file that such a folder can hold.
 FILES = (
@@ -54,9 +55,9 @@ LABEL_COLUMNS = (
 PROTOCOL = """\
 Similarity: global NCC, or mutual information in nats with --modality multi, of intensities between the
 0.5 and 99.5 percentiles, where the scans overlap. TRE: distance between the mapped fixed landmarks and the
-moving ones, mean (sample SD). Dice: mean over the labels; moving labels warped as one trilinear image a label,
-the largest wins. Jacobian: determinant of the whole map, affine included; folded: 0 or less by central
-differences; folded volume: by tetrahedra. "Before": the scans where their headers put them."""
+moving ones, mean (sample SD). Dice: mean over the labels; moving labels warped as one trilinear image a
+label, the largest wins. Jacobian: determinant of the whole map, affine included; folded: 0 or less by
+central differences; folded volume: by tetrahedra. "Before": the scans where their headers put them."""
 
 
 def write_results(

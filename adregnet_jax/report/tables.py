@@ -1,4 +1,4 @@
-"""Rows of results as text, CSV and Markdown, and their summary. Pure functions; no array library but NumPy.
+"""Rows of results as text, CSV, Markdown, LaTeX and HTML, and their mean and SD.
 
 A row is a dict from name to value. `None` stands for "does not apply" (no landmarks, no labels) and for a
 value that isn't finite: it is an empty cell in CSV, a dash in a printed table and null in JSON.
@@ -15,9 +15,12 @@ import io
 import math
 import string
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from adregnet_jax.errors import UserError
 
 Row = dict[str, Any]
 TEXTS = ("name", "fixed", "moving")  # the columns of cases.csv that hold no numbers
@@ -30,9 +33,17 @@ class Column(NamedTuple):
     cell: str
 
     def text(self, row: Row) -> str:
-        """The cell of `row`; a dash where one of its values does not apply or was not measured."""
+        """The cell of a row; a dash if one of its values does not apply or was not measured."""
         names = [name for _, name, _, _ in string.Formatter().parse(self.cell) if name]
         return "-" if any(row.get(name) is None for name in names) else self.cell.format_map(row)
+
+
+class Table(NamedTuple):
+    """A table to print and to write."""
+
+    caption: str
+    rows: Sequence[Row]
+    columns: Sequence[Column]
 
 
 ALIGNMENT = (
@@ -66,12 +77,12 @@ SIMILARITY = (
 
 
 def finite(value: float | None) -> float | None:
-    """`value` as a Python float; None where it is missing or not finite, so that no table holds a NaN."""
+    """A value as a Python float; None if it is missing or not finite, so that no table holds a NaN."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
 def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
-    """Mean and sample SD of the finite values; None as the mean of none, and as the SD of fewer than two."""
+    """Mean and sample SD of the finite values; None if there are none, or for the SD fewer than two."""
     known = [number for value in values if (number := finite(value)) is not None]
     mean = float(np.mean(known)) if known else None
     return mean, float(np.std(known, ddof=1)) if len(known) > 1 else None
@@ -86,7 +97,7 @@ def with_mean_and_sd(rows: Sequence[Row]) -> list[Row]:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """All values of all rows at full precision under a line of names; an empty cell is `None`."""
+    """All values of all rows at full precision, below a line of names; `None` is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -95,11 +106,34 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def from_cells(cells: Iterable[Mapping[str, str]]) -> list[Row]:
-    """What `to_csv` wrote, as `csv.DictReader` reads it: numbers as floats, empty cells as None."""
+    """Rows from the cells of `to_csv`: numbers as floats, empty cells as None."""
     return [
         {name: cell if name in TEXTS else (float(cell) if cell else None) for name, cell in line.items()}
         for line in cells
     ]
+
+
+def read_cases(path: Path) -> list[Row]:
+    """The rows of a `cases.csv`, numbers as floats, empty cells as None."""
+    try:
+        rows = from_cells(read_csv(path))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: is not a table of eval.py ({error}): evaluate the run again") from None
+    if not rows or "name" not in rows[0]:
+        raise UserError(f"{path}: no cases in it: expected the cases.csv of eval.py")
+    if not all(row["name"] for row in rows):
+        raise UserError(f"{path}: a case without a name, the table is cut off: evaluate the run again")
+    return rows
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The lines of a table that eval.py writes, by the names of its columns."""
+    try:
+        return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file: run eval.py with this workdir first") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: can't be read as CSV ({error})") from None
 
 
 def to_text(rows: Sequence[Row], columns: Sequence[Column]) -> str:
@@ -117,7 +151,7 @@ def to_text(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def to_markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """The same table for a README: first column to the left, the others to the right."""
+    """A table for a README: first column to the left, the others to the right."""
     cells = _cells(rows, columns)
     rule = ["---"] + ["---:"] * (len(cells[0]) - 1)
     lines = [" | ".join(cell.replace("|", r"\|") for cell in line) for line in [cells[0], rule, *cells[1:]]]
@@ -125,7 +159,7 @@ def to_markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def to_latex(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """The same table as a `tabular` with the rules of booktabs."""
+    """A `tabular` with the rules of booktabs."""
     heading, *cells = _cells(rows, columns)
     lines = [
         r"\begin{tabular}{l" + "r" * (len(heading) - 1) + "}",
@@ -138,7 +172,7 @@ def to_latex(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def to_html(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """The same table for a report."""
+    """A table for a report."""
     heading, *cells = _cells(rows, columns)
     lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in heading) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in cells]

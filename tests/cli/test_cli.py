@@ -217,7 +217,10 @@ def test_itk_applies_what_register_wrote(files, scans, no_figures, tmp_path):
 @pytest.fixture
 def nothing_measured(monkeypatch):
     """For tests of what comes before: no figures, no numbers."""
-    monkeypatch.setattr("adregnet_jax.registration.files.measure", lambda *_: ({"dice_by_label": None}, None))
+    row = {"dice_by_label": None}
+    monkeypatch.setattr(
+        "adregnet_jax.registration.files.measure_scans", lambda *_, **__: types.SimpleNamespace(row=row)
+    )
     monkeypatch.setattr("adregnet_jax.registration.results.as_text", lambda _: "")
     monkeypatch.setattr(
         "adregnet_jax.registration.files.write_preview", lambda folder, *_: (folder / "preview.png").touch()

@@ -159,7 +159,7 @@ def test_rows_that_were_evaluated_on_other_cases_make_no_table(trained, tmp_path
 
 @pytest.mark.parametrize("model", [{"cross_attention": False}, {"architecture": "voxelmorph-1"}])
 def test_a_base_that_lacks_a_part_is_refused(model, trained, tmp_path):
-    with pytest.raises(UserError, match="must be of the full network"):
+    with pytest.raises(UserError, match="lacks a part that the rows remove"):
         ablation.table_v(Config(model=ModelConfig(**model)), tmp_path)
     assert not trained
 

@@ -55,8 +55,8 @@ def scores_of(monkeypatch):
     """The scores of a pair with a given displacement."""
 
     def scores_of(pair, displacement):
-        monkeypatch.setattr(baselines, "affine_displacement", lambda *_: displacement)
-        return affine_scores(pair, AffineConfig())
+        monkeypatch.setattr(baselines, "affine_displacement", lambda *_, **__: displacement)
+        return affine_scores(pair, config=AffineConfig())
 
     return scores_of
 
@@ -98,7 +98,7 @@ def test_what_a_pair_lacks_is_none(pair, scores_of):
 
 def test_the_map_is_found_in_the_images(pair):
     config = AffineConfig(spacings_mm=(4.0,), steps=(80,), rotation_starts_deg=0.0)
-    found = affine_displacement(dataclasses.replace(pair, mask=np.ones(SHAPE, bool)), config)
+    found = affine_displacement(dataclasses.replace(pair, mask=np.ones(SHAPE, bool)), config=config)
     body = pair.fixed > 0.3
     error_mm = np.linalg.norm((found - TRUTH) * SPACING_MM, axis=-1)[body]
     before_mm = np.linalg.norm(TRUTH * SPACING_MM, axis=-1)[body]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from adregnet_jax.errors import UserError
-from adregnet_jax.evaluation.collect import collect, main, read_cases
+from adregnet_jax.evaluation.collect import collect, main
 from adregnet_jax.evaluation.published import DIRLAB_TRE_MM
 from adregnet_jax.evaluation.statistics import compare
 from adregnet_jax.report import tables
+from adregnet_jax.report.tables import read_cases
 
 
 def evaluated(folder, name, tre_mm, *, landmarks=300, dice=None):
@@ -121,7 +122,7 @@ def test_other_data_is_compared_with_another_run_by_case(tmp_path):
     assert row["effect"] == 1
     assert row["p"] == pytest.approx(2 / 2**7)
     other.write_text(tables.to_csv(theirs[1:]))
-    with pytest.raises(UserError, match=r"other cases than these runs \(x6"):
+    with pytest.raises(UserError, match=r"cases differ from those of these runs \(x6"):
         collect(ours, tmp_path / "out", [other])
 
 
@@ -135,7 +136,7 @@ def test_what_is_missing_or_there_twice_is_one_line(folds, tmp_path, capsys):
     assert "case1: in more than one run" in capsys.readouterr().err
     assert main([str(run), str(run), "--output", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == (
-        "error: case1: in more than one run, each case counts once: leave one out\n"
+        "error: case1: in more than one run, but each case counts once: leave one out\n"
     )
     assert not (tmp_path / "out").exists()
     (run / "eval" / "cases.csv").write_text("name,tre_mm\ncase1,much\n")

@@ -15,12 +15,15 @@ from adregnet_jax.config import AffineConfig, Config, DataConfig, InstanceConfig
 from adregnet_jax.data.pair import Pair, PairMaker
 from adregnet_jax.data.splits import LazyPairs, Splits
 from adregnet_jax.errors import UserError
+from adregnet_jax.evaluation import baselines, inference
 from adregnet_jax.evaluation import evaluate as evaluation
-from adregnet_jax.evaluation.collect import read_cases
 from adregnet_jax.evaluation.ixi_dice import read_results
+from adregnet_jax.evaluation.uncertainty import landmark_rows
 from adregnet_jax.nn.prediction import Prediction
 from adregnet_jax.ops.sampling import warp
+from adregnet_jax.registration.measure import label_scores, mean_dice, measure_pair
 from adregnet_jax.registration.network import Registration
+from adregnet_jax.report.tables import read_cases
 
 SHAPE = (16, 14, 12)
 SHIFT = (2.0, 0.0, 0.0)  # voxels, pull-back
@@ -63,8 +66,8 @@ def shifted_pair(name="case", **changes):
 
 
 def measured(pair, displacement, warped):
-    dice = evaluation.mean_dice(evaluation.label_scores(pair, displacement), None)
-    return evaluation.case_metrics(pair, displacement, warped) | dice
+    dice = mean_dice(label_scores(pair, displacement))
+    return measure_pair(pair, displacement, warped) | dice
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ def run(monkeypatch, tmp_path):
     def evaluate(pairs, shift=SHIFT, config=None, model=None, **options):
         kept = LazyPairs([PairMaker(f"{pair.name}f", f"{pair.name}m", lambda p=pair: p) for pair in pairs])
         monkeypatch.setattr(evaluation, "make_model", lambda config: model or Shift())
-        monkeypatch.setattr(evaluation, "register", register)
+        monkeypatch.setattr(inference, "register", register)
         monkeypatch.setattr(evaluation, "load_splits", lambda config: Splits([], [], kept))
         monkeypatch.setattr(
             evaluation,
@@ -115,7 +118,7 @@ def test_without_landmarks_and_labels_cells_are_none():
         "landmarks", "tre_before_mm", "tre_before_sd_mm", "tre_mm", "tre_sd_mm", "tre_snapped_mm",
         "dice_before", "dice", "dice_onehot",
     }  # fmt: skip
-    assert evaluation.landmark_rows(pair, np.zeros((*SHAPE, 3), np.float32)) == []
+    assert landmark_rows(pair, np.zeros((*SHAPE, 3), np.float32)) == []
     summary = evaluation.summary([row])
     assert summary["tre_mm"] is None
     assert summary["folded_percent"] == {"mean": 0.0, "sd": None}
@@ -165,7 +168,7 @@ def test_the_folder_holds_tables_summary_and_figures(run, tmp_path, capsys):
 
 def test_the_affine_row_stands_between_before_and_after(run, monkeypatch, capsys):
     half = np.broadcast_to(np.float32([1.0, 0.0, 0.0]), (*SHAPE, 3))  # of the two voxels
-    monkeypatch.setattr(evaluation.baselines, "affine_displacement", lambda *_: half)
+    monkeypatch.setattr(baselines, "affine_displacement", lambda *_, **__: half)
     folder = run([shifted_pair("a"), shifted_pair("b")], figures=0, affine=True)
     rows = read_cases(folder / "cases.csv")
     for row in rows:
@@ -260,46 +263,6 @@ def test_what_a_network_started_from_is_told(run, tmp_path, capsys):
 
     run([shifted_pair("a")], config=Config(init_from=str(tmp_path / "gone")), figures=0)
     assert "it is not known what it was trained with" in capsys.readouterr().out
-
-
-def test_the_uncertainty_of_a_landmark_is_that_of_its_voxel():
-    points = np.array([[0.0, 0.0, 0.0], [15.4, 3.0, 11.0], [7.6, 13.0, 4.0]])
-    pair = shifted_pair(fixed_landmarks=points, moving_landmarks=points)
-    level = np.arange(8 * 8 * 6, dtype=np.float32).reshape(8, 8, 6)  # one axis was padded from 14 to 16
-    displacement = np.random.default_rng(0).normal(size=(*SHAPE, 3)).astype(np.float32)
-    scatter_mm = np.arange(math.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
-    rows = evaluation.landmark_rows(pair, displacement, [np.zeros((4, 4, 3)), level], scatter_mm)
-    assert [row["match_entropy"] for row in rows] == [level[0, 0, 0], level[7, 1, 5], level[4, 6, 2]]
-    voxels = [(0, 0, 0), (15, 3, 11), (8, 13, 4)]
-    assert [row["dropout_sd_mm"] for row in rows] == [scatter_mm[voxel] for voxel in voxels]
-    figures = evaluation.summary_figures(rows, {})
-    calibrations = ["calibration_of_the_uncertainty", "calibration_of_the_dropout_uncertainty"]
-    assert list(figures) == ["landmark_distances", *calibrations]
-    axes = [figures[name].axes[0] for name in calibrations]
-    assert all("rank correlation" in ax.get_title() for ax in axes)
-    assert ["nats" in ax.get_xlabel() for ax in axes] == [True, False]
-    assert "SD by dropout, mm" in axes[1].get_xlabel()
-
-
-def test_rank_correlations_of_both_uncertainties():
-    rows = [
-        {"name": "a", "after_mm": error_mm, "match_entropy": -error_mm, "dropout_sd_mm": error_mm**2}
-        for error_mm in (0.5, 3.0, 1.0, 2.0)
-    ]
-    entropy, dropout = evaluation.rank_correlations(rows)
-    assert (
-        "entropy" in entropy and "-1.00 over all landmarks; within a case -1.00 (-1.00 to -1.00)" in entropy
-    )
-    assert "SD by dropout, mm" in dropout and "+1.00 over all landmarks" in dropout
-    assert evaluation.rank_correlations([row | {"dropout_sd_mm": None} for row in rows]) == [entropy]
-
-    # A case of larger errors and larger entropy: between the cases they go together, within them they don't.
-    worse = [
-        row | {"name": "b", "after_mm": row["after_mm"] + 9, "match_entropy": 9 + row["match_entropy"]}
-        for row in rows
-    ]
-    (both, _) = evaluation.rank_correlations([*rows, *worse])
-    assert "+0.52 over all landmarks; within a case -1.00 (-1.00 to -1.00)" in both
 
 
 class Scattered(nn.Module):
