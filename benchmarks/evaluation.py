@@ -1,10 +1,10 @@
-"""How long do the metrics and figures of one case take, and how much memory, beside the network?
+"""Measures the time and memory that the metrics and figures of one case take.
 
     python benchmarks/evaluation.py [--shape 256 256 106] [--labels 0] [--rounds 3] [--json FILE]
 
-A random smooth pair of the given size with 300 landmarks, and with --labels N as many label values. Prints a
-row a part: the metrics of `evaluation.evaluate.case_metrics` and `label_scores`, and the two figures as PNG.
-The first round compiles and is left out. The peak is that of the whole process, JAX included.
+The case is a random smooth pair of the given size with 300 landmarks and N label values. Prints a row a part:
+`measure_pair` and `label_scores` of `registration.measure`, the rows of the landmarks, and the two figures as
+PNG. The first round compiles and is left out. The peak is that of the whole process, JAX included.
 """
 
 import io
@@ -19,9 +19,12 @@ from adregnet_jax.launch import process
 
 process.keep_freed_memory()  # as eval.py does, before JAX starts
 
+from adregnet_jax import metrics  # noqa: E402
 from adregnet_jax.data.pair import Pair  # noqa: E402
-from adregnet_jax.evaluation import evaluate as evaluation  # noqa: E402
-from adregnet_jax.ops.jacobian import jacobian_determinant  # noqa: E402
+from adregnet_jax.evaluation.figures import case_figures  # noqa: E402
+from adregnet_jax.evaluation.inference import RegisteredPair  # noqa: E402
+from adregnet_jax.evaluation.uncertainty import landmark_rows  # noqa: E402
+from adregnet_jax.registration.measure import label_scores, measure_pair  # noqa: E402
 
 
 def random_pair(shape, labels):
@@ -47,7 +50,7 @@ def random_pair(shape, labels):
     )
     pyramid = tuple(smooth(3)[:: 2**k, :: 2**k, :: 2**k] for k in (3, 2, 1))
     entropy = tuple(np.abs(field[..., 0]) for field in pyramid)
-    return pair, evaluation.Registered(smooth(3), moving, pyramid, entropy, 0.0)
+    return pair, RegisteredPair(smooth(3), moving, pyramid, entropy, 0.0)
 
 
 def main():
@@ -58,18 +61,18 @@ def main():
     options = parser.parse_args()
     pair, registered = random_pair(tuple(options.shape), options.labels)
 
-    determinant = np.asarray(jacobian_determinant(registered.displacement[None])[0])
+    jacobian = metrics.jacobian(registered.displacement)
 
     def figures():
-        for figure in evaluation.case_figures(pair, registered, determinant, title="random").values():
+        for figure in case_figures(pair, registered, jacobian=jacobian, title="random").values():
             figure.savefig(io.BytesIO(), format="png")
 
     parts = {
-        "metrics": lambda: evaluation.case_metrics(pair, registered.displacement, registered.warped),
-        "landmarks": lambda: evaluation.landmark_rows(
-            pair, registered.displacement, registered.match_entropy
+        "metrics": lambda: measure_pair(pair, registered.displacement, registered.warped),
+        "landmarks": lambda: landmark_rows(
+            pair, registered.displacement, match_entropy=registered.match_entropy
         ),
-        "labels": lambda: evaluation.label_scores(pair, registered.displacement),
+        "labels": lambda: label_scores(pair, registered.displacement),
         "figures": figures,
     }
     rows = []

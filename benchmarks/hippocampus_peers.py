@@ -25,8 +25,8 @@ from adregnet_jax import metrics
 from adregnet_jax.data.io import images
 from adregnet_jax.data.splits import load_splits
 from adregnet_jax.errors import UserError
-from adregnet_jax.evaluation import evaluate as evaluation
 from adregnet_jax.launch.config_file import load_config
+from adregnet_jax.registration.measure import label_scores, mean_dice
 from adregnet_jax.report import tables
 
 CONFIG = Path(__file__).parents[1] / "configs" / "hippocampus.py"
@@ -67,7 +67,7 @@ def greedy():
 
 
 def measured(pair, displacement, seconds):
-    scores = evaluation.mean_dice(evaluation.label_scores(pair, displacement), None)
+    scores = mean_dice(label_scores(pair, displacement))
     folded = metrics.jacobian_statistics(displacement, mask=pair.mask)["folded_percent"]
     return {"name": pair.name} | scores | {"folded_percent": folded, "seconds": seconds}
 
