@@ -5,9 +5,6 @@ padding. Masked voxels have no part in a term that takes a mask, whatever the im
 energy, landmarks and Dice take none, and MIND's features are made before its mask. Every term is a mean over
 the batch of what each pair gives alone, and is finite with finite gradients on constant images and empty
 masks.
-
-With `axis_name` (`ops.slabs`), images and displacements are slabs along x, points and results those of the
-whole volume, on each device.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ from adregnet_jax.ops.jacobian import jacobian_determinant
 from adregnet_jax.ops.mind import mind_ssc
 from adregnet_jax.ops.ncc import local_squared_ncc
 from adregnet_jax.ops.sampling import sample_at_points, warp
-from adregnet_jax.ops.slabs import halo, slab_start, whole_width
+from adregnet_jax.ops.slabs import halo, mean_over_slabs, slab_count, slab_start, sum_over_slabs, whole_width
 
 SSIM_C1 = 0.01**2  # the constants of SSIM for intensities of range 1
 SSIM_C2 = 0.03**2
@@ -39,7 +36,6 @@ def ncc_loss(
     *,
     window: int = 0,
     mask: jax.Array | None = None,
-    axis_name: str | None = None,
 ) -> jax.Array:
     """1 - NCC (eq. 17): global (eq. 20), or the mean of the squared NCC in windows around each voxel.
 
@@ -64,13 +60,13 @@ def ncc_loss(
     """
     fixed, warped, mask = _masked_images(fixed, warped, mask)
     # The local NCC does not depend on the means; without them float32 keeps its digits.
-    fixed = _centred(fixed, mask, axis_name)
-    warped = _centred(warped, mask, axis_name)
+    fixed = _centred(fixed, mask)
+    warped = _centred(warped, mask)
     if window:
-        squared = local_squared_ncc(fixed, warped, window, mask, axis_name=axis_name)
-        return jnp.mean(1 - _mean(squared, mask, axis_name))
-    covariance = _mean(fixed * warped, mask, axis_name)
-    variances = _mean(fixed**2, mask, axis_name) * _mean(warped**2, mask, axis_name)
+        squared = local_squared_ncc(fixed, warped, window, mask)
+        return jnp.mean(1 - _mean(squared, mask))
+    covariance = _mean(fixed * warped, mask)
+    variances = _mean(fixed**2, mask) * _mean(warped**2, mask)
     # eq. 20. The addend is the product of the variances of two images of SD 0.003: noise has no correlation.
     return jnp.mean(1 - covariance / jnp.sqrt(variances + 1e-10))
 
@@ -81,7 +77,6 @@ def ssim_loss(
     *,
     window: int = 0,
     mask: jax.Array | None = None,
-    axis_name: str | None = None,
 ) -> jax.Array:
     """1 - SSIM (eq. 17, 22) for intensities of range 1.
 
@@ -105,17 +100,17 @@ def ssim_loss(
     """
     fixed, warped, mask = _masked_images(fixed, warped, mask)
     if window:
-        whole = _whole_shape(fixed, axis_name)
+        whole = _whole_shape(fixed)
         if min(whole) < window:
             raise ValueError(f"a volume of {whole} is smaller than SSIM windows of {window} voxels")
-        ssim = _ssim(fixed, warped, lambda values: _gaussian_mean(values, window, mask, axis_name))
+        ssim = _ssim(fixed, warped, lambda values: _gaussian_mean(values, window, mask))
         r = window // 2
-        if axis_name is not None:
-            mask = _inside(fixed, r, axis_name) * (1 if mask is None else mask)
-        along_x = slice(r, whole[0] - r) if axis_name is None else slice(None)
+        if slab_count() > 1:
+            mask = _inside(fixed, r) * (1 if mask is None else mask)
+        along_x = slice(r, whole[0] - r) if slab_count() == 1 else slice(None)
         inside = (slice(None), along_x, *(slice(r, n - r) for n in whole[1:]))
-        return jnp.mean(1 - _mean(ssim[inside], None if mask is None else mask[inside], axis_name))
-    return jnp.mean(1 - _ssim(fixed, warped, lambda values: _mean(values, mask, axis_name)))
+        return jnp.mean(1 - _mean(ssim[inside], None if mask is None else mask[inside]))
+    return jnp.mean(1 - _ssim(fixed, warped, lambda values: _mean(values, mask)))
 
 
 def ssd_loss(
@@ -123,7 +118,6 @@ def ssd_loss(
     warped: jax.Array,
     *,
     mask: jax.Array | None = None,
-    axis_name: str | None = None,
 ) -> jax.Array:
     """Mean squared difference, for scans whose intensities mean the same, or for maps of features.
 
@@ -142,11 +136,11 @@ def ssd_loss(
         raise ValueError(f"both must be [b, x, y, z, c] on one grid, got {fixed.shape} and {warped.shape}")
     difference = fixed - warped
     if mask is None:
-        return jnp.mean(_mean(jnp.sum(difference**2, axis=-1), None, axis_name))
+        return jnp.mean(_mean(jnp.sum(difference**2, axis=-1), None))
     # What is no number outside the mask would come back through the gradient of its square.
     difference = jnp.where(mask > 0, difference, 0)
     valid = (mask[..., 0] > 0).astype(fixed.dtype)
-    return jnp.mean(_mean(jnp.sum(difference**2, axis=-1), valid, axis_name))
+    return jnp.mean(_mean(jnp.sum(difference**2, axis=-1), valid))
 
 
 def mutual_information_loss(
@@ -155,7 +149,6 @@ def mutual_information_loss(
     *,
     bins: int = 32,
     mask: jax.Array | None = None,
-    axis_name: str | None = None,
 ) -> jax.Array:
     """Minus the mutual information of the intensities, in nats: for scans of different contrast.
 
@@ -184,8 +177,7 @@ def mutual_information_loss(
 
     def information(fixed, warped, weights):
         joint = _joint_histogram(fixed.ravel(), warped.ravel(), weights.ravel(), bins)
-        if axis_name is not None:
-            joint = jax.lax.psum(joint, axis_name)
+        joint = sum_over_slabs(joint)
         joint = joint / jnp.maximum(jnp.sum(joint), 1e-6)
         independent = jnp.sum(joint, axis=0) * jnp.sum(joint, axis=1, keepdims=True)
         tiny = 1e-12  # of a probability: p log p is 0 there
@@ -199,7 +191,6 @@ def smoothness_loss(
     spacing_mm: jax.Array,
     *,
     mask: jax.Array | None = None,
-    axis_name: str | None = None,
 ) -> jax.Array:
     """Squared gradient of the displacement, the L_smooth of eq. 18, in (mm/mm)^2.
 
@@ -227,21 +218,19 @@ def smoothness_loss(
     total = jnp.zeros(())
     for j in range(3):
         values, counted = displacement_mm, valid
-        if j == 0 and axis_name is not None:  # the first voxels of the next slab; behind the last, none count
+        if j == 0 and slab_count() > 1:  # the first voxels of the next slab; behind the last, none count
             present = jnp.ones(displacement.shape[:-1]) if valid is None else valid
-            values, counted = (halo(array, 0, 1, axis_name) for array in (values, present))
+            values, counted = (halo(array, 0, 1) for array in (values, present))
         n = values.shape[1 + j]
         lower = [slice(0, n - 1) if axis == 1 + j else slice(None) for axis in range(4)]
         upper = [slice(1, n) if axis == 1 + j else slice(None) for axis in range(4)]
         both = None if counted is None else counted[*lower] * counted[*upper]
         difference = (values[*upper] - values[*lower]) / spacing_mm[..., j, None]
-        total += jnp.mean(_mean(jnp.sum(difference**2, axis=-1), both, axis_name))
+        total += jnp.mean(_mean(jnp.sum(difference**2, axis=-1), both))
     return total
 
 
-def bending_energy_loss(
-    displacement: jax.Array, spacing_mm: jax.Array, *, axis_name: str | None = None
-) -> jax.Array:
+def bending_energy_loss(displacement: jax.Array, spacing_mm: jax.Array) -> jax.Array:
     """Squared second derivatives of the displacement, in 1/mm^2: no affine map costs anything.
 
     The sum over components and pairs of axes, the mixed ones twice, each a mean over the voxels inside.
@@ -260,7 +249,7 @@ def bending_energy_loss(
       Rueckert et al., Nonrigid registration using free-form deformations, IEEE TMI 1999.
     """
     _check_displacement(displacement, None)
-    if min(_whole_shape(displacement, axis_name)) < 3 or spacing_mm.shape != (displacement.shape[0], 3):
+    if min(_whole_shape(displacement)) < 3 or spacing_mm.shape != (displacement.shape[0], 3):
         raise ValueError(
             "bending needs three voxels along each axis and a spacing_mm of [b, 3], "
             f"got {displacement.shape} and {spacing_mm.shape}"
@@ -268,9 +257,9 @@ def bending_energy_loss(
     spacing_mm = spacing_mm[:, None, None, None, :]
     displacement_mm = displacement * spacing_mm
     inside = None
-    if axis_name is not None:
-        inside = _inside(displacement[..., 0], 1, axis_name)[:, :, 1:-1, 1:-1]
-        displacement_mm = halo(displacement_mm, 1, 1, axis_name)
+    if slab_count() > 1:
+        inside = _inside(displacement[..., 0], 1)[:, :, 1:-1, 1:-1]
+        displacement_mm = halo(displacement_mm, 1, 1)
 
     def moved(steps):
         shifted = (slice(1 + s, n - 1 + s) for s, n in zip(steps, displacement_mm.shape[1:4], strict=True))
@@ -285,13 +274,11 @@ def bending_energy_loss(
             second = moved(unit[j] + unit[k]) - moved(unit[j] - unit[k])
             second = (second - moved(unit[k] - unit[j]) + moved(-unit[j] - unit[k])) / 4
         second = second / (spacing_mm[..., j, None] * spacing_mm[..., k, None])
-        total += (1 if j == k else 2) * jnp.mean(_mean(jnp.sum(second**2, axis=-1), inside, axis_name))
+        total += (1 if j == k else 2) * jnp.mean(_mean(jnp.sum(second**2, axis=-1), inside))
     return total
 
 
-def jacobian_loss(
-    displacement: jax.Array, *, mask: jax.Array | None = None, axis_name: str | None = None
-) -> jax.Array:
+def jacobian_loss(displacement: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
     """Mean of max(0, -det(I + du/dp)) over voxels, the L_jac of eq. 18: only folds cost, by their depth.
 
     Args:
@@ -305,9 +292,9 @@ def jacobian_loss(
       ValueError: wrong shapes.
     """
     _check_displacement(displacement, mask)
-    folding = jax.nn.relu(-jacobian_determinant(displacement, axis_name=axis_name))
+    folding = jax.nn.relu(-jacobian_determinant(displacement))
     valid = None if mask is None else (mask[..., 0] > 0).astype(folding.dtype)
-    return jnp.mean(_mean(folding, valid, axis_name))
+    return jnp.mean(_mean(folding, valid))
 
 
 def landmark_loss(
@@ -316,8 +303,6 @@ def landmark_loss(
     moving_points: jax.Array,
     valid: jax.Array,
     spacing_mm: jax.Array,
-    *,
-    axis_name: str | None = None,
 ) -> jax.Array:
     """Mean distance in mm between mapped fixed landmarks and moving landmarks.
 
@@ -344,7 +329,7 @@ def landmark_loss(
             f"got {fixed_points.shape}, {moving_points.shape} and {spacing_mm.shape}"
         )
     # [b, n, 3]
-    mapped = fixed_points + sample_at_points(displacement, fixed_points, axis_name=axis_name)
+    mapped = fixed_points + sample_at_points(displacement, fixed_points)
     squared = jnp.sum(((mapped - moving_points) * spacing_mm[:, None]) ** 2, axis=-1)  # [b, n]
     # The root has no gradient at 0: a landmark that is met exactly, or is padding, is left out before it.
     apart = (valid > 0) & (squared > 0)
@@ -358,7 +343,6 @@ def field_loss(
     spacing_mm: jax.Array,
     *,
     mask: jax.Array | None = None,
-    axis_name: str | None = None,
 ) -> jax.Array:
     """Mean distance in mm between a displacement and the true one, where it is known. Not in the paper.
 
@@ -386,7 +370,7 @@ def field_loss(
     # A micrometre, so that the root has a gradient at 0.
     distance_mm = jnp.sqrt(jnp.sum(error_mm**2, axis=-1) + 1e-6)
     valid = None if mask is None else (mask[..., 0] > 0).astype(distance_mm.dtype)
-    return jnp.mean(_mean(distance_mm, valid, axis_name))
+    return jnp.mean(_mean(distance_mm, valid))
 
 
 def dice_loss(
@@ -394,8 +378,6 @@ def dice_loss(
     moving_labels: jax.Array,
     displacement: jax.Array,
     labels: Sequence[int],
-    *,
-    axis_name: str | None = None,
 ) -> jax.Array:
     """1 minus the soft Dice of labels, each warped trilinearly as an image of 0 and 1.
 
@@ -418,11 +400,10 @@ def dice_loss(
         )
     chosen = jnp.asarray(labels)
     fixed = (fixed_labels == chosen).astype(jnp.float32)  # [b, x, y, z, label]
-    warped = warp((moving_labels == chosen).astype(jnp.float32), displacement, axis_name=axis_name)
+    warped = warp((moving_labels == chosen).astype(jnp.float32), displacement)
     overlap = jnp.sum(fixed * warped, axis=(1, 2, 3))
     size = jnp.sum(fixed, axis=(1, 2, 3)) + jnp.sum(warped, axis=(1, 2, 3))
-    if axis_name is not None:
-        overlap, size = jax.lax.psum((overlap, size), axis_name)
+    overlap, size = sum_over_slabs((overlap, size))
     return jnp.mean(1 - (2 * overlap + 1e-5) / (size + 1e-5))
 
 
@@ -431,8 +412,6 @@ def total_loss(
     displacement: jax.Array,
     warped: jax.Array,
     config: LossConfig,
-    *,
-    axis_name: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The training loss, eq. 16-18, and its terms.
 
@@ -451,7 +430,7 @@ def total_loss(
       computed and not returned.
     """
     mask = batch["mask"] if config.masked else None
-    common: dict[str, Any] = {"mask": mask, "axis_name": axis_name}
+    common: dict[str, Any] = {"mask": mask}
     of_one_contrast = common
     if "same_contrast" in batch:  # an empty mask has no gradient: the other pairs add a constant
         counts = jnp.ones_like(batch["mask"]) if mask is None else mask
@@ -469,9 +448,7 @@ def total_loss(
         # For scans of different contrast, not in the paper.
         "mind": (
             config.similarity * config.mind,
-            lambda: ssd_loss(
-                *(mind_ssc(image, axis_name=axis_name) for image in (batch["fixed"], warped)), **common
-            ),
+            lambda: ssd_loss(*(mind_ssc(image) for image in (batch["fixed"], warped)), **common),
         ),
         "mutual_information": (
             config.similarity * config.mutual_information,
@@ -488,7 +465,7 @@ def total_loss(
         ),
         "bending": (
             config.regularisation * config.bending,
-            lambda: bending_energy_loss(displacement, batch["spacing_mm"], axis_name=axis_name),
+            lambda: bending_energy_loss(displacement, batch["spacing_mm"]),
         ),
         # eq. 19
         "landmark": (
@@ -499,7 +476,6 @@ def total_loss(
                 batch["moving_landmarks"],
                 batch["landmark_valid"],
                 batch["spacing_mm"],
-                axis_name=axis_name,
             ),
         ),
         "field": (
@@ -513,7 +489,6 @@ def total_loss(
                 batch["moving_labels"],
                 displacement,
                 config.dice_labels,
-                axis_name=axis_name,
             ),
         ),
     }
@@ -560,43 +535,42 @@ def _ssim(fixed, warped, mean):
     )
 
 
-def _gaussian_mean(values, width, mask, axis_name):
+def _gaussian_mean(values, width, mask):
     """Gaussian means of [b, x, y, z] over the voxels of the mask, where `values` is 0 outside it."""
 
     def smooth(array):
-        return gaussian_filter(array[..., None], SSIM_SIGMA, width=width, axis_name=axis_name)[..., 0]
+        return gaussian_filter(array[..., None], SSIM_SIGMA, width=width)[..., 0]
 
     # At a voxel of the mask the weight of the mask is over 0.01; elsewhere the result is not used.
     return smooth(values) if mask is None else smooth(values) / jnp.maximum(smooth(mask), 1e-3)
 
 
-def _mean(values, mask, axis_name):
+def _mean(values, mask):
     """Means over [b, x, y, z] within the mask: [b]; 0 where the mask is empty."""
     if mask is None:
         mean = jnp.mean(values, axis=(1, 2, 3))
-        return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+        return mean_over_slabs(mean)
     total, count = jnp.sum(values * mask, axis=(1, 2, 3)), jnp.sum(mask, axis=(1, 2, 3))
-    if axis_name is not None:
-        total, count = jax.lax.psum((total, count), axis_name)
+    total, count = sum_over_slabs((total, count))
     return total / jnp.maximum(count, 1)
 
 
-def _whole_shape(volume, axis_name):
+def _whole_shape(volume):
     """(x, y, z) of the whole volume of a slab [b, x, y, z, ...]."""
-    return whole_width(volume.shape[1], axis_name), *volume.shape[2:4]
+    return whole_width(volume.shape[1]), *volume.shape[2:4]
 
 
-def _inside(values, margin, axis_name):
+def _inside(values, margin):
     """1 for the voxels of a slab [b, x, y, z] that lie `margin` inside the whole volume along x, else 0."""
     width = values.shape[1]
-    place = slab_start(width, axis_name) + jnp.arange(width)
-    inside = (place >= margin) & (place < whole_width(width, axis_name) - margin)
+    place = slab_start(width) + jnp.arange(width)
+    inside = (place >= margin) & (place < whole_width(width) - margin)
     return jnp.broadcast_to(inside[:, None, None].astype(values.dtype), values.shape)
 
 
-def _centred(values, mask, axis_name):
+def _centred(values, mask):
     """Minus the mean of each image, and 0 outside the mask."""
-    centred = values - _mean(values, mask, axis_name)[:, None, None, None]
+    centred = values - _mean(values, mask)[:, None, None, None]
     return centred if mask is None else centred * mask
 
 

@@ -6,18 +6,20 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
+from adregnet_jax.ops.slabs import SPACE
+
 
 def spec(array):
     """Volumes in slabs along x, everything else on each device."""
-    return PartitionSpec(None, "space") if np.ndim(array) >= 4 else PartitionSpec()
+    return PartitionSpec(None, SPACE) if np.ndim(array) >= 4 else PartitionSpec()
 
 
 def in_slabs(function, devices, *arguments):
-    """`function(*arguments, axis_name="space")` of volumes that are divided among devices."""
-    mesh = jax.make_mesh((devices,), ("space",), (AxisType.Auto,), devices=jax.devices()[:devices])
+    """`function(*arguments)` of volumes that are divided among devices."""
+    mesh = jax.make_mesh((devices,), (SPACE,), (AxisType.Auto,), devices=jax.devices()[:devices])
     results = jax.eval_shape(function, *arguments)
     divided = jax.shard_map(
-        functools.partial(function, axis_name="space"),
+        function,
         mesh=mesh,
         in_specs=tuple(spec(argument) for argument in arguments),
         out_specs=jax.tree.map(spec, results),

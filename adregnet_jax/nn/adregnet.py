@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,12 +32,10 @@ class AdRegNet(nn.Module):
     With `config.dropout`, a call with `rngs={"dropout": key}` leaves out channels at random; without a key
     the network is what it is without dropout.
 
-    With `axis_name` (`ops.slabs`), volumes and results are slabs along x, each of such a multiple of voxels.
-    The parameters are the same.
+    Where devices share volumes (`ops.slabs`), each slab must be such a multiple of voxels wide.
     """
 
     config: ModelConfig
-    axis_name: str | None = None
 
     @property
     def multiple(self) -> int:
@@ -64,7 +61,7 @@ class AdRegNet(nn.Module):
         b, nx, ny, nz, _ = fixed.shape
         # One pass for both images: the backbone is shared.
         images = jnp.concatenate([fixed, moving])
-        images = pad_to_multiple(images, self.multiple, axis_name=self.axis_name)
+        images = pad_to_multiple(images, self.multiple)
         whole = images.shape[1:4]
         backbone = Backbone(
             config.channels,
@@ -73,7 +70,6 @@ class AdRegNet(nn.Module):
             dtype=config.dtype,
             convolution=config.convolution,
             remat=config.remat,
-            axis_name=self.axis_name,
             name="backbone",
         )
         features = backbone(space_to_depth(images, config.stem_stride).astype(config.dtype))
@@ -84,7 +80,7 @@ class AdRegNet(nn.Module):
         displacement: jax.Array | None = None
         pyramid, entropies = [], []
         for level, both in zip(levels, features, strict=True):
-            module = Level(config, level, self.axis_name, name=f"level_{level}")
+            module = Level(config, level, name=f"level_{level}")
             call = functools.partial(recomputed, module) if config.remat else module
             refined, entropy = call(both[:b], both[b:], displacement)
             if displacement is not None:  # the coarsest level has no fusion, which it would need
@@ -96,19 +92,16 @@ class AdRegNet(nn.Module):
                 entropies.append(entropy)
         if config.ascent_steps:
             pyramid[-1] = self._ascended(images, pyramid[-1], features[-1][:b])
-        full = resize_displacement(pyramid[-1], whole, axis_name=self.axis_name)
+        full = resize_displacement(pyramid[-1], whole)
         return Prediction(full[:, :nx, :ny, :nz], tuple(pyramid), tuple(entropies))
 
     def _ascended(self, images, displacement, fixed):
         """The displacement of the finest level after `ascent_steps`; fixed: its features of that image."""
         config, c = self.config, fixed.shape[-1]
-        common: dict[str, Any] = {
-            "dtype": config.dtype,
-            "convolution": config.convolution,
-            "axis_name": self.axis_name,
-        }
-        context = Conv(c, **common, name="ascent_context")(fixed)
-        module = AscentStep(c, config.ascent_window, **common, name="ascent")
+        context = Conv(c, dtype=config.dtype, convolution=config.convolution, name="ascent_context")(fixed)
+        module = AscentStep(
+            c, config.ascent_window, dtype=config.dtype, convolution=config.convolution, name="ascent"
+        )
         call = functools.partial(recomputed, module) if config.remat else module
         step = jnp.zeros_like(displacement)
         for _ in range(config.ascent_steps):
@@ -122,7 +115,6 @@ class Level(nn.Module):
 
     config: ModelConfig
     level: int
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -133,17 +125,17 @@ class Level(nn.Module):
 
         Returns the displacement [b, x, y, z, 3] in voxels of this level, and the match entropy [b, x, y, z].
         """
-        config, axis_name = self.config, self.axis_name
+        config = self.config
         c = fixed.shape[-1]
         if coarser is not None:
-            coarser = resize_displacement(coarser, fixed.shape[1:4], axis_name=axis_name)
+            coarser = resize_displacement(coarser, fixed.shape[1:4])
             if config.align_features:  # not in the paper: matching starts where the coarser level ended
                 # No gradient through where the features are read, as in RAFT (Teed and Deng, ECCV 2020).
-                moving = warp(moving, jax.lax.stop_gradient(coarser), axis_name=axis_name)
+                moving = warp(moving, jax.lax.stop_gradient(coarser))
 
         inputs, entropy = [], jnp.zeros(fixed.shape[:-1])
         if config.cross_attention:
-            match = CrossAttention(config, axis_name, name="cross_attention")(moving, fixed)
+            match = CrossAttention(config, name="cross_attention")(moving, fixed)
             attended, entropy = match.features, match.entropy
             if config.position_aware:
                 inputs.append(match.offset.astype(config.dtype))
@@ -152,7 +144,7 @@ class Level(nn.Module):
         mask = jnp.ones((*fixed.shape[:-1], 1))
         if config.regional_attention:
             region = max(1, config.region_size // (config.stem_stride * 2**self.level))
-            regional = RegionalAttention(config, region, axis_name, name="regional_attention")
+            regional = RegionalAttention(config, region, name="regional_attention")
             attended, mask = regional(attended)
 
         inputs.insert(0, attended)
@@ -162,8 +154,7 @@ class Level(nn.Module):
             inputs = [JoinedDense(c, dtype=config.dtype, name="mix")(*inputs)]
         # A whole displacement in bfloat16 has steps of a sixteenth of a voxel from 8 on.
         field_dtype = config.dtype if config.align_features else "float32"
-        common: dict[str, Any] = {"convolution": config.convolution, "axis_name": axis_name}
-        head = FieldHead(c, config.dtype, field_dtype, **common, name="head")
+        head = FieldHead(c, config.dtype, field_dtype, convolution=config.convolution, name="head")
         candidate = head(inputs[0])  # eq. 13
         if config.cross_attention and config.match_residual:
             # Not in the paper, whose heads normalise each instance and so can't tell how far all of it moved.
@@ -174,5 +165,5 @@ class Level(nn.Module):
             return candidate, entropy
         if config.align_features:  # what was matched is what the coarser level left over
             candidate = candidate + coarser
-        fusion = Fusion(config.dtype, **common, name="fusion")
+        fusion = Fusion(config.dtype, convolution=config.convolution, name="fusion")
         return fusion(candidate, coarser, attended, mask), entropy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,7 @@ from adregnet_jax.ops.resampling import resize_displacement
 STEP = 0.5  # voxels of the level for a gradient of 1/voxel, at the start; at 2 it overshoots
 
 
-def level_ascent(
-    images: jax.Array, displacement: jax.Array, window: int, *, axis_name: str | None = None
-) -> jax.Array:
+def level_ascent(images: jax.Array, displacement: jax.Array, window: int) -> jax.Array:
     """The gradient of the images' local NCC by the displacement of a level.
 
     It is taken at the full resolution, where the loss is, and is its mean over the voxels that one of the
@@ -28,7 +26,6 @@ def level_ascent(
       images: [2b, X, Y, Z, 1], fixed before moving, intensities in [0, 1]; a multiple of the level's shape.
       displacement: [b, x, y, z, 3] in voxels of the level.
       window: of the local NCC, an odd number of voxels of the images.
-      axis_name: that of `ops.slabs`.
 
     Returns:
       [b, x, y, z, 3], 1/voxel of the images.
@@ -40,8 +37,8 @@ def level_ascent(
     b, *shape = displacement.shape[:4]
     whole = images.shape[1:4]
     fixed, moving = jnp.split(images.astype(jnp.float32) - 0.5, 2)
-    full = resize_displacement(jax.lax.stop_gradient(displacement), whole, axis_name=axis_name)
-    ascent = jax.lax.stop_gradient(ncc_ascent(fixed, moving, full, window, axis_name=axis_name))
+    full = resize_displacement(jax.lax.stop_gradient(displacement), whole)
+    ascent = jax.lax.stop_gradient(ncc_ascent(fixed, moving, full, window))
     (x, y, z), sides = shape, [n // m for n, m in zip(whole, shape, strict=True)]
     return ascent.reshape(b, x, sides[0], y, sides[1], z, sides[2], 3).mean((2, 4, 6))
 
@@ -60,7 +57,6 @@ class AscentStep(nn.Module):
     window: int
     dtype: str = "float32"
     convolution: str = "auto"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -77,17 +73,13 @@ class AscentStep(nn.Module):
         Returns:
           [b, x, y, z, 3] float32, what is to be added to the displacement.
         """
-        common: dict[str, Any] = {
-            "dtype": self.dtype,
-            "convolution": self.convolution,
-            "axis_name": self.axis_name,
-        }
-        ascent = level_ascent(images, displacement, self.window, axis_name=self.axis_name)
+        ascent = level_ascent(images, displacement, self.window)
         state = jnp.concatenate([ascent, displacement, before], axis=-1)
         kernel = self.param("kernel", _smoothed_first, (3, 3, 3, state.shape[-1], 3))
-        step = conv3d([state], kernel, implementation=self.convolution, axis_name=self.axis_name)
-        hidden = nn.leaky_relu(Conv(self.features, **common, name="hidden")(state) + context, 0.2)
-        correction = Conv(3, initial_scale=1e-4, **common, name="correction")(hidden)
+        step = conv3d([state], kernel, implementation=self.convolution)
+        conv = functools.partial(Conv, dtype=self.dtype, convolution=self.convolution)
+        hidden = nn.leaky_relu(conv(self.features, name="hidden")(state) + context, 0.2)
+        correction = conv(3, initial_scale=1e-4, name="correction")(hidden)
         return step + correction.astype(jnp.float32)
 
 

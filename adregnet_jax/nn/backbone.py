@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 from flax import linen as nn
 
@@ -21,7 +19,6 @@ class Backbone(nn.Module):
       dtype: of the activations.
       convolution: see `ops.convolution`.
       remat: compute the inside of each block again for its gradient, instead of keeping it.
-      axis_name: see `ops.slabs`.
 
     Dropout is in the decoder alone, as in Bayesian SegNet (Kendall et al., BMVC 2017): matching and field
     heads of every level read these features, so that a doubt of any level reaches the displacement, while the
@@ -34,7 +31,6 @@ class Backbone(nn.Module):
     dtype: str = "float32"
     convolution: str = "auto"
     remat: bool = False
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, image: jax.Array) -> list[jax.Array]:
@@ -44,8 +40,7 @@ class Backbone(nn.Module):
         """
 
         def block(channels, *volumes, name):
-            common: dict[str, Any] = {"dtype": self.dtype, "convolution": self.convolution}
-            module = ConvBlock(channels, **common, axis_name=self.axis_name, name=name)
+            module = ConvBlock(channels, dtype=self.dtype, convolution=self.convolution, name=name)
             return recomputed(module, *volumes) if self.remat else module(*volumes)
 
         encoded = []  # eq. 4, 5

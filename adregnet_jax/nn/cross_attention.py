@@ -16,7 +16,7 @@ from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import map_nearby
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.neighbourhood import attend_slices, attention_bytes
-from adregnet_jax.ops.slabs import whole_width
+from adregnet_jax.ops.slabs import join_slabs, whole_width
 
 COSINE_SCALE = 10.0  # of the logits at the start, with `cosine_logits`
 
@@ -38,7 +38,6 @@ class CrossAttention(nn.Module):
     """
 
     config: ModelConfig
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, moving: jax.Array, fixed: jax.Array) -> Match:
@@ -60,7 +59,7 @@ class CrossAttention(nn.Module):
         for name, initial in scalars.items():
             parameters[name] = self.param(name, nn.initializers.constant(initial), ())
 
-        whole = (whole_width(fixed.shape[1], self.axis_name), *fixed.shape[2:4])
+        whole = (whole_width(fixed.shape[1]), *fixed.shape[2:4])
         if math.prod(whole) <= self.config.global_attention_tokens:
             return Match(*self._attend_globally(parameters, moving, fixed))
 
@@ -80,7 +79,6 @@ class CrossAttention(nn.Module):
                 slice_bytes=of_slice,
                 limit_bytes=limit_bytes("attention"),
                 shared=parameters,
-                axis_name=self.axis_name,
             )
         )
 
@@ -123,7 +121,7 @@ class CrossAttention(nn.Module):
         if self.config.position_aware:
             locality = jax.nn.softplus(parameters["locality"])
         tokens = self._tokens(parameters, moving, fixed)
-        found = _attend_globally(tokens, locality, self.config.attention_block, self.axis_name)
+        found = _attend_globally(tokens, locality, self.config.attention_block)
         return self._match(parameters, *found)
 
     def _heads_to_batch(self, features):
@@ -147,11 +145,11 @@ def _unit(features):
     return features * jax.lax.rsqrt(squared + 1e-6).astype(features.dtype)
 
 
-def _attend_globally(tokens, locality, block, axis_name):
+def _attend_globally(tokens, locality, block):
     query, key, value = tokens
     b, *shape, c = query.shape
-    whole = (whole_width(shape[0], axis_name), *shape[1:])
-    grid = identity_grid(tuple(shape), axis_name=axis_name) - (jnp.array(whole) - 1) / 2
+    whole = (whole_width(shape[0]), *shape[1:])
+    grid = identity_grid(tuple(shape)) - (jnp.array(whole) - 1) / 2
     place = jnp.broadcast_to(grid.reshape(1, -1, 3), (b, query[0, ..., 0].size, 3))  # [b, q, 3]
     query, key, value = (array.reshape(b, -1, array.shape[-1]) for array in (query, key, value))
     if locality is not None:
@@ -163,8 +161,8 @@ def _attend_globally(tokens, locality, block, axis_name):
         key = jnp.concatenate([key, 2 * locality * place, -locality * squared], axis=-1)
     # In float32: the offset is a small difference of places.
     values = jnp.concatenate([value.astype(jnp.float32), place], axis=-1)
-    if axis_name is not None:  # the level is coarse: every device can hold all of its keys and values
-        key, values = jax.lax.all_gather((key, values), axis_name, axis=1, tiled=True)
+    # The level is coarse: every device can hold all of its keys and values.
+    key, values = join_slabs((key, values))
     attended, entropy = blocked_attention(query, key, values, block=block)
     offset = attended[..., c:] - place
     attended = attended[..., :c].astype(value.dtype).reshape(b, *shape, c)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -18,15 +16,14 @@ class FieldHead(nn.Module):
     dtype: str = "float32"
     field_dtype: str = "float32"  # in which the field is made; a small correction may be made in bfloat16
     convolution: str = "auto"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         """[b, x, y, z, c] -> [b, x, y, z, 3] float32, in voxels of the level."""
-        common: dict[str, Any] = {"convolution": self.convolution, "axis_name": self.axis_name}
-        hidden = ConvBlock(self.features, dtype=self.dtype, **common, name="block")(features)
+        block = ConvBlock(self.features, dtype=self.dtype, convolution=self.convolution, name="block")
+        hidden = block(features)
         # Small at the start, so that training begins near the identity.
-        last = Conv(3, initial_scale=1e-4, dtype=self.field_dtype, **common, name="field")
+        last = Conv(3, initial_scale=1e-4, dtype=self.field_dtype, convolution=self.convolution, name="field")
         field = last(hidden)
         return field.astype(jnp.float32)
 
@@ -39,14 +36,13 @@ class Fusion(nn.Module):
 
     dtype: str = "float32"
     convolution: str = "auto"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(
         self, candidate: jax.Array, coarser: jax.Array, attended: jax.Array, mask: jax.Array
     ) -> jax.Array:
         """candidate, coarser (already upsampled): [b, x, y, z, 3]; attended: [.., c]; mask M^l: [.., 1]."""
-        common: dict[str, Any] = {"convolution": self.convolution, "axis_name": self.axis_name}
-        logit = Conv(1, initial_scale=1e-2, dtype=self.dtype, **common, name="weight")(attended, coarser)
+        conv = Conv(1, initial_scale=1e-2, dtype=self.dtype, convolution=self.convolution, name="weight")
+        logit = conv(attended, coarser)
         weight = jax.nn.sigmoid(logit.astype(jnp.float32)) * mask  # eq. 15
         return weight * candidate + (1 - weight) * coarser

@@ -1,4 +1,4 @@
-"""The layers that the backbone and the field heads share; `axis_name` is that of `ops.slabs`."""
+"""The layers that the backbone and the field heads share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ class Conv(nn.Module):
     initial_scale: float = 1.0
     dtype: str = "float32"
     convolution: str = "auto"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, *volumes: jax.Array) -> jax.Array:
@@ -33,9 +32,7 @@ class Conv(nn.Module):
         channels = sum(volume.shape[-1] for volume in volumes)
         kernel = self.param("kernel", init, (3, 3, 3, channels, self.features))
         parts = [volume.astype(self.dtype) for volume in volumes]
-        result = conv3d(
-            parts, kernel.astype(self.dtype), implementation=self.convolution, axis_name=self.axis_name
-        )
+        result = conv3d(parts, kernel.astype(self.dtype), implementation=self.convolution)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             result = add_bias(result, bias)
@@ -110,13 +107,12 @@ class InstanceNorm(nn.Module):
     """Each channel of each volume to mean 0 and SD 1, then a learned scale and offset, and a leaky ReLU."""
 
     negative_slope: float = 1.0
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, volume: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (volume.shape[-1],))
         offset = self.param("offset", nn.initializers.zeros, (volume.shape[-1],))
-        return instance_norm(volume, scale, offset, self.negative_slope, axis_name=self.axis_name)
+        return instance_norm(volume, scale, offset, self.negative_slope)
 
 
 class ConvBlock(nn.Module):
@@ -128,7 +124,6 @@ class ConvBlock(nn.Module):
     features: int
     dtype: str = "float32"
     convolution: str = "auto"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, *volumes: jax.Array) -> jax.Array:
@@ -139,10 +134,9 @@ class ConvBlock(nn.Module):
             initial_scale=2.0,
             dtype=self.dtype,
             convolution=self.convolution,
-            axis_name=self.axis_name,
             name="conv",
         )(*volumes)
-        return InstanceNorm(0.2, self.axis_name, name="norm")(volume)
+        return InstanceNorm(0.2, name="norm")(volume)
 
 
 class ChannelDropout(nn.Module):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from adregnet_jax.errors import UserError
+from adregnet_jax.ops.slabs import slab_count, whole_width
 
 
 class Prediction(NamedTuple):
@@ -46,13 +47,12 @@ def check_width(width: int, devices: int, multiple: int) -> None:
         )
 
 
-def pad_to_multiple(volume: jax.Array, multiple: int, *, axis_name: str | None = None) -> jax.Array:
+def pad_to_multiple(volume: jax.Array, multiple: int) -> jax.Array:
     """[b, x, y, z, c], lengthened at the high end of each axis by repeating the border.
 
     Slabs (`ops.slabs`) stay as wide along x as they are, and must be such a multiple.
     """
     padding = [(0, -n % multiple) for n in volume.shape[1:4]]
-    if axis_name is not None:
-        devices = jax.lax.axis_size(axis_name)
-        check_width(devices * volume.shape[1], devices, multiple)
+    if slab_count() > 1:
+        check_width(whole_width(volume.shape[1]), slab_count(), multiple)
     return jnp.pad(volume, [(0, 0), *padding, (0, 0)], mode="edge")

@@ -10,8 +10,8 @@ from flax import linen as nn
 
 from adregnet_jax.config import ModelConfig
 from adregnet_jax.ops.attention import blocked_attention
-from adregnet_jax.ops.resampling import resize
-from adregnet_jax.ops.slabs import slab_start, whole_width
+from adregnet_jax.ops.resampling import resize_axis
+from adregnet_jax.ops.slabs import slab_count, slab_start, sum_over_slabs, whole_width
 
 
 class RegionalAttention(nn.Module):
@@ -20,19 +20,17 @@ class RegionalAttention(nn.Module):
     Attributes:
       config: of the model.
       region: width of a region in voxels of this map.
-      axis_name: see `ops.slabs`; a region may lie in several slabs.
     """
 
     config: ModelConfig
     region: int
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[b, x, y, z, c] -> the weighted features F', same shape, and M^l [b, x, y, z, 1] in [0, 1]."""
         b, *shape, c = features.shape
         # [b, x', y', z', c], of all regions also where the features are a slab
-        means = region_means(features.astype(jnp.float32), self.region, axis_name=self.axis_name)
+        means = region_means(features.astype(jnp.float32), self.region)
         grid = means.shape[1:4]
         tokens = means.reshape(b, -1, c)
         query, key, value = (
@@ -57,38 +55,34 @@ class RegionalAttention(nn.Module):
         for axis in (1, 2, 3):
             n = self.region * values.shape[axis]
             if self.config.blend_regions:
-                values = resize(values, (*values.shape[1:axis], n, *values.shape[axis + 1 : 4]))
+                values = resize_axis(values, n, axis=axis)  # every device holds all regions
             else:
                 values = jnp.repeat(values, self.region, axis=axis)
-            if axis == 1 and self.axis_name is not None:
-                start = slab_start(x, self.axis_name)
-                values = jax.lax.dynamic_slice_in_dim(values, start, x, axis=1)
+            if axis == 1 and slab_count() > 1:
+                values = jax.lax.dynamic_slice_in_dim(values, slab_start(x), x, axis=1)
         return values[:, :x, :y, :z]
 
 
-def region_means(features: jax.Array, region: int, *, axis_name: str | None = None) -> jax.Array:
+def region_means(features: jax.Array, region: int) -> jax.Array:
     """Means over blocks of `region` voxels a side; the last blocks may be partial.
 
     [b, x, y, z, c] -> [b, ceil(x / region), ..., c]; of a slab, all of the whole volume.
     """
     width = features.shape[1]
-    shape = (whole_width(width, axis_name), *features.shape[2:4])
+    shape = (whole_width(width), *features.shape[2:4])
     count = [-(-n // region) for n in shape]
     padding = [(0, m * region - n) for m, n in zip(count, shape, strict=True)]
     sums = features
-    if axis_name is not None:
+    if slab_count() > 1:
         padding[0] = (0, 0)
-        of_block = (slab_start(width, axis_name) + jnp.arange(width)) // region == jnp.arange(count[0])[
-            :, None
-        ]
+        of_block = (slab_start(width) + jnp.arange(width)) // region == jnp.arange(count[0])[:, None]
         sums = jnp.einsum("px,bxyzc->bpyzc", of_block.astype(sums.dtype), sums, precision="highest")
     sums = jnp.pad(sums, [(0, 0), *padding, (0, 0)])
     for axis, m in enumerate(count, start=1):  # one axis at a time
-        if axis == 1 and axis_name is not None:
+        if axis == 1 and slab_count() > 1:
             continue
         sums = sums.reshape(*sums.shape[:axis], m, region, *sums.shape[axis + 1 :]).sum(axis=axis + 1)
-    if axis_name is not None:
-        sums = jax.lax.psum(sums, axis_name)
+    sums = sum_over_slabs(sums)
     voxels = [
         jnp.minimum(region, n - region * jnp.arange(m)) for m, n in zip(count, shape, strict=True)
     ]  # of each block, along each axis

@@ -7,7 +7,7 @@ Registration", IEEE TMI 38 (8), 2019.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ class VoxelMorph(nn.Module):
     padded to a multiple of 2^len(encoder), and the displacement is cropped back.
 
     `dropout` is not the authors': that share of the channels of each decoder layer is left out, in calls with
-    a "dropout" key. `axis_name` is that of `ops.slabs`, as in `AdRegNet`.
+    a "dropout" key.
     """
 
     encoder: tuple[int, ...] = (16, 32, 32, 32)
@@ -41,7 +41,6 @@ class VoxelMorph(nn.Module):
     dropout: float = 0.0
     dtype: str = "float32"
     convolution: str = "auto"
-    axis_name: str | None = None
 
     @property
     def multiple(self) -> int:
@@ -65,16 +64,15 @@ class VoxelMorph(nn.Module):
         check_images(fixed, moving)
         _, nx, ny, nz, _ = fixed.shape
         images = jnp.concatenate([moving, fixed], axis=-1)
-        images = pad_to_multiple(images, self.multiple, axis_name=self.axis_name)
-        anywhere: dict[str, Any] = {"convolution": self.convolution, "axis_name": self.axis_name}
-        common: dict[str, Any] = {"dtype": self.dtype} | anywhere
+        images = pad_to_multiple(images, self.multiple)
+        layer = functools.partial(ConvLayer, dtype=self.dtype, convolution=self.convolution)
         levels = [images.astype(self.dtype)]  # fine to coarse
         for n, features in enumerate(self.encoder):
-            levels.append(ConvLayer(features, stride=2, **common, name=f"encoder_{n}")(levels[-1]))
+            levels.append(layer(features, stride=2, name=f"encoder_{n}")(levels[-1]))
 
         volume = levels.pop()
         for n, features in enumerate(self.decoder):
-            volume = ConvLayer(features, **common, name=f"decoder_{n}")(volume)
+            volume = layer(features, name=f"decoder_{n}")(volume)
             volume = ChannelDropout(self.dropout, name=f"dropout_{n}")(volume)
             # Not after the first of the two layers at half resolution.
             if levels and n != len(self.encoder) - 1:
@@ -83,7 +81,7 @@ class VoxelMorph(nn.Module):
         # The SD of the flow's kernel is 1e-5 at the start.
         scale = 1e-5**2 * 27 * volume.shape[-1]
         # In float32: bfloat16 has steps of a sixteenth of a voxel from 8 on.
-        flow = Conv(3, initial_scale=scale, **anywhere, name="flow")(volume)
+        flow = Conv(3, initial_scale=scale, convolution=self.convolution, name="flow")(volume)
         displacement = flow[:, :nx, :ny, :nz]
         return Prediction(displacement, (displacement,), ())
 
@@ -95,7 +93,6 @@ class ConvLayer(nn.Module):
     stride: int = 1  # voxels 0, stride, 2 * stride ... are kept
     dtype: str = "float32"
     convolution: str = "auto"
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, volume: jax.Array) -> jax.Array:
@@ -104,7 +101,6 @@ class ConvLayer(nn.Module):
             initial_scale=2.0,
             dtype=self.dtype,
             convolution=self.convolution,
-            axis_name=self.axis_name,
             name="conv",
         )(volume)
         # All voxels, then every second: XLA's gradients of a strided convolution take 13 times longer on CPU.

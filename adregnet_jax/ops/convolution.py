@@ -11,7 +11,7 @@ from adregnet_jax.ops.cpu import onednn
 from adregnet_jax.ops.cpu.chunks import joined
 from adregnet_jax.ops.cpu.folded_convolution import folded_conv3d
 from adregnet_jax.ops.cpu.onednn_convolution import onednn_conv3d
-from adregnet_jax.ops.slabs import beyond
+from adregnet_jax.ops.slabs import beyond, slab_count
 
 IMPLEMENTATIONS = ("auto", "folded", "onednn", "xla")
 
@@ -21,7 +21,6 @@ def conv3d(
     kernel: jax.Array,
     *,
     implementation: str = "auto",
-    axis_name: str | None = None,
 ) -> jax.Array:
     """3-D convolution of stride 1, with zero padding that keeps the shape.
 
@@ -33,7 +32,6 @@ def conv3d(
         2-D convolutions (`ops.cpu.folded_convolution`). "onednn" calls oneDNN (`ops.cpu.onednn`) on CPU, for
         float32 or bfloat16 alone. "auto" is "folded" on CPU and "xla" elsewhere. On CPU, the gradient in the
         kernel of "folded" and "onednn" is always computed, before that in the volume.
-      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z, c'] in the dtype of the volume.
@@ -50,10 +48,10 @@ def conv3d(
             f"got {', '.join(str(part.shape) for part in parts)} and {kernel.shape}"
         )
     result = _implemented(parts, kernel, implementation)
-    if axis_name is None:
+    if slab_count() == 1:
         return result
     # What the slices beyond a slab add to its outermost ones comes after: the slab is never copied for them.
-    before, after = zip(*(beyond(part, 1, 1, axis_name) for part in parts), strict=True)
+    before, after = zip(*(beyond(part, 1, 1) for part in parts), strict=True)
     result = result.at[:, :1].add(_of_one_slice(joined(before), kernel[0]))
     return result.at[:, -1:].add(_of_one_slice(joined(after), kernel[2]))
 

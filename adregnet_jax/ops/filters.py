@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from adregnet_jax.ops.slabs import halo, slab_start, whole_width
+from adregnet_jax.ops.slabs import halo, slab_count, slab_start, whole_width
 
 GAUSSIAN_TRUNCATE = 3.5  # half-width of a Gaussian window in SD, as scikit-image cuts it for SSIM
 
 
-def box_sum(volume: jax.Array, width: int, *, axis_name: str | None = None) -> jax.Array:
+def box_sum(volume: jax.Array, width: int) -> jax.Array:
     """Sum over a cube around each voxel; what lies beyond the border counts as 0.
 
     Three one-dimensional sums: a window of `width**3` voxels costs 3 * `width` additions. Running sums would
@@ -24,7 +24,6 @@ def box_sum(volume: jax.Array, width: int, *, axis_name: str | None = None) -> j
     Args:
       volume: [b, x, y, z, c].
       width: of the cube, an odd number of voxels.
-      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z, c].
@@ -33,9 +32,13 @@ def box_sum(volume: jax.Array, width: int, *, axis_name: str | None = None) -> j
       ValueError: wrong rank or width.
     """
     _check(volume, width)
-    if axis_name is not None and width > 1:
+    if slab_count() > 1 and width > 1:
         radius = width // 2
-        return box_sum(halo(volume, radius, radius, axis_name), width)[:, radius:-radius]
+        return _box_sum(halo(volume, radius, radius), width)[:, radius:-radius]
+    return _box_sum(volume, width)
+
+
+def _box_sum(volume: jax.Array, width: int) -> jax.Array:
     # Without the barrier XLA folds the sums of a volume that is a constant, at minutes of compilation.
     volume = lax.optimization_barrier(jnp.moveaxis(volume, -1, 1))  # [b, c, x, y, z]: z vectorises
     for axis in (2, 3, 4):
@@ -44,13 +47,12 @@ def box_sum(volume: jax.Array, width: int, *, axis_name: str | None = None) -> j
     return jnp.moveaxis(volume, 1, -1)
 
 
-def box_mean(volume: jax.Array, width: int, *, axis_name: str | None = None) -> jax.Array:
+def box_mean(volume: jax.Array, width: int) -> jax.Array:
     """Mean over the voxels inside the volume of a cube around each voxel.
 
     Args:
       volume: [b, x, y, z, c].
       width: of the cube, an odd number of voxels.
-      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z, c].
@@ -58,33 +60,30 @@ def box_mean(volume: jax.Array, width: int, *, axis_name: str | None = None) -> 
     Raises:
       ValueError: wrong rank or width.
     """
-    counts = window_counts(volume.shape[1:4], width, axis_name=axis_name)
-    return box_sum(volume, width, axis_name=axis_name) / counts[..., None]
+    counts = window_counts(volume.shape[1:4], width)
+    return box_sum(volume, width) / counts[..., None]
 
 
-def window_counts(shape: tuple[int, ...], width: int, *, axis_name: str | None = None) -> jax.Array:
+def window_counts(shape: tuple[int, ...], width: int) -> jax.Array:
     """How many voxels of the window of each voxel lie inside the volume: [x, y, z]."""
     radius = width // 2
     counts = []
     for axis, n in enumerate(shape):
         position, last = jnp.arange(n), n - 1
         if axis == 0:
-            position, last = position + slab_start(n, axis_name), whole_width(n, axis_name) - 1
+            position, last = position + slab_start(n), whole_width(n) - 1
         counts.append(jnp.minimum(position + radius, last) - jnp.maximum(position - radius, 0) + 1.0)
     # The counts of a cube are the product of those of its sides.
     return counts[0][:, None, None] * counts[1][:, None] * counts[2]
 
 
-def gaussian_filter(
-    volume: jax.Array, sigma: float, *, width: int | None = None, axis_name: str | None = None
-) -> jax.Array:
+def gaussian_filter(volume: jax.Array, sigma: float, *, width: int | None = None) -> jax.Array:
     """Gaussian mean over the voxels inside the volume.
 
     Args:
       volume: [b, x, y, z, c].
       sigma: SD of the Gaussian in voxels.
       width: of the window, an odd number of voxels; by default it reaches 3.5 SD to either side.
-      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z, c].
@@ -102,12 +101,12 @@ def gaussian_filter(
         # cost several times the forward pass.
         source = position = jnp.arange(volume.shape[axis])
         outside: bool | jax.Array = False
-        if axis == 1 and axis_name is not None:
+        if axis == 1 and slab_count() > 1:
             radius, n = width // 2, volume.shape[1]
-            volume = halo(volume, radius, radius, axis_name)
+            volume = halo(volume, radius, radius)
             source = jnp.arange(-radius, n + radius)
-            place = slab_start(n, axis_name) + source
-            outside = (place < 0) | (place >= whole_width(n, axis_name))
+            place = slab_start(n) + source
+            outside = (place < 0) | (place >= whole_width(n))
         distance = position[:, None] - source  # [n, n], or of a slab [n, before + n + after]
         near = (jnp.abs(distance) <= width // 2) & jnp.logical_not(outside)
         weights = jnp.where(near, jnp.exp(-0.5 * (distance / sigma) ** 2), 0)

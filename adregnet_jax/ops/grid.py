@@ -21,18 +21,16 @@ import jax.numpy as jnp
 from adregnet_jax.ops.slabs import slab_start
 
 
-def identity_grid(shape: Sequence[int], dtype=jnp.float32, *, axis_name: str | None = None) -> jax.Array:
+def identity_grid(shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
     """Voxel coordinates of every voxel.
 
     Args:
       shape: (x, y, z) of the grid.
       dtype: of the coordinates.
-      axis_name: see `ops.slabs`.
 
     Returns:
       [x, y, z, 3]; `grid[i, j, k] == (i, j, k)`, of a slab its place in the whole volume.
     """
     axes = [jnp.arange(n, dtype=dtype) for n in shape]
-    if axis_name is not None:
-        axes[0] = axes[0] + slab_start(shape[0], axis_name)
+    axes[0] = axes[0] + slab_start(shape[0])
     return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)

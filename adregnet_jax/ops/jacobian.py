@@ -11,12 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from adregnet_jax.ops.grid import identity_grid
-from adregnet_jax.ops.slabs import halo, slab_start, whole_width
+from adregnet_jax.ops.slabs import halo, slab_count, slab_start, whole_width
 
 
-def spatial_gradient(
-    volume: jax.Array, *, spacing: float | Sequence[float] = 1.0, axis_name: str | None = None
-) -> jax.Array:
+def spatial_gradient(volume: jax.Array, *, spacing: float | Sequence[float] = 1.0) -> jax.Array:
     """Derivatives along the three spatial axes, as `numpy.gradient` takes them.
 
     Central differences inside, one-sided differences on the outermost voxels.
@@ -24,7 +22,6 @@ def spatial_gradient(
     Args:
       volume: [b, x, y, z, c], at least two voxels along every axis.
       spacing: distance between voxels, one number or one an axis; 1 gives derivatives by voxel.
-      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z, c, 3]; the last axis is the direction of the derivative.
@@ -34,10 +31,10 @@ def spatial_gradient(
     """
     if volume.ndim != 5:
         raise ValueError(f"volume must be [b, x, y, z, c], got shape {volume.shape}")
-    return jnp.stack(_gradient(volume, np.broadcast_to(spacing, 3).tolist(), axis_name), axis=-1)
+    return jnp.stack(_gradient(volume, np.broadcast_to(spacing, 3).tolist()), axis=-1)
 
 
-def jacobian_determinant(displacement: jax.Array, *, axis_name: str | None = None) -> jax.Array:
+def jacobian_determinant(displacement: jax.Array) -> jax.Array:
     """Determinant of the Jacobian of the map `p + u(p)`: `det(I + du/dp)`.
 
     1 is no change of volume, 0 or less is a fold. The paper writes det(grad Phi), without the identity: the
@@ -46,7 +43,6 @@ def jacobian_determinant(displacement: jax.Array, *, axis_name: str | None = Non
 
     Args:
       displacement: [b, x, y, z, 3] in voxels of its grid.
-      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z].
@@ -58,21 +54,21 @@ def jacobian_determinant(displacement: jax.Array, *, axis_name: str | None = Non
         raise ValueError(f"displacement must be [b, x, y, z, 3], got shape {displacement.shape}")
     # Nine arrays and the closed formula: a [b, x, y, z, 3, 3] array is never made.
     (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = (
-        _gradient(displacement[..., k], [1.0, 1.0, 1.0], axis_name) for k in range(3)
+        _gradient(displacement[..., k], [1.0, 1.0, 1.0]) for k in range(3)
     )
     xx, yy, zz = 1 + xx, 1 + yy, 1 + zz
     return xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx)
 
 
-def _gradient(volume, spacing, axis_name):
+def _gradient(volume, spacing):
     """Derivatives of [b, x, y, z, ...] along the three spatial axes."""
-    if axis_name is None:
+    if slab_count() == 1:
         return jnp.gradient(volume, *spacing, axis=(1, 2, 3))
     width = volume.shape[1]
-    extended = halo(volume, 1, 1, axis_name)
+    extended = halo(volume, 1, 1)
     step = extended[:, 1:] - extended[:, :-1]
-    place = slab_start(width, axis_name) + jnp.arange(width).reshape(-1, *[1] * (volume.ndim - 2))
-    first, last = place == 0, place == whole_width(width, axis_name) - 1
+    place = slab_start(width) + jnp.arange(width).reshape(-1, *[1] * (volume.ndim - 2))
+    first, last = place == 0, place == whole_width(width) - 1
     along_x = jnp.where(
         first, step[:, 1:], jnp.where(last, step[:, :-1], (extended[:, 2:] - extended[:, :-2]) / 2)
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adregnet_jax.ops.filters import box_mean
-from adregnet_jax.ops.slabs import halo
+from adregnet_jax.ops.slabs import halo, mean_over_slabs
 
 # The six neighbours of a voxel, and the twelve pairs of them that are no opposites.
 NEIGHBOURS = np.array([(-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1)])
@@ -17,9 +17,7 @@ PAIRS = [(a, b) for a, b in itertools.combinations(range(6), 2) if np.any(NEIGHB
 VARIANCE_RANGE = (1e-3, 1e3)  # of the local variance, in means over the volume
 
 
-def mind_ssc(
-    volume: jax.Array, *, radius: int = 1, dilation: int = 2, axis_name: str | None = None
-) -> jax.Array:
+def mind_ssc(volume: jax.Array, *, radius: int = 1, dilation: int = 2) -> jax.Array:
     """Self-similarity context: how alike the patches around a voxel are, two by two.
 
     `exp(-(D - min D) / V)`, where D are the twelve mean squared differences between patches at neighbours of
@@ -30,7 +28,6 @@ def mind_ssc(
       volume: [b, x, y, z, 1].
       radius: of the patches, which are 2 * radius + 1 voxels wide.
       dilation: distance in voxels from the voxel to the centres of the patches.
-      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z, 12], 0 to 1. A constant volume gives 1 everywhere.
@@ -45,22 +42,18 @@ def mind_ssc(
     if volume.ndim != 5 or volume.shape[-1] != 1:
         raise ValueError(f"volume must be [b, x, y, z, 1], got shape {volume.shape}")
     shape = volume.shape[1:4]
-    padding = [(dilation, dilation)] * 3
-    if axis_name is not None:
-        volume, padding[0] = halo(volume, dilation, dilation, axis_name, repeat_border=True), (0, 0)
-    padded = jnp.pad(volume, ((0, 0), *padding, (0, 0)), mode="edge")
+    padded = halo(volume, dilation, dilation, repeat_border=True)
+    padded = jnp.pad(padded, ((0, 0), (0, 0), *[(dilation, dilation)] * 2, (0, 0)), mode="edge")
 
     def neighbour(index):
         first = dilation * (1 + NEIGHBOURS[index])
         return padded[(slice(None), *(slice(i, i + n) for i, n in zip(first, shape, strict=True)))]
 
     squared = jnp.concatenate([(neighbour(a) - neighbour(b)) ** 2 for a, b in PAIRS], axis=-1)
-    distances = box_mean(squared, 2 * radius + 1, axis_name=axis_name)
+    distances = box_mean(squared, 2 * radius + 1)
     distances = distances - jnp.min(distances, axis=-1, keepdims=True)
     variance = jnp.mean(distances, axis=-1, keepdims=True)
-    typical = jnp.mean(variance, axis=(1, 2, 3), keepdims=True)
-    if axis_name is not None:
-        typical = jax.lax.pmean(typical, axis_name)
+    typical = mean_over_slabs(jnp.mean(variance, axis=(1, 2, 3), keepdims=True))
     low, high = VARIANCE_RANGE
     # A constant volume has no variance at all: 0 / tiny, where 0 / 0 would be NaN. The gradient divides by
     # the square of it.

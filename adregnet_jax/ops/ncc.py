@@ -14,8 +14,6 @@ def local_squared_ncc(
     warped: jax.Array,
     window: int,
     mask: jax.Array | None = None,
-    *,
-    axis_name: str | None = None,
 ) -> jax.Array:
     """The squared NCC of two images in the window around each voxel, 0 to 1; 0 where one of them is flat.
 
@@ -25,17 +23,16 @@ def local_squared_ncc(
       window: width of the cubic windows, an odd number of voxels. What a window holds beyond the border does
         not count.
       mask: [b, x, y, z] or None; with it, both images must be 0 where it is 0, which does not count.
-      axis_name: that of `ops.slabs`.
 
     Returns:
       [b, x, y, z].
     """
 
     def window_sum(values):
-        return box_sum(values[..., None], window, axis_name=axis_name)[..., 0]
+        return box_sum(values[..., None], window)[..., 0]
 
     if mask is None:
-        count = window_counts(fixed.shape[1:], window, axis_name=axis_name)
+        count = window_counts(fixed.shape[1:], window)
     else:
         count = jnp.maximum(window_sum(mask), 1)
     fixed_sum, warped_sum = window_sum(fixed), window_sum(warped)
@@ -52,8 +49,6 @@ def ncc_ascent(
     moving: jax.Array,
     displacement: jax.Array,
     window: int,
-    *,
-    axis_name: str | None = None,
 ) -> jax.Array:
     """Where each voxel would have to go for the images to become more alike.
 
@@ -64,14 +59,13 @@ def ncc_ascent(
       fixed, moving: [b, x, y, z, 1], of means near 0.
       displacement: [b, x, y, z, 3] in voxels.
       window: as for `local_squared_ncc`.
-      axis_name: that of `ops.slabs`.
 
     Returns:
       [b, x, y, z, 3], 1/voxel.
     """
 
     def similarity(displacement):
-        warped = warp(moving, displacement, axis_name=axis_name)
-        return jnp.sum(local_squared_ncc(fixed[..., 0], warped[..., 0], window, axis_name=axis_name))
+        warped = warp(moving, displacement)
+        return jnp.sum(local_squared_ncc(fixed[..., 0], warped[..., 0], window))
 
     return jax.grad(similarity)(displacement)

@@ -38,7 +38,7 @@ _GROUP = 8  # channels in one written-out sum
 
 
 def neighbourhood_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, radius: int = 1, axis_name: str | None = None
+    query: jax.Array, key: jax.Array, value: jax.Array, *, radius: int = 1
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Scaled dot-product attention over the (2r+1)^3 voxels around each query voxel (eq. 10, restricted).
 
@@ -47,7 +47,6 @@ def neighbourhood_attention(
       key: [b, x, y, z, d].
       value: [b, x, y, z, c].
       radius: r in voxels, at least 1. Neighbours outside the grid don't take part.
-      axis_name: see `ops.slabs`.
 
     Returns:
       attended: [b, x, y, z, c], the weighted mean of the values.
@@ -63,14 +62,13 @@ def neighbourhood_attention(
             f"got {query.shape}, {key.shape} and {value.shape}"
         )
     _, _, ny, nz, d = query.shape
-    whole = whole_width(query.shape[1], axis_name)
+    whole = whole_width(query.shape[1])
     attended, offset, entropy = map_nearby(
         lambda first, _, *arrays: attend_slices(first, *arrays, radius=radius, whole=whole),
         [query, key, value],
         reach=radius,
         slice_bytes=attention_bytes(ny * nz, radius, d, value.shape[-1]),
         limit_bytes=limit_bytes("attention"),
-        axis_name=axis_name,
     )
     return attended, offset, entropy
 

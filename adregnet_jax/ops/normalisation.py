@@ -10,17 +10,16 @@ import jax.numpy as jnp
 
 from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import chunk, slices_a_chunk
-from adregnet_jax.ops.slabs import whole_width
+from adregnet_jax.ops.slabs import sum_over_slabs, whole_width
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def instance_norm(
     volume: jax.Array,
     scale: jax.Array,
     offset: jax.Array,
     negative_slope: float = 1.0,
     epsilon: float = 1e-5,
-    axis_name: str | None = None,
 ) -> jax.Array:
     """Each channel of each volume to mean 0 and SD 1, then `scale`, `offset` and a leaky ReLU.
 
@@ -32,7 +31,6 @@ def instance_norm(
       offset: [c].
       negative_slope: what negative results are multiplied by; 1 leaves them as they are.
       epsilon: added to the variance.
-      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z, c] in the dtype of the volume.
@@ -40,15 +38,14 @@ def instance_norm(
     Reference:
       Ulyanov et al., Instance Normalization, arXiv:1607.08022.
     """
-    return _forward(volume, scale, offset, negative_slope, epsilon, axis_name)[0]
+    return _forward(volume, scale, offset, negative_slope, epsilon)[0]
 
 
-def _forward(volume, scale, offset, negative_slope, epsilon, axis_name):
-    voxels = whole_width(volume[0, ..., 0].size, axis_name)
-    (total,) = _sum_of_slabs(_sums(lambda x: [x], [volume]), axis_name)
+def _forward(volume, scale, offset, negative_slope, epsilon):
+    voxels = whole_width(volume[0, ..., 0].size)
+    (total,) = sum_over_slabs(_sums(lambda x: [x], [volume]))
     mean = total / voxels  # [b, c]
-    squares = _sums(lambda x, mean: [(x - mean) ** 2], [volume], [mean])
-    (squares,) = _sum_of_slabs(squares, axis_name)
+    (squares,) = sum_over_slabs(_sums(lambda x, mean: [(x - mean) ** 2], [volume], [mean]))
     reciprocal_sd = jax.lax.rsqrt(squares / voxels + epsilon)
     gain = reciprocal_sd * scale
     result = (volume.astype(jnp.float32) - _spread(mean)) * _spread(gain) + offset
@@ -56,10 +53,10 @@ def _forward(volume, scale, offset, negative_slope, epsilon, axis_name):
     return result.astype(volume.dtype), (volume, scale, offset, mean, reciprocal_sd)
 
 
-def _backward(negative_slope, epsilon, axis_name, saved, gradient):
+def _backward(negative_slope, epsilon, saved, gradient):
     del epsilon
     volume, scale, offset, mean, reciprocal_sd = saved
-    voxels = whole_width(volume[0, ..., 0].size, axis_name)
+    voxels = whole_width(volume[0, ..., 0].size)
 
     def before_activation(x, g, mean, reciprocal_sd):
         """The normalised volume, and the gradient before scale and offset."""
@@ -71,7 +68,7 @@ def _backward(negative_slope, epsilon, axis_name, saved, gradient):
         return [g, g * normalised]
 
     sums = _sums(terms, [volume, gradient], [mean, reciprocal_sd])  # [b, c] each
-    whole = _sum_of_slabs(sums, axis_name)
+    whole = sum_over_slabs(sums)
     normalised, g = before_activation(
         volume.astype(jnp.float32), gradient.astype(jnp.float32), _spread(mean), _spread(reciprocal_sd)
     )
@@ -81,10 +78,6 @@ def _backward(negative_slope, epsilon, axis_name, saved, gradient):
 
 
 instance_norm.defvjp(_forward, _backward)
-
-
-def _sum_of_slabs(sums, axis_name):
-    return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
 
 def _spread(values):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from adregnet_jax.ops.slabs import halo
+from adregnet_jax.ops.slabs import halo, slab_count
 
 
-def resize(volume: jax.Array, shape: Sequence[int], *, axis_name: str | None = None) -> jax.Array:
+def resize(volume: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Trilinear resampling with aligned voxel centres, `q = (p + 0.5) * m / n - 0.5`.
 
     Meant for going up, or down by small factors: there is no smoothing against aliasing.
@@ -18,41 +18,56 @@ def resize(volume: jax.Array, shape: Sequence[int], *, axis_name: str | None = N
     Args:
       volume: [b, x, y, z, c].
       shape: (x', y', z') of the result.
-      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x', y', z', c]; the outermost voxels are repeated beyond their centres.
     """
     if volume.ndim != 5:
         raise ValueError(f"volume must be [b, x, y, z, c], got shape {volume.shape}")
-    # Separable: along each axis a dense product with two non-zeros a row beats a gather, and so does its
-    # gradient, which is the transposed product.
     for axis, (n, m) in enumerate(zip(volume.shape[1:4], shape, strict=True), start=1):
-        if n != m:
-            matrix = _interpolation_matrix(n, m)
-            if axis == 1 and axis_name is not None:
-                # The voxels of the slab lie within half a voxel of it: one more on each side is enough.
-                volume, matrix = halo(volume, 1, 1, axis_name, repeat_border=True), _slab_matrix(n, m)
-            matrix = matrix.astype(volume.dtype)
-            volume = jnp.moveaxis(jnp.tensordot(matrix, volume, axes=(1, axis), precision="highest"), 0, axis)
+        if axis == 1 and slab_count() > 1 and n != m:
+            # The voxels of the slab lie within half a voxel of it: one more on each side is enough.
+            volume = _multiply(_slab_matrix(n, m), halo(volume, 1, 1, repeat_border=True), axis)
+        else:
+            volume = resize_axis(volume, m, axis=axis)
     return volume
 
 
-def resize_displacement(
-    displacement: jax.Array, shape: Sequence[int], *, axis_name: str | None = None
-) -> jax.Array:
+def resize_axis(values: jax.Array, size: int, *, axis: int) -> jax.Array:
+    """Linear resampling with aligned centres along one axis, which slabs don't divide.
+
+    Args:
+      values: of any rank.
+      size: of the axis in the result.
+      axis: along which to resample.
+
+    Returns:
+      The values with `size` along `axis`; the outermost ones are repeated beyond their centres.
+    """
+    n = values.shape[axis]
+    return values if n == size else _multiply(_interpolation_matrix(n, size), values, axis)
+
+
+def resize_displacement(displacement: jax.Array, shape: Sequence[int]) -> jax.Array:
     """A displacement on another grid of the same field of view, in voxels of that grid.
 
     Args:
       displacement: [b, x, y, z, 3] in voxels of its grid.
       shape: (x', y', z') of the result.
-      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x', y', z', 3] in voxels of the new grid.
     """
     scale = [m / n for n, m in zip(displacement.shape[1:4], shape, strict=True)]
-    return resize(displacement, shape, axis_name=axis_name) * jnp.array(scale, displacement.dtype)
+    return resize(displacement, shape) * jnp.array(scale, displacement.dtype)
+
+
+def _multiply(matrix: jax.Array, values: jax.Array, axis: int) -> jax.Array:
+    """`matrix` times `values` along an axis."""
+    # A dense product with two non-zeros a row beats a gather, and so does its gradient, which is the
+    # transposed product.
+    product = jnp.tensordot(matrix.astype(values.dtype), values, axes=(1, axis), precision="highest")
+    return jnp.moveaxis(product, 0, axis)
 
 
 def _interpolation_matrix(n: int, m: int) -> jax.Array:

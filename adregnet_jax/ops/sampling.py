@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import chunk, for_each_chunk, slices_a_chunk, zeros_after
 from adregnet_jax.ops.grid import identity_grid
-from adregnet_jax.ops.slabs import slab_start, whole_width
+from adregnet_jax.ops.slabs import pass_on, slab_count, slab_index, slab_start, sum_over_slabs, whole_width
 
 Mode = Literal["linear", "nearest"]
 Padding = Literal["border", "zeros"]
@@ -48,7 +48,6 @@ def warp(
     *,
     mode: Mode = "linear",
     padding: Padding = "border",
-    axis_name: str | None = None,
 ) -> jax.Array:
     """Pull volumes back through displacements: `warped(p) = volume(p + u(p))` (eq. 1).
 
@@ -60,7 +59,6 @@ def warp(
       displacement: [b, x', y', z', 3] in voxels; its grid is that of the result.
       mode: see `sample`.
       padding: see `sample`.
-      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x', y', z', c].
@@ -70,10 +68,10 @@ def warp(
     """
     if displacement.ndim != 5 or displacement.shape[-1] != 3:
         raise ValueError(f"displacement must be [b, x, y, z, 3], got shape {displacement.shape}")
-    coordinates = identity_grid(displacement.shape[1:4], axis_name=axis_name) + displacement
+    coordinates = identity_grid(displacement.shape[1:4]) + displacement
     _check_batch(volume, coordinates)
-    if axis_name is not None:
-        return _sample_in_turn(volume, coordinates, mode, padding, axis_name)
+    if slab_count() > 1:
+        return _sample_in_turn(volume, coordinates, mode, padding)
     return _sample_batch(volume, coordinates, mode, padding, 0, volume.shape[1])
 
 
@@ -112,7 +110,6 @@ def sample_at_points(
     *,
     mode: Mode = "linear",
     padding: Padding = "border",
-    axis_name: str | None = None,
 ) -> jax.Array:
     """Values of volumes at points, the same on all devices that share a volume.
 
@@ -121,7 +118,6 @@ def sample_at_points(
       points: [b, n, 3] in voxels.
       mode: see `sample`.
       padding: see `sample`.
-      axis_name: see `ops.slabs`.
 
     Returns:
       [b, n, c].
@@ -133,9 +129,9 @@ def sample_at_points(
         raise ValueError(f"points must be [b, n, 3], got shape {points.shape}")
     _check_batch(volume, points)
     width = volume.shape[1]
-    first, whole = slab_start(width, axis_name), whole_width(width, axis_name)
+    first, whole = slab_start(width), whole_width(width)
     values = _sample_batch(volume, points, mode, padding, first, whole)
-    return values if axis_name is None else jax.lax.psum(values, axis_name)
+    return sum_over_slabs(values)
 
 
 def _check_batch(volume, coordinates):
@@ -226,10 +222,10 @@ def _corners(coordinates, padding, shape, first, whole):
         yield weight, index
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _sample_in_turn(volume, coordinates, mode, padding, axis_name):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _sample_in_turn(volume, coordinates, mode, padding):
     """Values of slabs [b, x, y, z, c] at coordinates [b, ..., 3] of the whole volume."""
-    reach = _Reach(volume, coordinates, padding, axis_name)
+    reach = _Reach(volume, coordinates, padding)
     nothing = jnp.zeros((*coordinates.shape[:-1], volume.shape[-1]), volume.dtype)
 
     def visit(carry, turn):
@@ -240,15 +236,15 @@ def _sample_in_turn(volume, coordinates, mode, padding, axis_name):
             lambda: _sample_batch(slab, coordinates, mode, padding, first, reach.whole),
             lambda: nothing,
         )
-        return (reach.pass_on(slab), total + part), None
+        return (pass_on(slab), total + part), None
 
     return jax.lax.scan(visit, (volume, nothing), jnp.arange(reach.devices))[0][1]
 
 
-def _sample_in_turn_backward(mode, padding, axis_name, saved, gradient):
+def _sample_in_turn_backward(mode, padding, saved, gradient):
     # The gradient of a slab travels with it. Autodiff would keep the slab of every turn: the whole volume.
     volume, coordinates = saved
-    reach = _Reach(volume, coordinates, padding, axis_name)
+    reach = _Reach(volume, coordinates, padding)
     nothing = jax.tree.map(jnp.zeros_like, saved)
 
     def visit(carry, turn):
@@ -262,7 +258,7 @@ def _sample_in_turn_backward(mode, padding, axis_name, saved, gradient):
             return jax.vjp(sampled, slab, coordinates)[1](gradient)
 
         more_slab, more_coordinate = jax.lax.cond(reach.any(first), pull_back, lambda: nothing)
-        slab, slab_gradient = reach.pass_on((slab, slab_gradient + more_slab))
+        slab, slab_gradient = pass_on((slab, slab_gradient + more_slab))
         return (slab, slab_gradient, coordinate_gradient + more_coordinate), None
 
     # After as many turns as devices, each slab is at home again.
@@ -280,27 +276,22 @@ _sample_in_turn.defvjp(
 
 
 class _Reach:
-    """Which slabs the coordinates of this device reach, and the way of the slabs from device to device."""
+    """Which slabs the coordinates of this device reach, while slabs go from device to device."""
 
-    def __init__(self, volume, coordinates, padding, axis_name):
-        self._axis_name, self._width = axis_name, volume.shape[1]
-        self.devices = jax.lax.axis_size(axis_name)
-        self.whole = whole_width(self._width, axis_name)
+    def __init__(self, volume, coordinates, padding):
+        self._width = volume.shape[1]
+        self.devices = slab_count()
+        self.whole = whole_width(self._width)
         x = coordinates[..., 0]
         self._x = jnp.clip(x, 0, self.whole - 1) if padding == "border" else x
 
     def start(self, turn):
         """The first voxel of the slab that is here in this turn."""
-        return (jax.lax.axis_index(self._axis_name) - turn) % self.devices * self._width
+        return (slab_index() - turn) % self.devices * self._width
 
     def any(self, first):
         # A voxel before the slab, its first voxel has weight 0 and a gradient in the coordinate.
         return jnp.any((self._x >= first - 1) & (self._x < first + self._width))
-
-    def pass_on(self, tree):
-        return jax.lax.ppermute(
-            tree, self._axis_name, [(i, (i + 1) % self.devices) for i in range(self.devices)]
-        )
 
 
 def _sample_part(volume, coordinates, mode, padding, first, whole):

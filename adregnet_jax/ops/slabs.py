@@ -1,64 +1,128 @@
-"""Volumes that several devices share: each device of a mesh axis holds a slab along x, all of one width.
+"""Volumes that several devices share: each device along the mesh axis `SPACE` holds a slab of equal width.
 
-Functions that look beyond their voxel take `axis_name`, the axis of the `jax.shard_map` that they run in; the
-slabs lie along it in the order of its devices. Shapes are then those of a slab, coordinates are those of the
-whole volume, and results are slabs of what the whole volume gives, or the same number on each device. None is
-a whole volume on one device, without any of this.
+Slabs divide a volume along x, in the order of the devices. Inside `jax.shard_map` over `SPACE`, functions
+take and return slabs: shapes are those of a slab, coordinates are those of the whole volume, and a result is
+a slab of the whole volume's result, or the same number on every device. Elsewhere, and where `SPACE` has one
+device, volumes are whole. The functions below find out by themselves, so no other function takes the axis.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 
+SPACE = "space"
 
-def slab_start(width: int, axis_name: str | None) -> int | jax.Array:
-    """The place in the whole volume of the first voxel along x."""
-    return 0 if axis_name is None else jax.lax.axis_index(axis_name) * width
-
-
-def whole_width(width: int, axis_name: str | None) -> int:
-    """Voxels of the whole volume along x."""
-    return width if axis_name is None else width * jax.lax.axis_size(axis_name)
+Tree = TypeVar("Tree")
 
 
-def halo(
-    volume: jax.Array, before: int, after: int, axis_name: str, *, repeat_border: bool = False
-) -> jax.Array:
-    """A slab with voxels of its neighbours on either side, also of further ones where slabs are thin.
+def slab_axis() -> str | None:
+    """`SPACE` where volumes are slabs, None where they are whole.
+
+    JAX keeps the mesh in the context of every trace and in the keys of its caches, so the answer is right in
+    loop bodies, recomputed functions and the backward rules of `jax.custom_vjp` as well.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return SPACE if SPACE in mesh.manual_axes and mesh.shape[SPACE] > 1 else None
+
+
+def slab_count() -> int:
+    """How many devices share a volume."""
+    axis = slab_axis()
+    return 1 if axis is None else jax.lax.axis_size(axis)
+
+
+def slab_index() -> int | jax.Array:
+    """The place of this device's slab among all."""
+    axis = slab_axis()
+    return 0 if axis is None else jax.lax.axis_index(axis)
+
+
+def slab_start(width: int) -> int | jax.Array:
+    """Index in the whole volume of the first voxel along x of a slab that is `width` wide."""
+    return slab_index() * width
+
+
+def whole_width(width: int) -> int:
+    """Voxels along x of the whole volume, from those of a slab."""
+    return slab_count() * width
+
+
+def sum_over_slabs(tree: Tree) -> Tree:
+    """Sums of the arrays of a tree over all slabs, on every device."""
+    axis = slab_axis()
+    return tree if axis is None else jax.lax.psum(tree, axis)
+
+
+def mean_over_slabs(tree: Tree) -> Tree:
+    """Means of the arrays of a tree over all slabs, on every device."""
+    axis = slab_axis()
+    return tree if axis is None else jax.lax.pmean(tree, axis)
+
+
+def join_slabs(tree: Tree) -> Tree:
+    """The arrays [b, x, ...] of a tree, joined along x from all slabs, on every device."""
+    axis = slab_axis()
+    return tree if axis is None else jax.lax.all_gather(tree, axis, axis=1, tiled=True)
+
+
+def pass_on(tree: Tree) -> Tree:
+    """The arrays of a tree from the device before; the first device receives those of the last."""
+    axis = slab_axis()
+    if axis is None:
+        return tree
+    count = slab_count()
+    return jax.lax.ppermute(tree, axis, [(i, (i + 1) % count) for i in range(count)])
+
+
+def halo(volume: jax.Array, before: int, after: int, *, repeat_border: bool = False) -> jax.Array:
+    """Adds the neighbouring voxels along x to a slab, from several other slabs where these are thin.
 
     Args:
-      volume: [b, x, ...], a slab.
-      before: voxels in front of it.
-      after: voxels behind it.
-      axis_name: the mesh axis of the slabs.
-      repeat_border: whether the outermost voxels repeat beyond the border of the whole volume; else 0.
+      volume: [b, x, ...], a slab or a whole volume.
+      before: how many voxels to add in front.
+      after: how many voxels to add behind.
+      repeat_border: repeat the outermost voxels beyond the border of the whole volume, instead of 0.
 
     Returns:
       [b, before + x + after, ...].
     """
-    sides = beyond(volume, before, after, axis_name, repeat_border=repeat_border)
-    return jnp.concatenate([sides[0], volume, sides[1]], axis=1)
+    front, back = beyond(volume, before, after, repeat_border=repeat_border)
+    return jnp.concatenate([front, volume, back], axis=1)
 
 
 def beyond(
-    volume: jax.Array, before: int, after: int, axis_name: str, *, repeat_border: bool = False
+    volume: jax.Array, before: int, after: int, *, repeat_border: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """The voxels on either side of a slab, as `halo` joins them to it: [b, before, ...], [b, after, ...]."""
-    width = volume.shape[1]
-    index, devices = jax.lax.axis_index(axis_name), jax.lax.axis_size(axis_name)
+    """The voxels that `halo` adds on either side of a slab.
 
-    def from_side(voxels, step):
+    Args:
+      volume: [b, x, ...], a slab or a whole volume.
+      before: how many voxels in front.
+      after: how many voxels behind.
+      repeat_border: repeat the outermost voxels beyond the border of the whole volume, instead of 0.
+
+    Returns:
+      [b, before, ...] and [b, after, ...].
+    """
+    axis, count, index, width = slab_axis(), slab_count(), slab_index(), volume.shape[1]
+
+    def from_side(voxels: int, step: int) -> jax.Array:
         """The voxels on one side; `step` is 1 where they come from the device before."""
         outermost = volume[:, :1] if step > 0 else volume[:, -1:]
-        at_border = index == (0 if step > 0 else devices - 1)
-        pairs = [(i, i + step) for i in range(devices) if 0 <= i + step < devices]
+        if axis is None:
+            side = jnp.repeat(outermost, voxels, axis=1)
+            return side if repeat_border else jnp.zeros_like(side)
+        at_border = index == (0 if step > 0 else count - 1)
+        pairs = [(i, i + step) for i in range(count) if 0 <= i + step < count]
         pieces, piece = [volume[:, :0]], volume
         while voxels > 0:
             taken = min(voxels, width)
             piece = piece[:, -taken:] if step > 0 else piece[:, :taken]
-            # Who is sent nothing gets 0.
-            piece = jax.lax.ppermute(piece, axis_name, pairs)
+            # A device without a sender receives 0.
+            piece = jax.lax.ppermute(piece, axis, pairs)
             if repeat_border:
                 piece = jnp.where(at_border, outermost, piece)
             pieces.append(piece)

@@ -14,6 +14,7 @@ from adregnet_jax.config import InstanceConfig
 from adregnet_jax.nn.prediction import Prediction, check_images, check_width
 from adregnet_jax.nn.tiles import predict_in_tiles
 from adregnet_jax.ops.sampling import warp
+from adregnet_jax.ops.slabs import SPACE
 from adregnet_jax.registration.instance import Alignment, align
 
 
@@ -127,15 +128,14 @@ def register_sharded(
       >>> displacement = jax.jit(in_slabs)(params, fixed, moving).displacement
     """
     check_images(fixed, moving)
-    model = model.clone(axis_name="space")
-    check_width(fixed.shape[1], mesh.shape["space"], model.multiple)
+    check_width(fixed.shape[1], mesh.shape[SPACE], model.multiple)
 
     def register_slab(params, fixed, moving):
         prediction = cast(Prediction, model.apply({"params": params}, fixed, moving))
-        warped = warp(moving, prediction.displacement, axis_name="space")
+        warped = warp(moving, prediction.displacement)
         return Registration(prediction.displacement, warped, prediction.pyramid, prediction.match_entropy)
 
-    slab = PartitionSpec(None, "space")
+    slab = PartitionSpec(None, SPACE)
     return jax.shard_map(
         register_slab, mesh=mesh, in_specs=(PartitionSpec(), slab, slab), out_specs=slab, check_vma=False
     )(params, fixed, moving)

@@ -50,7 +50,7 @@ from adregnet_jax.training.sharding import (
     place,
     replicated,
     rows_of_process,
-    space_axis,
+    shares_volumes,
     to_host,
 )
 from adregnet_jax.training.state import TrainState, make_init
@@ -111,7 +111,7 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
         patience = max(config.run.patience_epochs, config.run.validate_every_epochs) * steps_per_epoch
 
     model = make_model(config.model)
-    put = functools.partial(place, mesh=mesh, multiple=model.multiple if space_axis(mesh) else 1)
+    put = functools.partial(place, mesh=mesh, multiple=model.multiple if shares_volumes(mesh) else 1)
     optimiser = make_optimiser(config.optimiser, steps_per_epoch)
     rate_of = learning_rate(config.optimiser, steps_per_epoch)
     decay = config.optimiser.average_decay
@@ -395,7 +395,7 @@ def opening_line(state: TrainState, mesh: Mesh, total_steps: int) -> str:
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     begin = f"goes on at step {int(state.step)}" if int(state.step) else "starts"
     devices = f"{mesh.size} {mesh.devices.flat[0].platform} device" + ("s" if mesh.size > 1 else "")
-    if space_axis(mesh):
+    if shares_volumes(mesh):
         devices += f", {mesh.shape['space']} to a volume"
     return f"training {begin}: {total_steps} steps, {parameters:,} parameters, {devices}"
 

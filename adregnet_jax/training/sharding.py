@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from adregnet_jax.errors import UserError
 from adregnet_jax.nn.prediction import check_width
+from adregnet_jax.ops.slabs import SPACE
 
 
 def make_mesh(devices: int, batch_size: int, *, space_devices: int = 1, accumulate: int = 1) -> Mesh:
@@ -56,13 +57,13 @@ def make_mesh(devices: int, batch_size: int, *, space_devices: int = 1, accumula
             f" processes without work: raise optimiser.batch_size or run.space_devices, or start fewer"
         )
     return jax.make_mesh(
-        (devices, space_devices), ("data", "space"), axis_types=(AxisType.Auto,) * 2, devices=chosen
+        (devices, space_devices), ("data", SPACE), axis_types=(AxisType.Auto,) * 2, devices=chosen
     )
 
 
-def space_axis(mesh: Mesh) -> str | None:
-    """The `axis_name` of functions in `jax.shard_map`: None where each device has whole volumes."""
-    return "space" if mesh.shape["space"] > 1 else None
+def shares_volumes(mesh: Mesh) -> bool:
+    """Whether several devices share a volume."""
+    return mesh.shape[SPACE] > 1
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -78,7 +79,7 @@ def batch_specs(
 ) -> dict[str, PartitionSpec]:
     """How the arrays of a batch lie on the mesh; with `along=None`, each device has all of its pairs."""
     return {
-        name: PartitionSpec(along, "space") if array.ndim == 5 else PartitionSpec(along)
+        name: PartitionSpec(along, SPACE) if array.ndim == 5 else PartitionSpec(along)
         for name, array in batch.items()
     }
 
@@ -109,7 +110,7 @@ def place(
     Raises:
         UserError: the volumes don't split into slabs of a `multiple` of voxels.
     """
-    check_width(batch["fixed"].shape[1], mesh.shape["space"], multiple)
+    check_width(batch["fixed"].shape[1], mesh.shape[SPACE], multiple)
     specs = batch_specs(batch, "data" if batch_size % mesh.shape["data"] == 0 else None)
 
     def placed(name):

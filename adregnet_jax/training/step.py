@@ -14,7 +14,8 @@ from jax.sharding import Mesh, PartitionSpec
 from adregnet_jax import losses
 from adregnet_jax.config import LossConfig, OptimiserConfig
 from adregnet_jax.ops.sampling import warp
-from adregnet_jax.training.sharding import batch_specs, replicated, space_axis
+from adregnet_jax.ops.slabs import SPACE
+from adregnet_jax.training.sharding import batch_specs, replicated
 from adregnet_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -54,19 +55,15 @@ def registration_loss(
     params,
     batch,
     dropout_key: jax.Array | None = None,
-    *,
-    axis_name: str | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, jax.Array]]:
     """eq. 16 on a batch: the loss, its unweighted terms, and the displacement [b, x, y, z, 3].
 
-    Without a key nothing is dropped. With `axis_name` (`ops.slabs`), volumes are slabs.
+    Without a key nothing is dropped.
     """
-    if axis_name is not None:
-        model = model.clone(axis_name=axis_name)
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     prediction: Any = model.apply({"params": params}, batch["fixed"], batch["moving"], rngs=rngs)
-    warped = warp(batch["moving"], prediction.displacement, axis_name=axis_name)  # eq. 1
-    loss, terms = losses.total_loss(batch, prediction.displacement, warped, config, axis_name=axis_name)
+    warped = warp(batch["moving"], prediction.displacement)  # eq. 1
+    loss, terms = losses.total_loss(batch, prediction.displacement, warped, config)
     return loss, (terms, prediction.displacement)
 
 
@@ -95,9 +92,7 @@ def make_train_step(
     # the gradient times the number of devices, and the mean is the gradient.
     def loss_and_gradients(params, batch, dropout_key):
         def loss_of(params, batch):
-            loss, (terms, _) = registration_loss(
-                model, loss_config, params, batch, dropout_key, axis_name=space_axis(mesh)
-            )
+            loss, (terms, _) = registration_loss(model, loss_config, params, batch, dropout_key)
             return loss, terms
 
         differentiate = jax.value_and_grad(loss_of, has_aux=True)
@@ -113,7 +108,7 @@ def make_train_step(
             total, each = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
             gradients = jax.tree.map(lambda x: x / accumulate, total)
             loss, terms = jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
-        return jax.lax.pmean((loss, terms, gradients), ("data", "space"))
+        return jax.lax.pmean((loss, terms, gradients), ("data", SPACE))
 
     def train_step(state: TrainState, batch) -> tuple[TrainState, Metrics]:
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -149,9 +144,7 @@ def make_validation_step(
     """A jitted `step(params, batch) -> (loss, displacement)`; volumes are divided along `space`."""
 
     def loss_and_displacement(params, batch) -> tuple[jax.Array, jax.Array]:
-        loss, (_, displacement) = registration_loss(
-            model, loss_config, params, batch, axis_name=space_axis(mesh)
-        )
+        loss, (_, displacement) = registration_loss(model, loss_config, params, batch)
         return loss, displacement
 
     @jax.jit
@@ -160,7 +153,7 @@ def make_validation_step(
             loss_and_displacement,
             mesh=mesh,
             in_specs=(PartitionSpec(), batch_specs(batch, None)),
-            out_specs=(PartitionSpec(), PartitionSpec(None, "space")),
+            out_specs=(PartitionSpec(), PartitionSpec(None, SPACE)),
             check_vma=False,
         )(params, batch)
 

@@ -22,8 +22,8 @@ def volume(*shape):
 def check_module(module, *volumes, devices=4, rtol=1e-5, differentiable=(), rngs=None):
     parameters = random_parameters(module, *volumes)
 
-    def function(*volumes, axis_name=None):
-        return module.clone(axis_name=axis_name).apply({"params": parameters}, *volumes, rngs=rngs)
+    def function(*volumes):
+        return module.apply({"params": parameters}, *volumes, rngs=rngs)
 
     check_slabs(function, devices, *volumes, rtol=rtol, differentiable=differentiable)
 
@@ -40,8 +40,8 @@ def test_regions_that_slabs_cut(region):
         module = RegionalAttention(ModelConfig(blend_regions=blend), region)
         check_module(module, features, differentiable=(0,))
 
-    def means(features, axis_name=None):
-        return region_means(features, region, axis_name=axis_name).reshape(-1)
+    def means(features):
+        return region_means(features, region).reshape(-1)
 
     check_slabs(means, 4, features, differentiable=(0,))
 
@@ -67,11 +67,11 @@ def test_network(config):
 
 
 def test_width_that_does_not_split():
-    model = make_model(ModelConfig(channels=(2, 4, 4))).clone(axis_name="space")
+    model = make_model(ModelConfig(channels=(2, 4, 4)))
     images = volume(1, 12, 4, 4, 1), volume(1, 12, 4, 4, 1)
 
-    def function(*volumes, axis_name=None):
-        return model.clone(axis_name=axis_name).init(jax.random.key(0), *volumes)
+    def function(*volumes):
+        return model.init(jax.random.key(0), *volumes)
 
     with pytest.raises(
         UserError, match=r"12 wide along x .* 2 devices .* multiple of 4 .* pad the scans to 16"

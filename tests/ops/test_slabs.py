@@ -16,7 +16,7 @@ from adregnet_jax.ops.mind import mind_ssc
 from adregnet_jax.ops.neighbourhood import neighbourhood_attention
 from adregnet_jax.ops.resampling import resize, resize_displacement
 from adregnet_jax.ops.sampling import sample_at_points, warp
-from adregnet_jax.ops.slabs import halo
+from adregnet_jax.ops.slabs import halo, slab_count
 from tests.slabs import check_slabs, in_slabs
 
 RNG = np.random.default_rng(0)
@@ -33,11 +33,10 @@ def test_halo_is_what_a_pad_of_the_whole_volume_has_there(before, after, repeat_
     whole = volume(1, 8, 2)
     padded = np.pad(whole, ((0, 0), (before, after), (0, 0)), mode="edge" if repeat_border else "constant")
 
-    def extend(volume, axis_name=None):
-        if axis_name is None:
-            return jnp.zeros((1, 4 * (2 + before + after), 2, 1))
-        return halo(volume, before, after, axis_name, repeat_border=repeat_border)
+    def extend(volume):
+        return halo(volume, before, after, repeat_border=repeat_border)
 
+    np.testing.assert_array_equal(extend(whole), padded)
     extended = np.asarray(in_slabs(extend, 4, whole[..., None]))[..., 0].reshape(4, -1, 2)
     for n in range(4):
         np.testing.assert_array_equal(extended[n], padded[0, 2 * n : 2 * n + 2 + before + after])
@@ -49,9 +48,9 @@ def test_convolution(devices, implementation, request):
     if implementation == "onednn":
         request.getfixturevalue("with_onednn")
 
-    def convolve(volume, kernel, axis_name=None):
+    def convolve(volume, kernel):
         kernel = kernel.reshape(3, 3, 3, 2, 3)
-        return conv3d(volume, kernel, implementation=implementation, axis_name=axis_name)
+        return conv3d(volume, kernel, implementation=implementation)
 
     kernel = volume(3 * 3 * 3 * 2 * 3)  # flat: no volume in slabs
     check_slabs(convolve, devices, volume(2, 4, 3, 4, 2), kernel, differentiable=(0, 1))
@@ -107,11 +106,9 @@ def test_a_large_slab_goes_by_chunks_and_knows_its_neighbours():
         far = near[:, :-4] - 3 * near[:, 4:]
         return factor * far * x[:, None, None, None], a**2 * far
 
-    def mapped(a, b, factor, axis_name=None):
-        limit = 2**26 if axis_name is None else 1
-        return map_nearby(
-            function, [a, b], reach=2, slice_bytes=1, limit_bytes=limit, shared=factor, axis_name=axis_name
-        )
+    def mapped(a, b, factor):
+        limit = 2**26 if slab_count() == 1 else 1
+        return map_nearby(function, [a, b], reach=2, slice_bytes=1, limit_bytes=limit, shared=factor)
 
     arrays = [volume(2, 12, 3, 4, 2) for _ in range(2)]
     for devices in (2, 3, 4):  # the last ones' slabs are thinner than what their ends need
@@ -121,9 +118,9 @@ def test_a_large_slab_goes_by_chunks_and_knows_its_neighbours():
 @pytest.mark.parametrize("factor", [2, 0.5, 4])
 def test_resize(factor):
     # A function of the slab it is given, or of the whole.
-    def resized(volume, axis_name=None):
+    def resized(volume):
         shape = (int(volume.shape[1] * factor), 6, 3)
-        return resize_displacement(resize(volume, shape, axis_name=axis_name), shape, axis_name=axis_name)
+        return resize_displacement(resize(volume, shape), shape)
 
     check_slabs(resized, 4, volume(1, 8, 3, 4, 3), differentiable=(0,))
 
@@ -146,7 +143,7 @@ def test_mind():
 
 
 def test_coordinates_are_those_of_the_whole_volume():
-    def grid(volume, axis_name=None):
-        return identity_grid(volume.shape[1:4], axis_name=axis_name)[None] + 0 * volume
+    def grid(volume):
+        return identity_grid(volume.shape[1:4])[None] + 0 * volume
 
     check_slabs(grid, 4, np.zeros((1, 8, 3, 4, 3), np.float32), rtol=0)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adregnet_jax.ops.slabs import beyond, halo, slab_start
+from adregnet_jax.ops.slabs import beyond, halo, slab_count, slab_start
 
 
 def slices_a_chunk(shape: Sequence[int], slice_bytes: int, limit_bytes: int) -> int | None:
@@ -138,7 +138,6 @@ def map_nearby(
     slice_bytes: int,
     limit_bytes: int,
     shared: Any = (),
-    axis_name: str | None = None,
 ) -> tuple[jax.Array, ...]:
     """`function(first, shared, *volumes)` where results depend on slices nearby: of slabs, and of chunks.
 
@@ -151,21 +150,20 @@ def map_nearby(
       slice_bytes: of intermediates for each slice of one volume.
       limit_bytes: of intermediates at once; more is done chunk by chunk, and so is the derivative.
       shared: a tree of arrays that all slices need, such as parameters.
-      axis_name: see `ops.slabs`.
 
     Returns:
       [b, x, y, z, ...] each.
     """
     slices = slices_a_chunk(volumes[0].shape, slice_bytes, limit_bytes)
-    if axis_name is None:
+    if slab_count() == 1:
         if slices is None:
             return tuple(function(0, shared, *volumes))
         return map_chunks(function, volumes, slices=slices, halo=reach, shared=shared)
 
     width = volumes[0].shape[1]
-    start = slab_start(width, axis_name)
+    start = slab_start(width)
     if slices is None or width < 2 * reach:
-        wide = [halo(volume, reach, reach, axis_name) for volume in volumes]
+        wide = [halo(volume, reach, reach) for volume in volumes]
         results = function(start - reach, shared, *wide)
         return tuple(result[:, reach : reach + width] for result in results)
 
@@ -173,7 +171,7 @@ def map_nearby(
     inside = map_chunks(function, volumes, slices=slices, halo=reach, first=start, shared=shared)
     if not reach:
         return inside
-    sides = [beyond(volume, reach, reach, axis_name) for volume in volumes]
+    sides = [beyond(volume, reach, reach) for volume in volumes]
     ends = [
         jnp.concatenate([before, volume[:, : 2 * reach], volume[:, -2 * reach :], after], axis=1)
         for volume, (before, after) in zip(volumes, sides, strict=True)
