@@ -1,4 +1,4 @@
-"""The version of the package, and where a result comes from: command, code, versions, devices."""
+"""The version of the package, and the origin of a result: command, code, versions, devices."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def origin() -> dict[str, Any]:
-    """What is at work now, as JSON can hold it: date, command, commit, versions and devices."""
-    import jax  # not needed to read what was written
+    """Date, command, commit, versions and devices of this process, as a record for JSON."""
+    import jax  # late: reading such a record doesn't need it
 
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -31,7 +31,7 @@ def origin() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of this package, of Python, and of what the numbers depend on."""
+    """Versions of this package, of Python, and of the packages that affect the numbers."""
     return {
         "adregnet_jax": __version__,
         "python": platform.python_version(),
@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of this package's working tree, with "+" where files differ from it; None outside of git."""
+    """The commit of this package's working tree, followed by "+" if files were changed; None outside git."""
     package = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -49,7 +49,7 @@ def commit() -> str | None:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != package.parent.resolve():
-            return None  # installed somewhere inside of another project
+            return None  # installed inside another project
         return git("rev-parse", "HEAD") + (
             "+" if git("status", "--porcelain", "--untracked-files=no") else ""
         )

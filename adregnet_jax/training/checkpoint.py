@@ -1,7 +1,7 @@
-"""Checkpoints of a run: two newest and the best, written in the background, complete or not there.
+"""Checkpoints of a run: the two newest and the best, written in the background, complete or not at all.
 
-`workdir/checkpoints/<step>` holds two parts, `params` and `progress` (the rest of the `TrainState`), so that
-evaluation reads the network's parameters alone. With a moving average, `params` is the average.
+`workdir/checkpoints/<step>` has two parts, `params` and `progress` (the rest of the `TrainState`), so that
+evaluation can read the network's parameters alone. With a moving average, `params` is the average.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,34 +29,37 @@ from adregnet_jax.nn.models import model_from_record
 from adregnet_jax.training.state import TrainState
 from adregnet_jax.weights.trained_network import TrainedNetwork, TrainingDomain
 
-NEWEST_KEPT = 2  # the second one is for the case that the newest is damaged
+NEWEST_KEPT = 2  # the second one in case the newest is damaged
 METRIC = "validation"  # the name of the validation metric in a checkpoint
-SAME_NETWORK = ("remat", "attention_block", "convolution")  # settings that change memory and time alone
-PARAMETER_SHAPE = (32, 32, 32)  # parameters are of no scan's shape: any does to learn theirs
+SAME_NETWORK = ("remat", "attention_block", "convolution")  # settings that affect memory and time only
+PARAMETER_SHAPE = (32, 32, 32)  # any: the shapes of parameters don't depend on that of the scan
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, for the run that writes them.
+    """Saves and restores the checkpoints of a run.
 
     Args:
-        workdir: of the run.
-        say: is told of what was damaged and how it goes on.
+        workdir: folder of the run.
+        say: prints a line about damage and its consequences.
+
+    Raises:
+        UserError: the checkpoints can't be read.
     """
 
-    def __init__(self, workdir: Path, say: Callable[[str], None] = print):
+    def __init__(self, workdir: Path, say: Callable[[str], None] = print) -> None:
         self._workdir = workdir
         self._say = say
-        self._saves_anew = False  # the last save was a second try
+        self._retried = False  # whether the last save took a second attempt
         self._last_save: ocp.AsyncResponse[bool] | None = None
         try:
             self._checkpointer = self._open()
-        except Exception as error:  # whatever Orbax makes of metrics that are damaged
+        except Exception as error:  # Orbax raises all kinds for damaged metrics
             damaged = [] if jax.process_count() > 1 else _unreadable(workdir)
             if not damaged:
-                raise UserError(f"the checkpoints in {workdir} can't be read ({_told(error)})") from error
+                raise UserError(f"the checkpoints in {workdir} can't be read ({_brief(error)})") from error
             _move_aside(workdir, damaged)
             for step in damaged:
-                say(f"the checkpoint of step {step} can't be read and was put aside ({_told(error)})")
+                say(f"the checkpoint of step {step} can't be read and was moved away ({_brief(error)})")
             self._checkpointer = self._open()
 
     def _open(self, *, tidy: bool = True) -> ocp.training.Checkpointer:
@@ -76,46 +79,47 @@ class Checkpoints:
     def restore(self, abstract_state: TrainState) -> TrainState | None:
         """The newest state that can be read, or None in a new workdir.
 
-        Newer ones, which can't be, are put aside in the folder `unreadable` of the workdir. That is done
-        once an older one was read: what is no damage, as too little memory, moves nothing.
+        Newer checkpoints that can't be read are moved to the folder `unreadable` of the workdir, but only
+        after
+        an older one was read: other causes than damage, such as too little memory, move nothing.
 
         Raises:
-            UserError: none can be read, or they are of another run; of a run of several processes, which
-                would have to agree, also where an older one could be read.
+            UserError: no checkpoint can be read, or they belong to a different run. A run of several
+                processes doesn't fall back on an older checkpoint, on which its processes would have to
+                agree.
         """
-        failed: dict[int, str] = {}  # why, by step, newest first
+        failed: dict[int, str] = {}  # reason by step, newest first
         for checkpoint in sorted(self._checkpointer.checkpoints, key=lambda found: -found.step):
             try:
                 state = self._restore(checkpoint, abstract_state)
             except UserError:
                 raise
-            except Exception as error:  # whatever Orbax and its libraries make of damaged files
-                failed[checkpoint.step] = _told(error)
+            except Exception as error:  # Orbax and its libraries raise all kinds for damaged files
+                failed[checkpoint.step] = _brief(error)
                 if jax.process_count() > 1:
                     break
                 continue
             if failed:
                 self._put_aside(failed)
                 for step, reason in failed.items():
-                    self._say(f"the checkpoint of step {step} can't be read and was put aside ({reason})")
+                    self._say(f"the checkpoint of step {step} can't be read and was moved away ({reason})")
             return state
         if failed:
             step, reason = next(iter(failed.items()))
             raise UserError(
-                f"the checkpoint of step {step} in {self._workdir} can't be read ({reason}), nor is there"
-                " another one to go on from: try again in one process, bring back a copy, or take another"
-                " --workdir"
+                f"the checkpoint of step {step} in {self._workdir} can't be read ({reason}), and there is"
+                " no other to resume from: try again in one process, restore a copy, or use another --workdir"
             )
         return None
 
     def _put_aside(self, steps: Iterable[int], *, tidy: bool = True) -> None:
-        """Else the newest of them would count as such, and a good one would be deleted in its place."""
-        with contextlib.suppress(Exception):  # a failed save, which has been told
+        """Moves damaged checkpoints away, which would otherwise be kept in place of good ones."""
+        with contextlib.suppress(Exception):  # a failed save, which was reported
             self._checkpointer.close()
         _move_aside(self._workdir, steps)
         self._checkpointer = self._open(tidy=tidy)
 
-    def _restore(self, checkpoint, abstract_state: TrainState) -> TrainState:
+    def _restore(self, checkpoint: Any, abstract_state: TrainState) -> TrainState:
         network = _load(self._checkpointer, checkpoint, abstract_state.network, self._workdir)
         self._check_average(checkpoint, abstract_state)
         abstract_progress = {"progress": _without_network(abstract_state)}
@@ -124,41 +128,41 @@ class Checkpoints:
             return progress.replace(params=network)
         return progress.replace(average=network)
 
-    def _check_average(self, checkpoint, abstract_state: TrainState) -> None:
+    def _check_average(self, checkpoint: Any, abstract_state: TrainState) -> None:
         stored = self._checkpointer.checkpointables_metadata(checkpoint).metadata["progress"]
         theirs, ours = stored["params"] is not None, abstract_state.average is not None
         if theirs != ours:
             have = ["no moving average", "a moving average"]
             raise UserError(
-                f"{self._workdir} holds a run with {have[theirs]} of the parameters, and"
-                f" optimiser.average_decay now asks for {have[ours]}: give another --workdir, or set it back"
+                f"{self._workdir} holds a run with {have[theirs]} of the parameters, but"
+                f" optimiser.average_decay now asks for {have[ours]}: use another --workdir, or set it back"
             )
 
     def save(self, step: int, state: TrainState, *, metric: float | None = None) -> None:
-        """Starts to write the state of `step`; `metric` is its validation metric, if it was validated.
+        """Starts writing the state of `step`; `metric` is its validation metric, if it was validated.
 
-        Where that can't be done, or the write before it failed in the background, and it is not for want of
-        room, files were changed or deleted under the run: this state is saved anew, once.
+        If this or the previous write fails while the disk has room, files were changed or deleted during the
+        run: the state is then saved once more.
 
         Raises:
-            UserError: there is no room, or the second try fails as well.
+            UserError: the disk is full, or the second attempt fails as well.
         """
         try:
             self._save(step, state, metric)
-        except Exception as error:  # whatever Orbax makes of files that are gone or damaged
-            if self._saves_anew or _wants_room(error) or jax.process_count() > 1:
+        except Exception as error:  # Orbax raises all kinds for missing or damaged files
+            if self._retried or _disk_is_full(error) or jax.process_count() > 1:
                 raise self._refusal(error) from error
             self._say(
-                f"a checkpoint could not be written ({_told(error)}); that of step {step} is written anew"
+                f"a checkpoint could not be written ({_brief(error)}); writing that of step {step} again"
             )
             try:
-                self._put_aside(_unreadable(self._workdir), tidy=False)  # a write may still be going on
+                self._put_aside(_unreadable(self._workdir), tidy=False)  # a write may still be running
                 self._save(step, state, metric)
             except Exception as again:
                 raise self._refusal(again) from again
-            self._saves_anew = True
+            self._retried = True
         else:
-            self._saves_anew = False
+            self._retried = False
 
     def _save(self, step: int, state: TrainState, metric: float | None) -> None:
         self._finish_last_save()
@@ -170,7 +174,7 @@ class Checkpoints:
         )
 
     def _finish_last_save(self) -> None:
-        """Waits for it. A response that nobody asks keeps its thread, an event loop and three open files."""
+        """Waits for the last save, whose thread, event loop and three open files are only then released."""
         response, self._last_save = self._last_save, None
         if response is not None:
             response.result()
@@ -179,7 +183,7 @@ class Checkpoints:
         """Waits until the last checkpoint is complete.
 
         Raises:
-            UserError: it could not be written.
+            UserError: the last checkpoint could not be written.
         """
         try:
             try:
@@ -190,40 +194,45 @@ class Checkpoints:
             raise self._refusal(error) from error
 
     def _refusal(self, error: Exception) -> UserError:
-        reason = _system_reason(error) or _told(error)
-        mend = "make room" if _wants_room(error) else "see that nothing changes its files"
+        reason = _system_reason(error) or _brief(error)
+        advice = "make room" if _disk_is_full(error) else "make sure that nothing else changes its files"
         return UserError(
             f"can't save a checkpoint in {self._workdir}: {reason}; complete ones are kept:"
-            f" {mend} and run the same command again"
+            f" {advice} and run the same command again"
         )
 
 
-def restore_parameters(workdir: Path, abstract_params=None, which: str = "best") -> tuple[Any, int]:
-    """The parameters of a trained run, and the step they are from.
+def restore_parameters(
+    workdir: Path, abstract_params: Any = None, *, which: Literal["best", "newest"] = "best"
+) -> tuple[Any, int]:
+    """Reads the parameters of a trained run.
 
     Args:
-        workdir: of the run.
-        abstract_params: their tree of arrays or of `jax.ShapeDtypeStruct`, as `jax.eval_shape` gives it; with
-            a sharding, they are placed by it, else on one device. None: whatever tree is stored.
+        workdir: folder of the run.
+        abstract_params: the expected tree, of arrays or of `jax.ShapeDtypeStruct` as `jax.eval_shape` returns
+            it. Parameters are placed by its sharding, if it has one, else on one device. None: any tree.
         which: `best` on the validation split (the newest, if none was validated), or `newest`.
 
+    Returns:
+        The parameters, and the step of their checkpoint.
+
     Raises:
-        UserError: if there is no checkpoint, or it is of another architecture.
+        UserError: there is no checkpoint that can be read, or it has a different architecture.
     """
     if not _folder(workdir).is_dir():
-        raise UserError(
-            f"{workdir} holds no checkpoint: train first, or give the workdir of a run that was trained"
-        )
+        raise UserError(f"{workdir} holds no checkpoint: train first, or use the workdir of a trained run")
     try:
         opened = ocp.training.Checkpointer(_folder(workdir))
     except Exception as error:  # as in `Checkpoints`
         raise UserError(
-            f"a checkpoint in {workdir} can't be read ({_told(error)}): bring back a copy, or train again,"
-            " which puts it aside"
+            f"a checkpoint in {workdir} can't be read ({_brief(error)}): restore a copy, or resume the"
+            " training, which moves it away"
         ) from error
     with opened as checkpointer:
         if checkpointer.latest is None:
-            raise UserError(f"{workdir} holds no complete checkpoint yet: train on, then try again")
+            raise UserError(
+                f"{workdir} holds no complete checkpoint yet: continue the training, then try again"
+            )
         validated = [found for found in checkpointer.checkpoints if found.metrics]
         chosen = checkpointer.latest
         if which == "best" and validated:
@@ -232,18 +241,18 @@ def restore_parameters(workdir: Path, abstract_params=None, which: str = "best")
             return _load(checkpointer, chosen, abstract_params, workdir), chosen.step
         except UserError:
             raise
-        except Exception as error:  # whatever Orbax and its libraries make of damaged files
+        except Exception as error:  # Orbax and its libraries raise all kinds for damaged files
             raise UserError(
-                f"the checkpoint of step {chosen.step} in {workdir} can't be read ({_told(error)}): bring"
-                " back a copy; training again goes on from an older one, if there is one"
+                f"the checkpoint of step {chosen.step} in {workdir} can't be read ({_brief(error)}):"
+                " restore a copy; a resumed training falls back on an older one, if there is one"
             ) from error
 
 
 def restore_network(workdir: Path) -> TrainedNetwork:
-    """The network of a trained run, as its config.json tells, and its best parameters.
+    """The network of a trained run, built from its config.json, with its best parameters.
 
     Raises:
-        UserError: there is no such run, no checkpoint, or it is of another architecture than config.json.
+        UserError: there is no such run, no checkpoint, or one whose architecture isn't that of config.json.
     """
     path = workdir / "config.json"
     try:
@@ -253,37 +262,43 @@ def restore_network(workdir: Path) -> TrainedNetwork:
         volume = jax.ShapeDtypeStruct((1, *PARAMETER_SHAPE, 1), jnp.float32)
         abstract = jax.eval_shape(model.init, jax.random.key(0), volume, volume)["params"]
     except OSError:
-        raise UserError(f"{workdir} holds no config.json: give the workdir of a run of train.py") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{workdir} holds no config.json: expected the workdir of a run of train.py"
+        ) from None
+    except (UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} tells of no model that this version knows ({reason}): give the workdir of another run"
+            f"{path} describes no model that this version knows ({reason}): use the workdir of another run"
         ) from None
     return TrainedNetwork(model, restore_parameters(workdir, abstract)[0], scans, str(workdir))
 
 
 def _trained_scans(record: Mapping[str, Any]) -> TrainingDomain:
-    """The grid of the training pairs, as far as config.json tells; older versions told less."""
+    """The grid of the training pairs, where config.json has it: older versions recorded less."""
     data = record["config"].get("data", {})
-    if data.get("kind") == "synthetic":  # whose millimetres are of nothing
+    if data.get("kind") == "synthetic":  # whose millimetres have no physical meaning
         voxels = math.prod(data["synthetic"]["shape"])
-        twice = (voxels, 8 * voxels)  # the second time at half the spacing
+        twice = (voxels, 8 * voxels)  # a second pass at half the spacing
         return TrainingDomain(axes=record.get("axes", "RAS"), voxels=twice, same_contrast=True)
     spacing_mm = record.get("spacing_mm")
     return TrainingDomain(record.get("axes"), None if spacing_mm is None else tuple(map(float, spacing_mm)))
 
 
 def check_architecture(workdir: Path, model: ModelConfig) -> None:
-    """Refuses a workdir whose run has another model, naming the first setting that differs."""
+    """Refuses a workdir whose run has a different model.
+
+    Raises:
+        UserError: naming the first setting that differs, or config.json can't be read.
+    """
     record = workdir / "config.json"
     if not (record.is_file() and _folder(workdir).is_dir() and any(_folder(workdir).iterdir())):
         return
-    # A setting that came after that run has its default there.
+    # Settings that didn't exist yet when that run began had the effect of their defaults.
     try:
         theirs = dataclasses.asdict(ModelConfig()) | json.loads(record.read_text())["config"]["model"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{record}: not the record of a run ({type(error).__name__}): bring back a copy, or give another"
+            f"{record}: not the record of a run ({type(error).__name__}): restore a copy, or use another"
             " --workdir"
         ) from None
     ours = json.loads(json.dumps(dataclasses.asdict(model)))  # tuples become lists, as in the file
@@ -293,11 +308,11 @@ def check_architecture(workdir: Path, model: ModelConfig) -> None:
         if theirs.get(name) != value:
             raise UserError(
                 f"{workdir} holds a run with model.{name}={theirs.get(name)}, this config has {value}:"
-                " give another --workdir, or set it back"
+                " use another --workdir, or set it back"
             )
 
 
-def _told(error: Exception) -> str:
+def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -310,7 +325,7 @@ def _folder(workdir: Path) -> Path:
 
 
 def _unreadable(workdir: Path) -> list[int]:
-    """The steps whose metadata or metrics can't be read: these keep others from being listed and saved."""
+    """Steps whose metadata or metrics can't be read: Orbax then neither lists nor saves any checkpoint."""
     steps = []
     for path in _folder(workdir).glob("[0-9]*"):
         if not path.name.isdigit():
@@ -332,14 +347,16 @@ def _move_aside(workdir: Path, steps: Iterable[int]) -> None:
         (_folder(workdir) / str(step)).rename(aside / str(step))
 
 
-def _load(checkpointer, checkpoint, abstract_params, workdir: Path):
-    """The parameters of `checkpoint`, after a look at their names and shapes."""
+def _load(
+    checkpointer: ocp.training.Checkpointer, checkpoint: Any, abstract_params: Any, workdir: Path
+) -> Any:
+    """The parameters of `checkpoint`, once their names and shapes are checked."""
     stored = checkpointer.checkpointables_metadata(checkpoint).metadata["params"]
     if stored is None:
         raise ValueError("its metadata can't be read")
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
-    def placed(x, sharding):
+    def placed(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or one_device)
 
     if abstract_params is None:
@@ -351,52 +368,52 @@ def _load(checkpointer, checkpoint, abstract_params, workdir: Path):
 
 
 def check_parameters(stored: Any, params: Any, what: str) -> None:
-    """Refuses parameters whose names or shapes are not those of `params`; `what` names them.
+    """Refuses parameters whose names or shapes differ from those of `params`.
 
     Raises:
-        UserError: with the first that differs.
+        UserError: calling the parameters `what`, and naming the first that differs.
     """
     theirs, ours = _shapes(stored), _shapes(params)
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             raise UserError(
-                f"{what} is of another architecture: parameter {name} is {theirs.get(name, 'absent')} there"
-                f" and {ours.get(name, 'absent')} in this config: use the config of that run, or another"
+                f"{what} has a different architecture: parameter {name} is {theirs.get(name, 'absent')} there"
+                f" and {ours.get(name, 'absent')} in this config: use the config of that run, or another run"
             )
 
 
 def completed_parameters(stored: Any, start: Any, what: str) -> tuple[Any, list[str]]:
-    """The parameters `stored`, and those of `start` for the modules that these lack.
+    """Completes the parameters `stored` with those of `start` that are missing among them.
 
     Returns:
-        The parameters, with the names and shapes of `start`, and the names that `stored` lacks.
+        The parameters, with the names and shapes of `start`, and the names missing in `stored`.
 
     Raises:
-        UserError: `stored`, which `what` names, has others, or of other shapes, or none that `start` has.
+        UserError: calling `stored` by `what`; it has further parameters, other shapes, or none of `start`.
     """
     theirs, ours = (flatten_dict(dict(tree), sep="/") for tree in (stored, start))
-    lacking = [name for name in ours if name not in theirs]
+    missing = [name for name in ours if name not in theirs]
     whole = unflatten_dict(ours | theirs, sep="/")
-    check_parameters(whole if len(lacking) < len(ours) else stored, start, what)
-    return whole, lacking
+    check_parameters(whole if len(missing) < len(ours) else stored, start, what)
+    return whole, missing
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves
     }
 
 
-def _wants_room(error: BaseException) -> bool:
+def _disk_is_full(error: BaseException) -> bool:
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return _system_reason(error) in [os.strerror(number) for number in full]
 
 
 def _system_reason(error: BaseException | None) -> str | None:
-    """What the operating system said, if that stopped a save; tensorstore puts the number in its text."""
+    """The operating system's reason for a failed save, if any; tensorstore gives its number as text."""
     seen = set()
-    while error is not None and id(error) not in seen:  # a chain of causes may come back to itself
+    while error is not None and id(error) not in seen:  # causes may form a circle
         seen.add(id(error))
         if isinstance(error, OSError):
             return error.strerror or str(error)

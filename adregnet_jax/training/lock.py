@@ -1,4 +1,4 @@
-"""One run at a time in a workdir."""
+"""A lock that admits one run at a time to a workdir."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from adregnet_jax.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing keeps two runs apart
+except ImportError:  # Windows, where runs are not locked
     fcntl = None  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
 def only_run(workdir: Path) -> Iterator[None]:
-    """Keeps other runs out of `workdir` for the time of the block.
+    """Keeps other runs out of `workdir` during the block.
 
-    The lock is the kernel's, on the file `lock`: it ends with the process that holds it, however that ends.
-    Of a run of several processes, the first one holds it.
+    The kernel locks the file `lock` and releases it when the process ends, however it ends. If a run has
+    several processes, the first one holds the lock.
 
     Raises:
-        UserError: another run holds it, or the folder can't be written.
+        UserError: another run holds the lock, or the folder can't be written.
     """
     if jax.process_index() or fcntl is None:
         yield
@@ -42,10 +42,10 @@ def only_run(workdir: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise UserError(
-                f"another run trains in {workdir} (process {holder}): wait until it ends, or give another"
+                f"another run trains in {workdir} (process {holder}): wait until it ends, or use another"
                 " --workdir"
             ) from None
-        except OSError:  # a file system without locks: nothing keeps two runs apart there
+        except OSError:  # a file system without locks
             yield
             return
         file.truncate(0)

@@ -1,8 +1,8 @@
 """The training loop, top to bottom.
 
-Whatever decides how a run goes on is a function of the step or lies in the `TrainState`, hence in the
-checkpoint: a run that was killed and started again ends with the same parameters, bit for bit. With
-`run.memory="auto"` this takes as much free memory as before: with less, sums may come in another order.
+Everything that determines how a run continues is a function of the step or part of the `TrainState`, hence in
+the checkpoint: a run that was killed and started again ends with the same parameters, bit for bit. With
+`run.memory="auto"` this takes as much free memory as before; with less, sums may be taken in another order.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from adregnet_jax.training.checkpoint import (
 )
 from adregnet_jax.training.lock import only_run
 from adregnet_jax.training.memory import available_bytes, fitting_step, recorded_choices
-from adregnet_jax.training.progress import RunLog
 from adregnet_jax.training.record import append_start, write_record, write_splits
+from adregnet_jax.training.run_log import RunLog
 from adregnet_jax.training.sharding import (
     make_mesh,
     place,
@@ -65,16 +65,16 @@ from adregnet_jax.weights.packed import PRETRAINED, is_packed, load_pretrained
 
 
 def train(config: Config, workdir: Path) -> None:
-    """Trains the network of `config.model` in `workdir`, going on from its newest checkpoint if there is one.
+    """Trains the network of `config.model` in `workdir`, resuming from its newest checkpoint if there is one.
 
     Raises:
-        UserError: for what the user can mend, among it a metric that is not finite, a full disk and another
-            run in `workdir`.
+        UserError: for settings, data, checkpoints or devices that can't be used, a metric that is not finite,
+            a full disk, or another run in `workdir`.
         SystemExit: 128 + the signal's number, after SIGTERM or SIGINT; a checkpoint is saved first.
     """
     config.check()
     check_implementation(config.model.convolution)
-    splits = load_splits(config.data)  # data that can't be used leave no workdir behind
+    splits = load_splits(config.data)  # before the workdir is made: data that can't be used leave none
     first = splits.train[0] if splits.train else None
     with only_run(workdir):
         _train(config, workdir, splits, first)
@@ -134,16 +134,16 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
         state = state or initial_state(init, key, mesh, config.init_from, say)
         start, best_metric, best_step = int(state.step), float(state.best_metric), int(state.best_step)
         if append_start(workdir, start, data_fingerprint(config.data)):
-            say("the files of the data are not those of the start before: see starts.jsonl")
+            say("the data files have changed since the previous start: see starts.jsonl")
         log = stack.enter_context(
-            contextlib.closing(RunLog(workdir, start, total_steps, tells=not jax.process_index()))
+            contextlib.closing(RunLog(workdir, start, total_steps, active=not jax.process_index()))
         )
         log.say(opening_line(state, mesh, total_steps))
         if config.model.convolution == "onednn":
             log.say("convolves by oneDNN: every start compiles anew")
         signals = stack.enter_context(remembered_signals())
         prefetched = pipeline.iterate_from(batches, start, workers=config.data.workers)
-        unread: list[tuple[int, Metrics]] = []  # metrics that are still on the device
+        unread: list[tuple[int, Metrics]] = []  # steps and metrics that are still on the device
 
         for step in range(start + 1, total_steps + 1):
             if step - 1 - best_step >= patience:
@@ -162,7 +162,7 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
             state, metrics = train_step(state, batch)
             unread.append((step, metrics))
             if len(unread) > 1:
-                jax.block_until_ready(unread[-2])  # one step runs and one waits: no more, no less
+                jax.block_until_ready(unread[-2])  # keeps one step running and one queued
 
             validate_now = step % validate_every == 0 or step == total_steps
             save_now = validate_now or step % config.run.checkpoint_every_steps == 0 or stop_now
@@ -170,7 +170,7 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
             if not (save_now or previous_is_logged):
                 continue
 
-            # The newest metrics are left on the device while their step runs, except before a save.
+            # Except before a save, the newest metrics stay on the device, where their step still runs.
             ready, unread = (unread, []) if save_now else (unread[:-1], unread[-1:])
             records = fetch(ready)
             rate, waiting = log.steps_per_second(step if save_now else step - 1), log.waiting_share()
@@ -200,17 +200,17 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
                 checkpoints.save(step, state, metric=metric)
             log.restart_clock(step if save_now else step - 1)
             if stop_now:
-                number = signals[0] if signals else signal.SIGTERM  # or it came to another process
-                log.say(f"stopped by {signal.Signals(number).name} at step {step}; the same command goes on")
+                number = signals[0] if signals else signal.SIGTERM  # received by another process
+                log.say(f"stopped by {signal.Signals(number).name} at step {step}; the same command resumes")
                 raise SystemExit(128 + number)
         log.say(closing_line(state, steps_per_epoch))
 
 
 def prepare_workdir(config: Config, workdir: Path, first: Pair | None = None) -> None:
-    """Makes the folder, refuses the run of another model, and writes `config.json`.
+    """Makes the workdir, refuses one with a run of a different model, and writes `config.json`.
 
-    It tells the spacing and the axes of the `first` training pair, for those who give the network other
-    scans.
+    The record has the spacing and the axes of the `first` training pair, to which the scans of later
+    registrations are adapted.
     """
     record = {
         "config": dataclasses.asdict(config),
@@ -230,31 +230,31 @@ def planned_step(
     mesh: Mesh,
     say: Callable[[str], None],
 ) -> tuple[ModelConfig, Callable[..., tuple[TrainState, Metrics]]]:
-    """The model as `run.memory` has it fit, and its compiled training step."""
+    """The model, made to fit into memory if `run.memory` asks for it, and its compiled training step."""
 
-    def compile_step(model):
+    def compile_step(model: ModelConfig) -> jax.stages.Compiled:
         began = time.monotonic()
         program = make_step(make_model(model)).lower(state, batch).compile()
         say(f"compiled the training step in {time.monotonic() - began:.1f} s")
         return program
 
     available = None if config.run.memory == "off" else available_bytes(mesh.local_devices)
-    if available is not None and jax.process_count() > 1:  # they must choose alike
-        mebibytes = np.array(available // 2**20, np.int32)  # a number of bytes would not fit into 32 bits
+    if available is not None and jax.process_count() > 1:  # all must choose the same
+        mebibytes = np.array(available // 2**20, np.int32)  # the number of bytes would overflow
         available = 2**20 * int(multihost_utils.process_allgather(mebibytes).min())
     choose = config.run.memory == "auto"
     model, program = fitting_step(config.model, compile_step, available, choose=choose, say=say)
     planned = jax.tree.map(jnp.shape, batch)
-    of_other_shapes = make_step(make_model(model))  # another number of landmarks is another program
+    for_other_shapes = make_step(make_model(model))  # another number of landmarks takes another program
 
-    def step(state, batch):
-        return (program if jax.tree.map(jnp.shape, batch) == planned else of_other_shapes)(state, batch)
+    def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        return (program if jax.tree.map(jnp.shape, batch) == planned else for_other_shapes)(state, batch)
 
     return model, step
 
 
 def abstract_state(init: Callable[[jax.Array], TrainState], key: jax.Array, mesh: Mesh) -> TrainState:
-    """Shapes, types and placement of the state, without making it."""
+    """Shapes, types and placement of the state, without computing it."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), jax.eval_shape(init, key)
     )
@@ -267,10 +267,10 @@ def initial_state(
     init_from: str,
     say: Callable[[str], None],
 ) -> TrainState:
-    """The state of step 0: random parameters, or those that `init_from` names.
+    """The state at step 0, with random parameters or those that `init_from` names.
 
-    They are the best ones of a run, packed ones of a folder, or the shipped ones ("pretrained"). Modules that
-    these lack, because the model has more than theirs, start as new ones: `say` is told which.
+    These are the best ones of a run, packed ones from a folder, or the bundled ones ("pretrained"). Modules
+    missing among them start from random parameters, which `say` reports.
     """
     state = init(key)
     if init_from:
@@ -278,10 +278,10 @@ def initial_state(
             stored = load_pretrained(None if init_from == PRETRAINED else init_from).params
         else:
             stored, _ = restore_parameters(Path(init_from))
-        params, lacking = completed_parameters(stored, state.params, f"--config.init_from={init_from}")
-        if lacking:
-            modules = sorted({name.split("/")[0] for name in lacking})
-            say(f"{init_from} has no {', '.join(modules)}: these start as new")
+        params, missing = completed_parameters(stored, state.params, f"--config.init_from={init_from}")
+        if missing:
+            modules = sorted({name.split("/")[0] for name in missing})
+            say(f"{init_from} has no {', '.join(modules)}: random parameters are used there")
         params = jax.device_put(params, replicated(mesh))
         state = state.replace(params=params)
         if state.average is not None:
@@ -290,43 +290,44 @@ def initial_state(
 
 
 def agreed(batch: pipeline.Batch, *, stop: bool) -> tuple[pipeline.Batch, bool]:
-    """What the processes of a run must do alike: batches of one shape, and a stop at one step.
+    """Makes the processes of a run agree on the shape of a batch and on the step at which they stop.
 
     Args:
         batch: the rows of this process.
-        stop: whether this process was told to stop.
+        stop: whether this process was asked to stop.
 
     Returns:
-        The batch, with room for as many landmarks as another process has, and whether any is to stop.
+        The batch, padded to the largest number of landmarks in any process, and whether any is to stop.
 
     Raises:
-        UserError: on all of them, if their volumes differ in shape.
+        UserError: on all processes, if the shapes of their volumes differ.
     """
     if jax.process_count() == 1:
         return batch, stop
     room = batch["landmark_valid"].shape[1]
-    all_of_them = multihost_utils.process_allgather(
-        np.array([*batch["fixed"].shape[1:4], room, stop], np.int32)
-    )
-    if (all_of_them[:, :3] != all_of_them[0, :3]).any():
+    of_all = multihost_utils.process_allgather(np.array([*batch["fixed"].shape[1:4], room, stop], np.int32))
+    if (of_all[:, :3] != of_all[0, :3]).any():
         raise UserError(
-            f"the pairs of a batch have one shape, the processes have {all_of_them[:, :3].tolist()}:"
+            f"expected the pairs of a batch to have one shape, the processes have {of_all[:, :3].tolist()}:"
             " resample the scans to one grid, or train with optimiser.batch_size=1 in one process"
         )
-    missing = int(all_of_them[:, 3].max()) - room
+    missing = int(of_all[:, 3].max()) - room
     padded = {
         name: np.pad(array, ((0, 0), (0, missing), *[(0, 0)] * (array.ndim - 2)))
         for name, array in batch.items()
         if "landmark" in name
     }
-    return batch | padded, bool(all_of_them[:, 4].any())
+    return batch | padded, bool(of_all[:, 4].any())
 
 
 def fetch(metrics: Sequence[tuple[int, Metrics]]) -> dict[int, dict[str, float]]:
-    """The metrics of some steps, by step.
+    """Copies the metrics of some steps from the device.
+
+    Returns:
+        The metrics of each step, as floats.
 
     Raises:
-        UserError: at the first one that is not finite.
+        UserError: a metric is not finite.
     """
     records = {}
     for step, values in jax.device_get(metrics):
@@ -336,24 +337,25 @@ def fetch(metrics: Sequence[tuple[int, Metrics]]) -> dict[int, dict[str, float]]
 
 
 def check_finite(record: dict[str, float], step: int) -> None:
+    """Raises UserError for the first metric that is not finite."""
     for name, value in record.items():
         if not math.isfinite(value):
             raise UserError(
-                f"{name} is {value} at step {step}, training stops: the last checkpoint is from before;"
+                f"{name} is {value} at step {step}, so training stops; the last checkpoint is older:"
                 " try a lower optimiser.learning_rate or optimiser.gradient_clip"
             )
 
 
 def validate(
     validation_step: Callable[..., tuple[jax.Array, jax.Array]],
-    params,
+    params: Any,
     pairs: Sequence[Pair],
     step: int,
     *,
     put: Callable[..., dict[str, jax.Array]],
     make_batch: Callable[[Sequence[Pair]], pipeline.Batch] = pipeline.collate,
 ) -> dict[str, float]:
-    """Mean loss over the validation pairs, and where there are landmarks, the mean TRE over those pairs."""
+    """Mean loss over the validation pairs, and mean TRE over those with landmarks."""
     loss, tre = [], []
     for pair in pairs:
         batch = put(make_batch([pair]), [0], 1)
@@ -362,7 +364,7 @@ def validate(
         fixed, moving = pair.fixed_landmarks, pair.moving_landmarks
         if fixed is not None and moving is not None and len(fixed):
             tre.append(float(np.mean(tre_mm(to_host(displacement)[0], fixed, moving, pair.spacing_mm))))
-    # float32 like the best metric in the checkpoint, so that a resumed run compares the same numbers.
+    # In float32, like the best metric in the checkpoint, so that a resumed run compares the same numbers.
     means = {"validation/loss": loss} | ({"validation/tre_mm": tre} if tre else {})
     record = {name: float(np.float32(np.mean(values))) for name, values in means.items()}
     check_finite(record, step)
@@ -370,16 +372,16 @@ def validate(
 
 
 def decisive(validation: dict[str, float]) -> str:
-    """The validation metric that decides which checkpoint is the best one: the lower, the better."""
+    """Name of the validation metric whose lowest value marks the best checkpoint."""
     return "validation/tre_mm" if "validation/tre_mm" in validation else "validation/loss"
 
 
 @contextlib.contextmanager
 def remembered_signals() -> Iterator[list[int]]:
-    """The SIGTERM or SIGINT that came, for the loop to look at; a second one acts at once."""
+    """Yields a list that collects SIGTERM and SIGINT for the loop to check; a second one acts at once."""
     received: list[int] = []
 
-    def remember(number, _frame):
+    def remember(number: int, _frame: Any) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
 
@@ -393,10 +395,10 @@ def remembered_signals() -> Iterator[list[int]]:
 
 def opening_line(state: TrainState, mesh: Mesh, total_steps: int) -> str:
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    begin = f"goes on at step {int(state.step)}" if int(state.step) else "starts"
+    begin = f"resumes at step {int(state.step)}" if int(state.step) else "starts"
     devices = f"{mesh.size} {mesh.devices.flat[0].platform} device" + ("s" if mesh.size > 1 else "")
     if shares_volumes(mesh):
-        devices += f", {mesh.shape['space']} to a volume"
+        devices += f", {mesh.shape['space']} per volume"
     return f"training {begin}: {total_steps} steps, {parameters:,} parameters, {devices}"
 
 

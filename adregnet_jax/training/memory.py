@@ -1,6 +1,6 @@
-"""Does a training step fit into memory? Told before it runs, with settings under which it would.
+"""Checks before the first training step whether it fits into memory, and finds settings with which it would.
 
-XLA plans all memory of a compiled program: what a step will take is known when it is compiled.
+XLA plans all memory of a compiled program, so the need of a step is known once it is compiled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adregnet_jax.config import ModelConfig
 from adregnet_jax.errors import UserError
 
 GIB = 2**30
-# What makes a step smaller, the cheapest first. The parameters are the same under all of these settings.
+# Changes that make a step smaller, the cheapest first. They leave the parameters of the network as they are.
 SMALLER: tuple[dict[str, Any], ...] = (
     {"remat": True},
     {"remat": True, "attention_block": 128},
@@ -26,22 +26,16 @@ SMALLER: tuple[dict[str, Any], ...] = (
 
 
 def needed_bytes(compiled: jax.stages.Compiled) -> int | None:
-    """Memory of one device that a compiled program takes beside its arguments, which are there already.
-
-    None where the platform doesn't tell.
-    """
+    """Memory per device that a compiled program needs in addition to its arguments; None if unknown."""
     found = compiled.memory_analysis()
     if found is None:
         return None
-    results = found.output_size_in_bytes - found.alias_size_in_bytes  # some are in the place of arguments
+    results = found.output_size_in_bytes - found.alias_size_in_bytes  # some overwrite arguments
     return found.temp_size_in_bytes + results
 
 
 def available_bytes(devices: Sequence[jax.Device]) -> int | None:
-    """Memory that is free now on each of some devices, the least; None where nobody tells.
-
-    Devices of the platform "cpu" share the memory of the machine.
-    """
+    """Free memory of the fullest device; None if unknown. CPU devices share the memory of the machine."""
     if devices[0].platform == "cpu":
         free = _available_on_host(Path("/proc/meminfo"), Path("/sys/fs/cgroup"))
         return None if free is None else free // len(devices)
@@ -58,20 +52,20 @@ def fitting_step(
     choose: bool,
     say: Callable[[str], None],
 ) -> tuple[ModelConfig, jax.stages.Compiled]:
-    """A training step that fits into memory, and its model.
+    """Compiles a training step that fits into memory.
 
     Args:
-      model: as the config has it.
-      compile_step: makes the training step of a model, for the batches of the run.
-      available: bytes that are free, or None where nobody tells: then `model` it is.
+      model: the model of the config.
+      compile_step: compiles the training step of a model for the batches of the run.
+      available: free bytes; None if unknown, which accepts `model`.
       choose: whether settings may be changed (`run.memory=auto`).
-      say: told what was found.
+      say: prints a line about the memory.
 
     Returns:
-      `model`, or with `choose` the first one of those with smaller steps that fits; and its compiled step.
+      `model`, or with `choose` the first smaller variant that fits; and its compiled step.
 
     Raises:
-      UserError: it does not fit; names what would, if anything does.
+      UserError: the step doesn't fit; the message names settings with which it would, if there are any.
     """
     compiled = compile_step(model)
     needed = needed_bytes(compiled)
@@ -80,7 +74,7 @@ def fitting_step(
             free = "" if available is None else f", {_gib(available)} are free"
             say(f"a training step takes {_gib(needed)}{free}")
         return model, compiled
-    tried = [f"{_gib(needed)} as it is"]
+    tried = [f"{_gib(needed)} as configured"]
     for changes in SMALLER:
         if all(getattr(model, name) == value for name, value in changes.items()):
             continue
@@ -91,21 +85,21 @@ def fitting_step(
         tried.append(f"{_gib(needed or 0)} with {settings}")
         if needed is not None and needed <= available:
             if choose:
-                say(f"a training step takes {'; '.join(tried)}, {_gib(available)} are free: so it is")
+                say(f"a training step takes {'; '.join(tried)}, {_gib(available)} are free: using that")
                 return smaller, compiled
             raise UserError(
                 f"a training step takes {tried[0]}, {_gib(available)} are free: it would take {tried[-1]};"
                 " set these, or run.memory=auto"
             )
     raise UserError(
-        f"a training step takes {'; '.join(tried)}, and {_gib(available)} are free: take smaller volumes,"
+        f"a training step takes {'; '.join(tried)}, and {_gib(available)} are free: use smaller volumes,"
         " a smaller optimiser.batch_size, more optimiser.accumulate, or devices that share a volume"
         " (run.space_devices)"
     )
 
 
 def recorded_choices(model: ModelConfig, workdir: Path) -> ModelConfig:
-    """The model with what was chosen for memory when the run in `workdir` began, if it has begun."""
+    """The model with the choices for memory that the run in `workdir` was started with, if there is one."""
     try:
         theirs = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"]["model"]
         return dataclasses.replace(model, **{name: theirs[name] for name in SMALLER[-1]})
@@ -114,7 +108,7 @@ def recorded_choices(model: ModelConfig, workdir: Path) -> ModelConfig:
 
 
 def _available_on_host(meminfo: Path, cgroup: Path) -> int | None:
-    """The least of what the kernel holds to be free and what is left to the container."""
+    """The smaller of the memory that the kernel reports as available and the container's remainder."""
     found = []
     try:
         lines = dict(line.split(":") for line in meminfo.read_text().splitlines())

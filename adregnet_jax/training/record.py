@@ -1,7 +1,7 @@
-"""What a run tells of itself in its workdir.
+"""The records that a run keeps in its workdir.
 
-`config.json`: its settings. `splits.json`: who is in which split. `starts.jsonl`: a line each time that it
-was started, with the command, the code, the versions, the devices and a fingerprint of the data.
+`config.json`: its settings. `splits.json`: the subjects and pairs of each split. `starts.jsonl`: one line per
+start, with the command, the code, the versions, the devices and a fingerprint of the data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from adregnet_jax.weights.packed import PRETRAINED
 
 
 def write_record(path: Path, record: Any) -> None:
-    """Writes JSON, complete or not at all, and makes the workdir for it; of several processes, one does.
+    """Writes a JSON file of the workdir, complete or not at all; only one of several processes does.
 
     Raises:
         UserError: the workdir can't be written.
@@ -31,15 +31,15 @@ def write_record(path: Path, record: Any) -> None:
 
 
 def append_start(workdir: Path, step: int, data: dict[str, Any] | None) -> bool:
-    """Adds to `starts.jsonl` that the run begins or goes on behind `step`; of several processes, one does.
+    """Adds a start after `step` to `starts.jsonl`; only one of several processes does.
 
     Args:
-        workdir: of the run.
-        step: the last one that is done.
-        data: what `data_fingerprint` says of the data.
+        workdir: folder of the run.
+        step: the last step done; 0 for a new run.
+        data: `data_fingerprint` of the data.
 
     Returns:
-        Whether the data are others than at the start before, as far as that is known.
+        Whether the data are known to differ from those of the previous start.
 
     Raises:
         UserError: the workdir can't be written.
@@ -54,15 +54,15 @@ def append_start(workdir: Path, step: int, data: dict[str, Any] | None) -> bool:
             file.write(json.dumps({"step": step, **provenance.origin(), "data": data}) + "\n")
     try:
         return bool(before) and json.loads(before[-1]).get("data", data) != data
-    except (ValueError, AttributeError):  # a line that a kill cut off
+    except (ValueError, AttributeError):  # a line cut off by a kill
         return False
 
 
 def write_splits(workdir: Path, kind: str, splits: Splits) -> None:
-    """Writes `splits.json`: for each split its subjects, sorted, and its pairs, [fixed, moving].
+    """Writes `splits.json`: for each split its sorted subjects and its pairs, [fixed, moving].
 
     Raises:
-        UserError: the workdir has checkpoints of a run with other splits, or can't be written.
+        UserError: the workdir has checkpoints of a run with different splits, or can't be written.
     """
     if any((workdir / "checkpoints").glob("[0-9]*")):
         check_splits(workdir, kind, splits)
@@ -77,43 +77,41 @@ def write_splits(workdir: Path, kind: str, splits: Splits) -> None:
 
 
 def describe_origin(init_from: str, tested: Collection[str]) -> str:
-    """What the parameters of a run with this `init_from` come from, and a warning where that leaks.
+    """Describes where the initial parameters of a run come from, with a warning if test data leaked into
+    them.
 
     Args:
-        init_from: of its config.
-        tested: subjects whose scans are the fixed ones of test pairs.
+        init_from: the setting `init_from` of the run.
+        tested: subjects whose scans are the fixed scans of test pairs.
 
     Returns:
-        "" for random parameters; else a sentence. A run that it started from may have started from another.
+        "" for random parameters; else a sentence for each run in the chain of starting points.
     """
     if not init_from:
         return ""
     if init_from == PRETRAINED:
-        return "Trained on from the shipped weights, which have seen synthetic anatomy alone."
+        return "Started from the bundled weights, which were trained on synthetic anatomy only."
     try:
         splits = json.loads((Path(init_from) / "splits.json").read_text())
         seen = {subject for split in ("train", "validation") for subject in splits[split]["subjects"]}
         before = json.loads((Path(init_from) / "config.json").read_text())["config"].get("init_from", "")
     except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError):
-        return f"Trained on from {init_from}, of which it is not known what it was trained with."
+        return f"Started from {init_from}, whose training data are unknown."
     if leaked := sorted(seen & set(tested)):
         named = ", ".join(leaked[:4]) + (", ..." if len(leaked) > 4 else "")
-        return (
-            f"WARNING: LEAKAGE, trained on from {init_from}, which was trained with test subjects: {named}."
-        )
-    return f"Trained on from {init_from}, which has not seen the test subjects. " + describe_origin(
-        before, tested
-    )
+        return f"WARNING: LEAKAGE, started from {init_from}, which was trained with test subjects: {named}."
+    origin = f"Started from {init_from}, which was trained without the test subjects. "
+    return origin + describe_origin(before, tested)
 
 
 def check_splits(workdir: Path, kind: str, splits: Splits) -> None:
-    """Refuses splits with other subjects than those that the run of `workdir` was trained with.
+    """Refuses splits whose subjects differ from those that the run in `workdir` was trained with.
 
-    Other pairs of the same subjects are no other split. Without a `splits.json`, as runs of older versions
-    are, nothing is known and nothing refused.
+    Different pairs of the same subjects are accepted. So is everything if there is no `splits.json`, which
+    older versions didn't write.
 
     Raises:
-        UserError: naming the first subject that is elsewhere; or the record can't be read.
+        UserError: a subject is in another split, or the record can't be read.
     """
     path = workdir / "splits.json"
     if not path.exists():

@@ -1,7 +1,8 @@
-"""What a training run is at a given step. All of it is in the checkpoint: a resumed run is the same run."""
+"""The state of a training run. Checkpoints hold all of it: a resumed run equals an undisturbed one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from adregnet_jax.training.sharding import replicated
 
 
 class TrainState(struct.PyTreeNode):
+    """Parameters, optimiser state and validation record after `step` steps."""
+
     step: jax.Array  # int32, steps done
     params: Any
     opt_state: optax.OptState
@@ -24,7 +27,7 @@ class TrainState(struct.PyTreeNode):
 
     @property
     def network(self) -> Any:
-        """The parameters that are validated, and that the run is for."""
+        """The parameters that are validated and kept as the network."""
         return self.params if self.average is None else self.average
 
 
@@ -35,10 +38,10 @@ def make_init(
     mesh: Mesh,
     *,
     averaged: bool = False,
-):
-    """A jitted `init(key) -> TrainState` for volumes of `shape`; `jax.eval_shape` of it costs nothing.
+) -> Callable[[jax.Array], TrainState]:
+    """A jitted `init(key) -> TrainState` for volumes of `shape`; `jax.eval_shape` of it computes nothing.
 
-    `averaged`: the state holds a moving average of the parameters.
+    With `averaged`, the state holds a moving average of the parameters.
     """
 
     def init(key: jax.Array) -> TrainState:
@@ -53,6 +56,6 @@ def make_init(
             average=jax.tree.map(jnp.copy, params) if averaged else None,
         )
 
-    # Compiled without optimisation: LLVM takes seconds a parameter over the random numbers, for one use.
+    # Compiled without optimisation: for code that runs once, LLVM would spend seconds per parameter.
     options = {"xla_backend_optimization_level": 0}
     return jax.jit(init, out_shardings=replicated(mesh), compiler_options=options)

@@ -55,7 +55,7 @@ def load_pretrained(folder: str | Path | None = None) -> TrainedNetwork:
         scans = TrainingDomain(**{key: _tuple(value) for key, value in record["scans"].items()})
         with np.load(io.BytesIO(arrays), allow_pickle=False) as file:
             params = {key: jnp.asarray(file[key], jnp.float32) for key in file.files}
-    except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (UserError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{folder}: holds no weights that this version knows "
             f"({type(error).__name__}: {one_line(error)}): {_advice(folder)}"

@@ -952,7 +952,12 @@ REGISTER = [
         make_all(pair(), text("a.csv", "x,y,z\n2,-2,3\n")),
         "1 of 1 landmarks lie outside of fixed.nii.gz.*expected RAS mm",
     ),
-    Case("weights_of_nothing", f"{PAIR} --weights run", pair(), "run holds no config.json: give the workdir"),
+    Case(
+        "weights_of_nothing",
+        f"{PAIR} --weights run",
+        pair(),
+        "run holds no config.json: expected",
+    ),
     Case(
         "packed_weights_of_another_version",
         f"{PAIR} --weights w",
@@ -981,25 +986,25 @@ REGISTER = [
         "weights_of_text",
         f"{PAIR} --weights run",
         make_all(pair(), run_folder("not json")),
-        "run/config.json tells of no model that this version knows",
+        "run/config.json describes no model that this version knows",
     ),
     Case(
         "weights_of_endless_json",
         f"{PAIR} --weights run",
         make_all(pair(), run_folder(ENDLESS)),
-        "run/config.json tells of no model that this version knows",
+        "run/config.json describes no model that this version knows",
     ),
     Case(
         "weights_of_wrong_types",
         f"{PAIR} --weights run",
         make_all(pair(), run_folder('{"config": {"model": {"channels": "wide"}}}')),
-        "run/config.json tells of no model",
+        "run/config.json describes no model",
     ),
     Case(
         "weights_of_negative_channels",
         f"{PAIR} --weights run",
         make_all(pair(), run_folder('{"config": {"model": {"channels": [-4]}}}')),
-        "run/config.json tells of no model",
+        "run/config.json describes no model",
     ),
     Case(
         "weights_without_checkpoint",
@@ -1011,13 +1016,13 @@ REGISTER = [
         "weights_cut",
         f"{PAIR} --weights run",
         make_all(pair(), trained(cut_checkpoint)),
-        "the checkpoint of step 1 in run can't be read .*bring back a copy",
+        "the checkpoint of step 1 in run can't be read .*restore a copy",
     ),
     Case(
         "weights_of_another_model",
         f"{PAIR} --weights run",
         make_all(pair(), trained(channels=(8,))),
-        "the checkpoint in run is of another architecture: parameter .* is",
+        "the checkpoint in run has a different architecture: parameter .* is",
     ),
     Case(
         "no_such_device", f"{PAIR} --device tpu:7", pair(), "--device tpu:7: there is no such device; JAX has"
@@ -1297,14 +1302,14 @@ TRAINING = [
         "train_on_the_run_of_another_record",
         TRAIN,
         run_folder("not json"),
-        "run/config.json: not the record of a run .*bring back a copy",
+        "run/config.json: not the record of a run .*restore a copy",
         leaves=("run/lock",),
     ),
     Case(
         "train_on_a_list",
         TRAIN,
         run_folder('{"config": {"model": [1]}}'),
-        "run/config.json: not the record of a run .*bring back a copy",
+        "run/config.json: not the record of a run .*restore a copy",
         leaves=("run/lock",),
     ),
     Case(
@@ -1368,7 +1373,7 @@ EVALUATION = [
         "eval_record",
         f"{EVAL} --mc-dropout 4 --config.model.dropout=0.1",
         run_folder("not json"),
-        "run/config.json: not the record of a run .*bring back",
+        "run/config.json: not the record of a run .*restore",
     ),
     Case(
         "eval_checkpoint_of_text", EVAL, run_folder(None, "text"), "checkpoint of step 1 in run can't be read"
@@ -1383,7 +1388,7 @@ EVALUATION = [
         "eval_another_model",
         f"{EVAL} --config.model.channels='(8,)'",
         trained(),
-        "the checkpoint in run is of another architecture: parameter",
+        "the checkpoint in run has a different architecture: parameter",
     ),
     Case(
         "eval_splits",

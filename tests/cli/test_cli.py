@@ -790,7 +790,7 @@ def test_weights_that_can_not_be_used(files, scans, weights, tmp_path):
     shutil.copytree(weights[0], workdir)
     record = workdir / "config.json"
     for changes, message in [
-        ({"channels": [8]}, "is of another architecture"),
+        ({"channels": [8]}, "has a different architecture"),
         ({"depth": 3}, "no model that this version knows"),
         ({"architecture": "transformer"}, "it must be adregnet"),
     ]:

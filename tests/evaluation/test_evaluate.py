@@ -253,7 +253,7 @@ def test_what_a_network_started_from_is_told(run, tmp_path, capsys):
     (ancestor / "config.json").write_text(json.dumps({"config": {"init_from": "pretrained"}}))
     run([shifted_pair("a")], config=Config(init_from=str(ancestor)), figures=0)
     printed = capsys.readouterr().out
-    assert "which has not seen the test subjects" in printed and "synthetic anatomy alone" in printed
+    assert "trained without the test subjects" in printed and "synthetic anatomy only" in printed
 
     record["train"]["subjects"].append("af")
     (ancestor / "splits.json").write_text(json.dumps(record))
@@ -262,7 +262,7 @@ def test_what_a_network_started_from_is_told(run, tmp_path, capsys):
     assert "with test subjects: af" in (folder / "tables.md").read_text()
 
     run([shifted_pair("a")], config=Config(init_from=str(tmp_path / "gone")), figures=0)
-    assert "it is not known what it was trained with" in capsys.readouterr().out
+    assert "whose training data are unknown" in capsys.readouterr().out
 
 
 class Scattered(nn.Module):

@@ -95,7 +95,7 @@ def parameters(tiny: Path, workdir: Path):
     volume = jax.ShapeDtypeStruct((1, 16, 16, 16, 1), np.float32)
     model = AdRegNet(load_config(tiny).model)
     abstract = jax.eval_shape(model.init, jax.random.key(0), volume, volume)["params"]
-    return restore_parameters(workdir, abstract, "newest")[0]
+    return restore_parameters(workdir, abstract, which="newest")[0]
 
 
 def without_times(records: list[dict]) -> list[dict]:
@@ -123,7 +123,7 @@ def test_killed_and_started_again_ends_with_the_same_parameters(tiny, start, uni
     process = start(workdir)
     output = process.communicate()[1]
     assert process.returncode == 0, output
-    assert "goes on at step" in output
+    assert "resumes at step" in output
     jax.tree.map(np.testing.assert_array_equal, parameters(tiny, workdir), parameters(tiny, uninterrupted))
     assert without_times(logged(workdir)) == without_times(logged(uninterrupted))
 
@@ -267,7 +267,7 @@ def test_metric_that_is_not_finite_is_named_with_its_step(tiny, tmp_path, script
     scripted(losses=[0.5, 0.4, np.nan, 0.3], validation=1.0)
     for every, kept in (("1", ["1", "2"]), ("10", [])):
         config = override(load_config(tiny), [f"--config.run.checkpoint_every_steps={every}"])
-        with pytest.raises(UserError, match=r"^train/loss is nan at step 3, training stops"):
+        with pytest.raises(UserError, match=r"^train/loss is nan at step 3, so training stops"):
             loop.train(config, tmp_path / every)
         assert sorted(path.name for path in (tmp_path / every / "checkpoints").iterdir()) == kept
 
@@ -282,7 +282,7 @@ def test_training_stops_when_validation_no_longer_improves(tiny, tmp_path, scrip
 
 
 def test_setting_of_zero_that_must_be_positive(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"run\.log_every_steps must be at least 1, it is 0"):
+    with pytest.raises(UserError, match=r"run\.log_every_steps is 0: expected 1 or more"):
         loop.train(override(load_config(tiny), ["--config.run.log_every_steps=0"]), tmp_path)
 
 

@@ -60,7 +60,7 @@ def test_two_newest_and_the_best_are_kept_also_after_a_restart(tmp_path):
     restored = Checkpoints(tmp_path).restore(abstract(expected))
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
     for which, step in (("best", 3), ("newest", 6)):
-        params, _ = restore_parameters(tmp_path, expected.params, which)
+        params, _ = restore_parameters(tmp_path, expected.params, which=which)
         jax.tree.map(np.testing.assert_array_equal, params, make_state(step).params)
 
 
@@ -82,7 +82,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_taken(tmp_path,
     checkpoints = Checkpoints(tmp_path, told.append)
     restored = checkpoints.restore(abstract(make_state(6)))
     jax.tree.map(np.testing.assert_array_equal, restored, make_state(6))
-    assert len(told) == 1 and told[0].startswith("the checkpoint of step 8 can't be read and was put aside")
+    assert len(told) == 1 and told[0].startswith("the checkpoint of step 8 can't be read and was moved")
     checkpoints.save(7, make_state(7))
     checkpoints.close()
     assert saved_steps(tmp_path) == [6, 7] and (tmp_path / "unreadable" / "8").is_dir()
@@ -96,12 +96,12 @@ def test_damaged_metrics_are_put_aside_as_well(tmp_path):
     checkpoints.close()
     metrics = tmp_path / "checkpoints" / "1" / "metrics" / "metrics"
     os.truncate(metrics, metrics.stat().st_size // 2)
-    with pytest.raises(UserError, match=r"a checkpoint in .* can't be read .*: bring back a copy, or train"):
+    with pytest.raises(UserError, match=r"a checkpoint in .* can't be read .*: restore a copy, or resume"):
         restore_parameters(tmp_path, make_state(1).params)
     told = []
     restored = Checkpoints(tmp_path, told.append).restore(abstract(make_state(3)))
     assert int(restored.step) == 3
-    assert len(told) == 1 and "step 1 can't be read and was put aside" in told[0]
+    assert len(told) == 1 and "step 1 can't be read and was moved" in told[0]
     assert saved_steps(tmp_path) == [2, 3] and (tmp_path / "unreadable" / "1").is_dir()
 
 
@@ -113,7 +113,7 @@ def test_when_no_checkpoint_can_be_read_nothing_is_begun_anew(tmp_path):
     with pytest.raises(UserError, match=r"checkpoint of step 8 in .* can't be read"):
         restore_parameters(tmp_path, make_state(8).params)
     for _ in range(2):  # nor at the second try
-        with pytest.raises(UserError, match=r"step 8 in .* can't be read .* nor is there another one"):
+        with pytest.raises(UserError, match=r"step 8 in .* can't be read .* and there is no other"):
             Checkpoints(tmp_path).restore(abstract(make_state(8)))
 
 
@@ -210,7 +210,7 @@ def test_disk_that_fills_while_saving(tmp_path):
             checkpoints.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    params, _ = restore_parameters(tmp_path, make_state(2).params, "newest")
+    params, _ = restore_parameters(tmp_path, make_state(2).params, which="newest")
     assert set(np.unique(params["block"]["kernel"])) == {2.0}
 
 
@@ -240,7 +240,7 @@ def test_what_is_deleted_or_damaged_under_the_run_is_saved_anew(tmp_path):
         for step in (3, 4, 5):
             checkpoints.save(step, make_state(step))
         checkpoints.close()
-        assert all("is written anew" in line for line in told) and len(told) <= 1
+        assert all("again" in line for line in told) and len(told) <= 1
         assert int(Checkpoints(workdir, told.append).restore(abstract(make_state(5))).step) == 5
 
 
@@ -292,5 +292,5 @@ def test_a_run_can_start_from_the_best_parameters_of_another(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, fresh, make_state(0))
     assert not told
     wider = make_state(0, size=9)
-    with pytest.raises(UserError, match=r"init_from=.* is of another architecture"):
+    with pytest.raises(UserError, match=r"init_from=.* has a different architecture"):
         initial_state(lambda key: wider, key, mesh, str(tmp_path), told.append)

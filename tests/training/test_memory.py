@@ -43,16 +43,16 @@ def test_what_fits_stays_as_it_is():
 def test_the_first_setting_that_fits_is_chosen():
     model, said, _ = plan(25 * GIB, choose=True)
     assert model == ModelConfig(remat=True)
-    assert "30.0 GiB as it is; 20.0 GiB with model.remat=True, 25.0 GiB are free" in said[0]
+    assert "30.0 GiB as configured; 20.0 GiB with model.remat=True, 25.0 GiB are free" in said[0]
     model, _, compiled = plan(10 * GIB, choose=True, model=ModelConfig(remat=True))
     assert model == ModelConfig(remat=True, attention_block=128, dtype="bfloat16")
     assert len(compiled) == 3  # what the model has already is not compiled again
 
 
 def test_what_does_not_fit_is_refused_with_what_would():
-    with pytest.raises(UserError, match=r"takes 30\.0 GiB as it is, 25\.0 GiB are free: it would take 20"):
+    with pytest.raises(UserError, match=r"takes 30\.0 GiB as configured, 25\.0 GiB are free: it would"):
         plan(25 * GIB)
-    with pytest.raises(UserError, match=r"10\.0 GiB with .*bfloat16, and 5\.0 GiB are free: take smaller"):
+    with pytest.raises(UserError, match=r"10\.0 GiB with .*bfloat16, and 5\.0 GiB are free: use smaller"):
         plan(5 * GIB, choose=True)
 
 

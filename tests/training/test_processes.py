@@ -81,7 +81,7 @@ def test_two_processes_give_what_one_gives_and_one_goes_on(tmp_path):
     goes_on = command(config, workdir)
     output = goes_on.communicate()[1]
     assert goes_on.returncode == 0, output
-    assert f"goes on at step {newest}" in output
+    assert f"resumes at step {newest}" in output
     output = alone.communicate()[1]
     assert alone.returncode == 0, output
     expected = losses(tmp_path / "one")

@@ -115,7 +115,7 @@ def test_modules_that_the_packed_ones_lack_start_as_new_and_are_told(packed):
     told = []
     more = dataclasses.replace(TINY, ascent_steps=1)
     state = trained_on_from(more, str(folder), told.append)
-    assert told == [f"{folder} has no ascent, ascent_context: these start as new"]
+    assert told == [f"{folder} has no ascent, ascent_context: random parameters are used there"]
     new = {name: state.params.pop(name) for name in ("ascent", "ascent_context")}
     in_half_precision = jax.tree.map(lambda values: np.float32(np.float16(values)), params)
     chex.assert_trees_all_equal(jax.device_get(state.params), in_half_precision)

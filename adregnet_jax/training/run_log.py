@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: `metrics.jsonl`, TensorBoard, and the terminal."""
+"""The log of a running training: `metrics.jsonl`, TensorBoard, and the terminal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import rich.console
 import rich.progress
@@ -18,23 +19,27 @@ from tensorboardX.proto.summary_pb2 import Summary
 from adregnet_jax.atomic import write_file
 from adregnet_jax.errors import UserError
 
-PLAIN_LINE_SECONDS = 30.0  # between two lines where the output is not a terminal
+PLAIN_LINE_SECONDS = 30.0  # between two progress lines, where the output is not a terminal
 
 
 class RunLog:
-    """The record of one run. A resumed run goes on behind `step`: what was written beyond it is dropped.
+    """Writes the metrics of one run and shows its progress.
 
-    With `tells=False` nothing is written or said: of several processes, one does.
+    Args:
+        workdir: folder of the run.
+        step: the last step done. Lines and events that an earlier start wrote beyond it are dropped.
+        total_steps: steps of the whole run.
+        active: False writes and prints nothing; only one of several processes logs.
     """
 
-    def __init__(self, workdir: Path, step: int, total_steps: int, *, tells: bool = True):
-        self._tells = tells
+    def __init__(self, workdir: Path, step: int, total_steps: int, *, active: bool = True) -> None:
+        self._active = active
         self.restart_clock(step)
-        if not tells:
+        if not active:
             return
         self._path = workdir / "metrics.jsonl"
         _drop_lines_beyond(self._path, step)
-        self._lines = self._path.open("a", buffering=1)  # a whole line at a time: readable at any moment
+        self._lines = self._path.open("a", buffering=1)  # line by line: the file can be read at any time
         self._tensorboard = _TensorBoard(workdir / "tensorboard", step)
         self._console = rich.console.Console(file=sys.stderr)
         self._bar = _make_bar(self._console)
@@ -45,22 +50,23 @@ class RunLog:
             self._bar.start()
 
     def say(self, text: str) -> None:
-        """One line for the reader of the terminal."""
-        if not self._tells:
+        """Prints a line on the terminal."""
+        if not self._active:
             return
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
         self._said_at = time.monotonic()
 
     def restart_clock(self, step: int) -> None:
-        """Counts steps a second from here: what was done since `step` (compiling, validating) is no step."""
+        """Starts measuring steps per second anew, so that compilation and validation don't count."""
         self._clock_step, self._clock, self._waited = step, time.monotonic(), 0.0
 
     def steps_per_second(self, step: int) -> float:
+        """Mean rate since the clock was restarted."""
         return (step - self._clock_step) / (time.monotonic() - self._clock)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what the training waits for: its next batch, while the step before may still run."""
+        """Measures the block: the wait for the next batch, while the previous step may still run."""
         began = time.monotonic()
         try:
             yield
@@ -68,12 +74,12 @@ class RunLog:
             self._waited += time.monotonic() - began
 
     def waiting_share(self) -> float:
-        """Share of the time since the clock was restarted that was spent in `waiting`, an upper bound."""
+        """Share of the time since the last restart spent in `waiting`: devices idle for at most that."""
         return self._waited / (time.monotonic() - self._clock)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Records a logged step, and moves the progress bar (or prints a line now and then)."""
-        if not self._tells:
+        """Records a logged step, and moves the progress bar or occasionally prints a line."""
+        if not self._active:
             return
         self._show(step, metrics["train/loss"], metrics["steps_per_second"])
         try:
@@ -86,7 +92,7 @@ class RunLog:
             ) from error
 
     def close(self) -> None:
-        if not self._tells:
+        if not self._active:
             return
         if self._console.is_terminal:
             self._bar.stop()
@@ -103,23 +109,23 @@ class RunLog:
 
 
 class _TensorBoard:
-    """Scalars as TensorBoard reads them, each written when it comes.
+    """Writes scalars as TensorBoard events, without delay.
 
-    `SummaryWriter` hands them to a thread, and blocks for ever once that has died: of a full disk, or of a
-    clock that was set back.
+    `SummaryWriter` would pass them to a thread and block forever once that thread has died, because the disk
+    is full or the clock was set back.
     """
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{step}")
-        # What an interrupted run wrote beyond `step` is hidden.
+        # Makes TensorBoard hide the events of an interrupted run beyond `step`.
         self._event(step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._event(step, summary=Summary(value=values))
 
-    def _event(self, step: int, **content) -> None:
+    def _event(self, step: int, **content: Any) -> None:
         self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
         self._writer.flush()
 
@@ -140,7 +146,7 @@ def _make_bar(console: rich.console.Console) -> rich.progress.Progress:
 
 
 def _drop_lines_beyond(path: Path, step: int) -> None:
-    """Keeps the lines of steps up to `step`; a line that a kill cut off goes as well."""
+    """Keeps the lines of steps up to `step`; a line cut off by a kill is dropped as well."""
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= step]
