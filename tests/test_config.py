@@ -56,6 +56,11 @@ THREE = {"cases": (1, 2, 3)}
         (DirLabConfig, {"spacing_mm": 0.0}, "spacing_mm is 0.0: expected mm above 0"),
         (IxiConfig, {"mode": "both"}, "data.ixi.mode is 'both': expected atlas, pairs or t1t2"),
         (
+            ModelConfig,
+            {"convolution": "fast"},
+            "model.convolution is 'fast': expected auto, folded, onednn or",
+        ),
+        (
             DataConfig,
             {"kind": "nii"},
             "data.kind is 'nii': expected phantom, synthetic, dirlab, files or ixi",

@@ -160,16 +160,29 @@ def check_folders(workdir: Path, rows: Rows) -> None:
 
 
 def recorded_config(folder: Path) -> dict[str, Any] | None:
-    """The config of the run in a folder; None without a record that can be read."""
+    """The config of the run in a folder; None without a record that can be read.
+
+    A setting that is newer than that run has its default there.
+    """
     try:
-        return json.loads((folder / "config.json").read_text())["config"]
+        record = json.loads((folder / "config.json").read_text())["config"]
+        return _completed(record, as_recorded(Config()))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # training refuses a workdir with another kind of file there
 
 
+def _completed(record: Any, defaults: Any) -> Any:
+    """Nested dictionaries, with the entries of `defaults` that they lack."""
+    if not (isinstance(record, dict) and isinstance(defaults, dict)):
+        return record
+    return defaults | {name: _completed(value, defaults.get(name)) for name, value in record.items()}
+
+
 def is_finished(config: Config, folder: Path) -> bool:
     """Whether a folder holds the evaluation of a run with exactly this config."""
-    return (folder / "eval" / "summary.json").is_file() and recorded_config(folder) == as_recorded(config)
+    if not (folder / "eval" / "summary.json").is_file():
+        return False
+    return not differing_fields(as_recorded(config), recorded_config(folder))
 
 
 def check_earlier_run(config: Config, folder: Path) -> None:

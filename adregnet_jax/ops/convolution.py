@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import jax
 
-from adregnet_jax.errors import UserError
 from adregnet_jax.ops.cpu import onednn
 from adregnet_jax.ops.cpu.chunks import joined
 from adregnet_jax.ops.cpu.folded_convolution import folded_conv3d
@@ -37,8 +36,8 @@ def conv3d(
       [b, x, y, z, c'] in the dtype of the volume.
 
     Raises:
-      ValueError: wrong ranks or channels, or dtypes that oneDNN does not convolve.
-      UserError: an unknown implementation, or oneDNN where it can't be used.
+      ValueError: wrong ranks or channels, an unknown implementation, or dtypes that oneDNN does not convolve.
+      UserError: oneDNN where it can't be used.
     """
     parts = tuple(volume) if isinstance(volume, Sequence) else (volume,)
     channels = sum(part.shape[-1] for part in parts)
@@ -57,15 +56,16 @@ def conv3d(
 
 
 def check_implementation(name: str) -> None:
-    """Refuses an implementation of `conv3d` that does not exist or can't be used here.
+    """Refuses an implementation of `conv3d` that does not exist or can't be used in this process.
 
-    For "onednn" this also turns off JAX's cache of compiled programs on disk (`ops.cpu.onednn.prepare`).
+    For "onednn" it also turns off JAX's cache of compiled programs on disk (`ops.cpu.onednn.prepare`).
 
     Raises:
-      UserError: names those that can be used.
+      ValueError: an unknown one.
+      UserError: oneDNN where it can't be used.
     """
     if name not in IMPLEMENTATIONS:
-        raise UserError(f"model.convolution is {name!r}: it must be one of {', '.join(IMPLEMENTATIONS)}")
+        raise ValueError(f"implementation is {name!r}: expected one of {', '.join(IMPLEMENTATIONS)}")
     if name == "onednn":
         onednn.prepare()
 

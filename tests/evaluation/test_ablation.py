@@ -137,6 +137,20 @@ def test_a_row_of_another_config_is_not_finished_even_after_an_interruption(trai
     assert written["config"]["optimiser"]["epochs"] == longer.optimiser.epochs
 
 
+def test_a_row_from_before_a_setting_is_finished_where_that_has_its_default(trained, tmp_path):
+    ablation.ablate(Config(), tmp_path, {"full": ()}, seeds=1)
+    path = tmp_path / "full-seed0" / "config.json"
+    record = json.loads(path.read_text())
+    del record["config"]["model"]["convolution"]
+    record["config"]["run"]["onednn"] = False
+    path.write_text(json.dumps(record))
+    ablation.ablate(Config(), tmp_path, {"full": ()}, seeds=1)
+    assert trained == ["full-seed0"]
+    other = Config(model=ModelConfig(convolution="xla"))
+    with pytest.raises(UserError, match=r"holds a run with another model\.convolution"):
+        ablation.ablate(other, tmp_path, {"full": ()}, seeds=1)
+
+
 def test_a_folder_of_another_run_is_refused(trained, tmp_path):
     ablation.ablate(Config(), tmp_path, {"full": ()}, seeds=1)
     other = Config()

@@ -185,12 +185,19 @@ def test_model_setting_that_differs_is_named(tmp_path):
 
 def test_a_run_from_before_a_setting_has_its_default(tmp_path):
     settings = dataclasses.asdict(ModelConfig(channels=(4, 8)))
-    del settings["architecture"]
+    del settings["architecture"], settings["convolution"]
     (tmp_path / "config.json").write_text(json.dumps({"config": {"model": settings}}))
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     check_architecture(tmp_path, ModelConfig(channels=(4, 8)))
     with pytest.raises(UserError, match=r"model\.architecture=adregnet, this config has voxelmorph-1"):
         check_architecture(tmp_path, ModelConfig(architecture="voxelmorph-1", channels=(4, 8)))
+
+
+def test_the_implementation_of_convolutions_is_no_other_network(tmp_path):
+    settings = dataclasses.asdict(ModelConfig(convolution="onednn"))
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"model": settings}}))
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    check_architecture(tmp_path, ModelConfig())
 
 
 def test_disk_that_fills_while_saving(tmp_path):

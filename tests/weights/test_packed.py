@@ -52,6 +52,19 @@ def test_what_was_packed_comes_back(packed):
     jax.tree.map(check, network.params, params)
 
 
+@pytest.mark.parametrize("recorded", [{}, {"convolution": "onednn"}, {"convolution": "of a later version"}])
+def test_weights_do_not_depend_on_the_convolution_they_were_trained_with(recorded, tmp_path):
+    """Nor on whether their record has one: the machine that loads them chooses."""
+    model = ModelConfig(channels=(2,), cross_attention=False, regional_attention=False)
+    volume = jax.ShapeDtypeStruct((1, 16, 16, 16, 1), np.float32)
+    settings = dataclasses.asdict(model)
+    del settings["convolution"]
+    config = {"model": settings | recorded}
+    params = random_parameters(make_model(model), volume, volume)
+    pack_weights(tmp_path, params, config=config, scans=SCANS, training={})
+    assert load_pretrained(tmp_path).model == make_model(model)
+
+
 def change_record(folder, **changes):
     record = json.loads((folder / "weights.json").read_text())
     (folder / "weights.json").write_text(json.dumps(record | changes))
