@@ -1,4 +1,4 @@
-"""How fast is the 3x3x3 convolution, beside XLA's own and PyTorch's?
+"""How fast is the 3x3x3 convolution compared with XLA's own and PyTorch's?
 
     python benchmarks/convolution.py [--shape 64 64 64] [--channels 8 16 32] [--rounds 5]
         [--onednn] [--json FILE]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+from jaxtyping import Array, Float
 
 from adregnet_jax.ops.cpu import onednn
 from adregnet_jax.ops.cpu.chunks import joined
@@ -16,21 +17,22 @@ IMPLEMENTATIONS = ("auto", "folded", "onednn", "xla")
 
 
 def conv3d(
-    volume: jax.Array | Sequence[jax.Array],
-    kernel: jax.Array,
+    volume: Float[Array, "b x y z _"] | Sequence[Float[Array, "b x y z _"]],
+    kernel: Float[Array, "3 3 3 _ out"],
     *,
     implementation: str = "auto",
-) -> jax.Array:
+) -> Float[Array, "b x y z out"]:
     """3-D convolution of stride 1, with zero padding that keeps the shape.
 
     Args:
-      volume: [b, x, y, z, c]; or several, which count as if their channels were concatenated. Large ones
-        never are as a whole.
+      volume: [b, x, y, z, c], or several whose channels count as concatenated. Large ones are never
+        concatenated as a whole.
       kernel: [3, 3, 3, c, c'].
-      implementation: "xla" is `lax.conv_general_dilated`, which is slow in 3-D on CPU. "folded" makes it of
-        2-D convolutions (`ops.cpu.folded_convolution`). "onednn" calls oneDNN (`ops.cpu.onednn`) on CPU, for
-        float32 or bfloat16 alone. "auto" is "folded" on CPU and "xla" elsewhere. On CPU, the gradient in the
-        kernel of "folded" and "onednn" is always computed, before that in the volume.
+      implementation: "xla" is `lax.conv_general_dilated`, which is slow in 3-D on CPU. "folded"
+        consists of 2-D convolutions (`ops.cpu.folded_convolution`). "onednn" calls oneDNN on CPU
+        (`ops.cpu.onednn`), for float32 or bfloat16 only. "auto" is "folded" on CPU and "xla" elsewhere. The
+        backward passes of "folded" and "onednn" always compute the gradient in the kernel, and compute it
+        before the one in the volume.
 
     Returns:
       [b, x, y, z, c'] in the dtype of the volume.
@@ -49,7 +51,7 @@ def conv3d(
     result = _implemented(parts, kernel, implementation)
     if slab_count() == 1:
         return result
-    # What the slices beyond a slab add to its outermost ones comes after: the slab is never copied for them.
+    # Contributions of the slices beyond a slab are added afterwards, so that the slab is never copied.
     before, after = zip(*(beyond(part, 1, 1) for part in parts), strict=True)
     result = result.at[:, :1].add(_of_one_slice(joined(before), kernel[0]))
     return result.at[:, -1:].add(_of_one_slice(joined(after), kernel[2]))

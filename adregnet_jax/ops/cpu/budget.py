@@ -1,13 +1,11 @@
-"""The table of byte limits: how much the operations keep in memory at once before they go by chunks.
+"""Byte limits above which operations process a volume in chunks or blocks: one table for all of them.
 
-Every operation that splits a large volume along x (`ops.cpu.chunks`), or a convolution into blocks, reads its
-limit here while it is traced. The limits decide memory and time; results differ by rounding at most, since
-sums come in another order.
+An operation reads its limit while it is traced. The limits change memory and time; results change by rounding
+at most, because sums are taken in another order.
 
-Two sizes recur. A few MiB stay in a core's cache, so a block is still there when it is read again. Tens to
-hundreds of MiB are small next to one volume of features of a large scan (160 x 192 x 224 voxels of 32
-channels are 840 MiB in float32), so chunks of this size hardly count in the peak of memory, and are large
-enough for the loop over them to cost no time that was measured.
+Two sizes recur. A block of a few MiB is still in the cache when it is read again. Chunks of tens to hundreds
+of MiB are small next to one volume of features of a large scan (840 MiB for 160 x 192 x 224 voxels with 32
+channels in float32), so they contribute little to the peak of memory.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ MIB = 2**20
 
 
 class Limit(NamedTuple):
-    """A row of the table: bytes on CPU and on accelerators, what they bound, and why they are that many."""
+    """A row of the table: bytes on CPU and on accelerators, their meaning, and the reason for their value."""
 
     cpu: int
     accelerator: int
@@ -59,10 +57,10 @@ LIMITS = {
     "recomputed_argument": Limit(
         64 * MIB,
         64 * MIB,
-        "an argument, as float32, that a recomputed module copies so that it waits for the gradient",
-        "larger ones are read chunk by chunk by most layers, and a copy would be a further whole volume",
+        "an argument, as float32, that a recomputed module copies to delay it until the gradient is there",
+        "most layers read larger ones chunk by chunk, so a copy would be one more whole volume",
     ),
-    # The convolutions below are traced for CPU alone, also in programs for other platforms.
+    # The convolutions below run on CPU only: they have one value on all platforms.
     "folded_sum": Limit(
         16 * MIB,
         16 * MIB,
@@ -106,7 +104,7 @@ _platform: str | None = None
 
 
 def limit_bytes(name: str) -> int:
-    """The limit `name` of the table on the platform that programs are traced for."""
+    """Bytes of the limit `name` on the platform that programs are traced for."""
     if name in _overrides:
         return _overrides[name]
     limit = LIMITS[name]
@@ -123,10 +121,9 @@ def default_platform() -> str:
 
 @contextlib.contextmanager
 def override(*, platform: str | None = None, **limits: int) -> Iterator[None]:
-    """Other limits in programs that are traced inside the `with` block.
+    """Sets other limits for programs that are traced inside the `with` block.
 
-    JAX forgets what it has traced when the block begins and when it ends, since limits are no part of the
-    keys by which it finds a traced function again.
+    JAX's caches are cleared at both ends of the block, because their keys do not include the limits.
 
     Args:
       platform: take the table's values for this platform, for instance "gpu" to compile for one from here.

@@ -1,7 +1,7 @@
-"""Large volumes chunk by chunk along x, so that intermediates exist for one chunk at a time.
+"""Processes large volumes chunk by chunk along x, so that intermediates exist for one chunk at a time.
 
-Chunks are equal: their number of slices divides the volume's. A batch is one long row of chunks, whose
-results come out in order and need no copy to be a batch again.
+All chunks have the same number of slices, which divides the volume's. A batch is one long row of chunks;
+their results come out in order and need no copy to form a batch again.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import numpy as np
 
 from adregnet_jax.ops.slabs import beyond, halo, slab_count, slab_start
 
+_Mapped = Callable[..., tuple[jax.Array, ...]]  # (first, shared, *volumes) -> results
+
 
 def slices_a_chunk(shape: Sequence[int], slice_bytes: int, limit_bytes: int) -> int | None:
-    """The most slices that divide a volume and whose intermediates stay below a limit, at least one.
+    """The largest number of slices that divides a volume and keeps intermediates below a limit, at least 1.
 
     Args:
       shape: [b, x, ...] of the batch.
-      slice_bytes: of intermediates for each slice.
-      limit_bytes: of intermediates at once.
+      slice_bytes: intermediates of each slice.
+      limit_bytes: intermediates that may exist at once.
 
     Returns:
       Slices in a chunk of one volume, or None if the whole batch stays below the limit.
@@ -34,13 +36,13 @@ def slices_a_chunk(shape: Sequence[int], slice_bytes: int, limit_bytes: int) -> 
 
 
 def chunk(volume: jax.Array, n: jax.Array, slices: int, halo: int = 0) -> jax.Array:
-    """Chunk `n` of a batch, with the slices around it; zeros beyond the volume. It has no derivative.
+    """Chunk `n` of a batch with the slices around it, and zeros beyond the volume. It has no derivative.
 
     Args:
       volume: [b, x, ...].
       n: index of the chunk in the batch.
-      slices: of a chunk; it divides x.
-      halo: further slices on either side, of any number.
+      slices: size of a chunk; it divides x.
+      halo: any number of further slices on either side.
 
     Returns:
       [1, slices + 2 * halo, ...].
@@ -48,7 +50,7 @@ def chunk(volume: jax.Array, n: jax.Array, slices: int, halo: int = 0) -> jax.Ar
     nx = volume.shape[1]
     batch, first = n // (nx // slices), n % (nx // slices) * slices
     width = min(slices + 2 * halo, nx)
-    # Where the chunk and its halo reach over an end, what is read is shifted inwards, and rolled back.
+    # Where the chunk and its halo extend beyond an end, the slice is read further inwards and rolled back.
     start = jnp.clip(first - halo, 0, nx - width)
     bits = to_bits(volume)
     read = jax.lax.dynamic_slice(
@@ -63,18 +65,18 @@ def chunk(volume: jax.Array, n: jax.Array, slices: int, halo: int = 0) -> jax.Ar
 
 
 def joined(parts: Sequence[jax.Array]) -> jax.Array:
-    """Volumes [b, x, y, z, c] with their channels one after the other."""
+    """Volumes [b, x, y, z, c] with their channels concatenated."""
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
 def taps_of_parts(kernel: jax.Array, parts: Sequence[jax.Array]) -> list[jax.Array]:
-    """What of a kernel [..., c, c'] meets the channels of each of the volumes that `joined` would join."""
+    """Splits a kernel [..., c, c'] into the taps for each of the volumes that `joined` would concatenate."""
     ends = np.cumsum([part.shape[-1] for part in parts])
     return jnp.split(kernel, ends[:-1], axis=-2)
 
 
 def to_bits(array: jax.Array) -> jax.Array:
-    """bfloat16 as the bits that it is: XLA for CPU would turn all of it into float32 to copy a part."""
+    """The bits of bfloat16 as integers: XLA for CPU converts a whole array to float32 to copy part of it."""
     return jax.lax.bitcast_convert_type(array, jnp.uint16) if array.dtype == jnp.bfloat16 else array
 
 
@@ -84,15 +86,15 @@ def from_bits(array: jax.Array, dtype: Any) -> jax.Array:
 
 
 def for_each_chunk(function: Callable[[jax.Array], Any], count: int, *inputs: jax.Array) -> Any:
-    """`function(n)` of n = 0, ..., count - 1, stacked: `lax.map` without a derivative, and with less memory.
+    """Stacks `function(n)` for n = 0, ..., count - 1: `lax.map` without a derivative, in less memory.
 
     `lax.map` writes into zeros, which XLA makes long before they are needed, once for all loops that need
-    the like, and copies for each of them. Here what is written into waits for the inputs of the function.
+    the same shape, and copies for each loop. Here the zeros wait for the inputs of the function.
     """
     shapes = jax.eval_shape(function, jax.ShapeDtypeStruct((), jnp.int32))
     start = jax.tree.map(lambda one: zeros_after((count, *one.shape), one.dtype, *inputs), shapes)
 
-    def write(n, written):
+    def write(n: jax.Array, written: Any) -> Any:
         return jax.tree.map(
             lambda total, new: jax.lax.dynamic_update_index_in_dim(total, to_bits(new), n, 0),
             written,
@@ -106,22 +108,21 @@ def for_each_chunk(function: Callable[[jax.Array], Any], count: int, *inputs: ja
 def zeros_after(shape: Sequence[int], dtype: Any, *inputs: jax.Array) -> jax.Array:
     """Zeros that XLA can't make before the inputs are there.
 
-    They are an integer that the first number of each input is part of, clipped to 0. XLA does not see that
-    this is a constant, and no input can make it anything else, infinities and NaN included.
+    They are a sum of one number of each input, as integers, clipped to [0, 0]. XLA does not see that this is
+    a constant, and no input makes it anything else, infinities and NaN included.
     """
     first = (array[(0,) * array.ndim].astype(jnp.int32) for array in inputs)
     return jnp.full(shape, jnp.clip(sum(first, jnp.int32(0)), 0, 0).astype(dtype))
 
 
 def delayed(value: jax.Array, *inputs: jax.Array) -> jax.Array:
-    """`value`, with `zeros_after` added so that XLA can't use it before the inputs are there.
+    """`value` plus `zeros_after`, so that XLA can't use it before the inputs are there.
 
-    XLA for CPU starts whatever it can, however long the result then waits for its use. Where a value waits
-    for another one, no memory is taken for it until then.
+    XLA for CPU schedules operations early, even where their results are not needed until much later. Results
+    of a delayed value take no memory before the inputs are there.
 
-    `jax.lax.optimization_barrier` does not do this: XLA for CPU removes it before it orders the operations.
-    A training step of the default network on 64x64x64 voxels would take 2966 MiB of temporaries with it, and
-    takes 2254 MiB with the sum (jaxlib 0.10.2).
+    `jax.lax.optimization_barrier` in its place does not hold this order: a training step of the default
+    network on 64x64x64 voxels has 2966 MiB of temporaries with it, and 2254 MiB with the sum (jaxlib 0.10.2).
 
     Args:
       value: of any shape and dtype.
@@ -193,18 +194,18 @@ def map_chunks(
     first: int | jax.Array = 0,
     shared: Any = (),
 ) -> tuple[jax.Array, ...]:
-    """`function(first, shared, *volumes)` of whole batches, chunk by chunk.
+    """Applies `function(first, shared, *volumes)` to whole batches chunk by chunk, and so its derivative.
 
-    Its derivative goes chunk by chunk as well, and saves the volumes and `shared` alone.
+    The derivative saves the volumes and `shared` alone.
 
     Args:
       function: from the index in x of the first slice, `shared` and chunks [1, slices + 2 * halo, y, z, ...],
         zeros beyond the volume, to results of the same first axes. A result depends on at most `halo` slices
         on either side of it.
       volumes: [b, x, y, z, ...] each.
-      slices: of a chunk; it divides x.
+      slices: size of a chunk; it divides x.
       halo: slices on either side.
-      first: index in x of the first slice of the volumes, which need not be 0 and may be traced.
+      first: index in x of the first slice of the volumes, which may be traced.
       shared: a tree of arrays that all chunks need.
 
     Returns:
@@ -214,10 +215,12 @@ def map_chunks(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _map(function, slices, halo, first, shared, *volumes):
+def _map(
+    function: _Mapped, slices: int, halo: int, first: jax.Array, shared: Any, *volumes: jax.Array
+) -> tuple[jax.Array, ...]:
     b, nx = volumes[0].shape[:2]
 
-    def one(n):
+    def one(n: jax.Array) -> tuple[jax.Array, ...]:
         start = first + n % (nx // slices) * slices - halo
         results = function(start, shared, *[chunk(volume, n, slices, halo) for volume in volumes])
         return tuple(result[0, halo : halo + slices] for result in results)
@@ -226,19 +229,26 @@ def _map(function, slices, halo, first, shared, *volumes):
     return tuple(result.reshape(b, nx, *result.shape[2:]) for result in results)
 
 
-def _map_forward(function, slices, halo, first, shared, *volumes):
+_Saved = tuple[jax.Array, Any, tuple[jax.Array, ...]]
+
+
+def _map_forward(
+    function: _Mapped, slices: int, halo: int, first: jax.Array, shared: Any, *volumes: jax.Array
+) -> tuple[tuple[jax.Array, ...], _Saved]:
     return _map(function, slices, halo, first, shared, *volumes), (first, shared, volumes)
 
 
-def _map_backward(function, slices, halo, saved, cotangents):
+def _map_backward(
+    function: _Mapped, slices: int, halo: int, saved: _Saved, cotangents: tuple[jax.Array, ...]
+) -> tuple[Any, ...]:
     first, shared, volumes = saved
     b, nx = volumes[0].shape[:2]
 
-    def add_chunk(n, totals):
+    def add_chunk(n: jax.Array, totals: tuple[Any, list[jax.Array]]) -> tuple[Any, list[jax.Array]]:
         start = n % (nx // slices) * slices
         chunks = [chunk(volume, n, slices, halo) for volume in volumes]
         pull_back = jax.vjp(functools.partial(function, first + start - halo), shared, *chunks)[1]
-        # The results of this chunk alone; what they tell the slices around it is added there.
+        # The cotangents of this chunk alone; their gradients in the slices around it are added there.
         around = [(0, 0), (halo, halo)]
         of_shared, *of_volumes = pull_back(
             tuple(
@@ -266,7 +276,8 @@ def _map_backward(function, slices, halo, saved, cotangents):
     return None, to_shared, *to_volumes
 
 
-def _add_at(total, new, place):
+def _add_at(total: jax.Array, new: jax.Array, place: tuple[Any, ...]) -> jax.Array:
+    """`total`, as `to_bits` has it, with `new` added from index `place` of its first two axes."""
     start = (*place, *[0] * (total.ndim - 2))
     there = from_bits(jax.lax.dynamic_slice(total, start, new.shape), new.dtype)
     return jax.lax.dynamic_update_slice(total, to_bits(there + new), start)

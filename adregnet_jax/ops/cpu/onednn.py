@@ -1,10 +1,10 @@
 """oneDNN's convolution, by a custom call that XLA for CPU contains but does not use itself.
 
-jaxlib for Linux on x86 contains oneDNN (https://github.com/uxlfoundation/oneDNN), whose kernels PyTorch
-convolves with too. XLA's custom calls for it, such as `__onednn$convolution`, are no promised interface:
-settings of another version would end the process, and JAX's cache on disk would get a broken entry of such a
-program. So it has to be asked for, is accepted only with the range of jaxlib versions that it was tried with,
-and has to show first that it convolves.
+jaxlib for Linux on x86 contains oneDNN (https://github.com/uxlfoundation/oneDNN), whose kernels PyTorch uses
+for convolutions. XLA's custom calls for it, such as `__onednn$convolution`, are not a stable interface: with
+the settings of another version the process would crash, and JAX's cache on disk would store a broken program.
+So oneDNN is used only on request, with jaxlib versions that it was tried with, and after a first convolution
+has given the right values.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
+from jaxtyping import Array, Float
 
 from adregnet_jax.errors import UserError
 from adregnet_jax.ops.cpu.budget import default_platform
@@ -29,14 +30,13 @@ _TARGET = "__onednn$convolution"
 
 
 def prepare() -> None:
-    """Checks that oneDNN convolves here, and turns off JAX's cache on disk for the rest of the process.
+    """Checks that oneDNN works here, and turns off JAX's cache on disk for the rest of the process.
 
-    The cache stays off: what is traced with oneDNN may be compiled again at any time. So every start of a
-    program with it compiles anew. `jax.export` refuses such programs.
+    The cache stays off because a function traced with oneDNN may be compiled again at any time. Every start
+    of a program with oneDNN therefore compiles anew. `jax.export` refuses such programs.
 
     Raises:
-      UserError: the platform is not CPU, jaxlib is not one of those it was tried with, or its oneDNN does
-        not convolve.
+      UserError: the platform is not CPU, oneDNN was not tried with this jaxlib, or it gives wrong values.
     """
     wrong = what_is_wrong()
     if wrong:
@@ -45,15 +45,18 @@ def prepare() -> None:
 
 
 def convolve(
-    volume: jax.Array, kernel: jax.Array, padding: tuple[int, int, int], added: jax.Array | None = None
-) -> jax.Array:
-    """oneDNN's convolution of stride 1 on CPU, with as many zeros on either side; it has no derivative.
+    volume: Float[Array, "b x y z c"],
+    kernel: Float[Array, "i j k c out"],
+    padding: tuple[int, int, int],
+    added: Float[Array, "b u v w out"] | None = None,
+) -> Float[Array, "b u v w out"]:
+    """oneDNN's float32 convolution of stride 1 on CPU, without a derivative.
 
     Args:
-      volume: [b, x, y, z, c], float32.
-      kernel: [i, j, k, c, c'], float32.
-      padding: voxels along x, y, z.
-      added: of the shape of the result, to which it is added in the same pass; or None.
+      volume: [b, x, y, z, c].
+      kernel: [i, j, k, c, c'].
+      padding: zeros along x, y and z, as many on either side.
+      added: an array of the shape of the result that is added to it in the same pass, or None.
 
     Returns:
       [b, x + 2 * padding[0] - i + 1, ..., c'].
@@ -90,7 +93,7 @@ def convolve(
 def _keep_off_disk() -> None:
     if jax.config.values["jax_enable_compilation_cache"]:
         jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # it asks once
+        compilation_cache.reset_cache()  # it has read the setting once and would not read it again
 
 
 def what_is_wrong() -> str | None:
@@ -121,7 +124,7 @@ def _convolves() -> bool:
     enabled = jax.config.values["jax_enable_compilation_cache"]
     _keep_off_disk()
     try:
-        with jax.ensure_compile_time_eval():  # a model may be under way to be traced
+        with jax.ensure_compile_time_eval():  # the caller may be tracing a model
             result = jax.jit(lambda v, k, one: convolve(v, k, (1, 1, 0), one))(
                 volume, kernel, np.ones_like(expected)
             )
