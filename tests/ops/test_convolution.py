@@ -19,8 +19,8 @@ CASES = [((2, 5, 3, 4, 1), 2), ((2, 1, 2, 1, 3), 1), ((1, 1, 3, 4, 2), 3), ((1, 
 
 def random_case(shape, out):
     rng = np.random.default_rng(0)
-    volume = rng.normal(size=shape).astype(np.float32)
-    return volume, rng.normal(size=(3, 3, 3, shape[-1], out)).astype(np.float32)
+    volume = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    return volume, jnp.asarray(rng.normal(size=(3, 3, 3, shape[-1], out)), jnp.float32)
 
 
 def xla_convolution(volume, kernel):
@@ -118,7 +118,7 @@ def limited(monkeypatch):
 def test_values_and_both_gradients_are_those_of_xla(shape, out, implementation, limits, limited):
     limited(**limits)
     volume, kernel = random_case(shape, out)
-    cotangent = np.random.default_rng(1).normal(size=(*shape[:-1], out)).astype(np.float32)
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=(*shape[:-1], out)), jnp.float32)
 
     def value_and_gradients(function):
         result, pullback = jax.vjp(function, volume, kernel)
@@ -290,8 +290,7 @@ def test_programs_with_onednn_stay_out_of_the_cache_on_disk(with_onednn, tmp_pat
 @EVERY
 def test_the_centre_tap_is_the_identity(implementation):
     volume, _ = random_case((1, 3, 4, 5, 2), 2)
-    kernel = np.zeros((3, 3, 3, 2, 2), np.float32)
-    kernel[1, 1, 1] = np.eye(2)
+    kernel = jnp.zeros((3, 3, 3, 2, 2)).at[1, 1, 1].set(jnp.eye(2))
     np.testing.assert_array_equal(conv3d(volume, kernel, implementation=implementation), volume)
 
 
