@@ -1,4 +1,4 @@
-"""How fast is the network beside the same one in PyTorch, forward and in training?
+"""How fast is the network compared with the same one in PyTorch, forward and in training?
 
     python benchmarks/against_torch.py [--shape 64 64 64] [--channels 16 32 64 128 256] [--rounds 5] [--parts]
         [--torch-compile] [--onednn] [--json FILE]

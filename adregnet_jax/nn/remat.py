@@ -1,4 +1,4 @@
-"""Modules whose inside is computed again for its gradient, instead of being kept, and not before that."""
+"""Rematerialisation: activations of a module are recomputed for its gradient, and not earlier."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from adregnet_jax.ops.cpu.chunks import delayed
 
 
 def recomputed(module: nn.Module, *arguments: Any) -> Any:
-    """`module(*arguments)`, of which a gradient keeps the parameters and the arguments alone.
+    """Calls `module(*arguments)` so that its gradient keeps only the parameters and the arguments.
 
-    As `nn.remat`, whose second computation XLA on CPU is free to begin long before its results are needed:
-    the whole network is then in memory at once. Here it waits for the gradient of the result, and what comes
-    after waits for all that it gives.
+    With `nn.remat`, XLA for CPU may start to recompute long before the activations are needed, and the whole
+    network is then in memory at once. Here, recomputing waits for the gradient of the result, and later
+    operations wait for all gradients of the module.
 
     Args:
-      module: one of a parent, without random numbers of its own.
+      module: a submodule that draws no random numbers.
       arguments: arrays, or None.
     """
     unbound = module.clone(parent=None, name=None)
 
-    def forward(module, *arguments):
+    def forward(module: nn.Module, *arguments: Any) -> tuple[Any, Any]:
         return module(*arguments), (module.variables["params"], arguments)
 
-    def backward(saved, gradient):
+    def backward(saved: Any, gradient: Any) -> tuple[Any, ...]:
         params, arguments = saved
         first = jax.tree.leaves(gradient)[0]
         params = jax.tree.map(lambda values: delayed(values, first), params)
-        # Large arguments go chunk by chunk through the layers, and would be copied to wait.
+        # Layers read large arguments chunk by chunk; a delay would copy them as a whole.
         limit = limit_bytes("recomputed_argument")
         arguments = jax.tree.map(lambda a: delayed(a, first) if 4 * a.size <= limit else a, arguments)
         apply = jax.vjp(lambda params, *a: unbound.apply({"params": params}, *a), params, *arguments)[1]
         to_params, *to_arguments = apply(gradient)
         leaves, tree = jax.tree.flatten(to_arguments)
-        # What comes after needs the gradients in the arguments: they wait for the others, so that nothing of
-        # this module is left over by then. It is enough that one does.
+        # Later operations need the gradients in the arguments. One of these waits for all other gradients, so
+        # that nothing of this module is left to compute by then.
         smallest = min(range(len(leaves)), key=lambda n: leaves[n].size)
         others = [*jax.tree.leaves(to_params), *leaves[:smallest], *leaves[smallest + 1 :]]
         leaves[smallest] = delayed(leaves[smallest], *others)
