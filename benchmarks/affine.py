@@ -18,11 +18,11 @@ import functools
 import time
 from pathlib import Path
 
+import comparison
 import jax
 import numpy as np
 import scipy.ndimage
 import scipy.spatial.transform
-import timing
 
 from adregnet_jax import AffineConfig, align_affine
 from adregnet_jax.data.io.images import read_image
@@ -117,7 +117,7 @@ def rows_of(path, trials, config):
 
 
 def main():
-    parser = timing.argument_parser(__doc__)
+    parser = comparison.argument_parser(__doc__)
     parser.add_argument("--images", nargs="+", required=True, metavar="FILE")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--similarity", choices=("ncc", "mi"), default="ncc")
@@ -128,7 +128,7 @@ def main():
         for row in rows_of(path, options.trials, config):
             print(row, flush=True)
             rows.append(row)
-    timing.report(rows, options.json)
+    comparison.report(rows, options.json)
     print(f"{sum(row['mean mm'] < 1 for row in rows)} of {len(rows)} under 1 mm")
 
 

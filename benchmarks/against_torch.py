@@ -28,12 +28,13 @@ alone. The package doesn't depend on it: pip install torch --index-url https://d
 import dataclasses
 import math
 
+import comparison
 import jax
 import jax.numpy as jnp
 import numpy as np
-import timing
 
-from adregnet_jax.benchmark import measure as benchmark
+from adregnet_jax.benchmark.measure import fill, steps
+from adregnet_jax.benchmark.parts import loss_parts, network_parts
 from adregnet_jax.config import Config, LossConfig, ModelConfig, OptimiserConfig, PhantomConfig
 from adregnet_jax.data.datasets.phantom import phantom_pair
 from adregnet_jax.data.pipeline import collate
@@ -75,7 +76,7 @@ def ours(config, state, batch, mesh):
     train_step = make_train_step(model, optimiser, config.loss, mesh)
     return (
         lambda: forward(params, batch["fixed"], batch["moving"]),
-        benchmark.steps(train_step, state, batch),
+        steps(train_step, state, batch),
     )
 
 
@@ -206,9 +207,9 @@ def from_torch(tensor):
 
 
 def part_routes(torch, config, part, params, batch):
-    """Routes of one part, as `timing.compare` takes them, checked against each other."""
+    """Routes of one part, as `comparison.compare` takes them, checked against each other."""
     rng = np.random.default_rng(0)
-    inputs, constants = benchmark.fill((part.inputs, part.constants), rng)
+    inputs, constants = fill((part.inputs, part.constants), rng)
 
     def function(constants, params, inputs):
         results = part.function(params, inputs, constants)
@@ -217,17 +218,17 @@ def part_routes(torch, config, part, params, batch):
         return jax.tree.map(lambda r: r[:2] if is_match(r) else r, results, is_leaf=is_match)
 
     result = jax.eval_shape(function, constants, part.params, inputs)
-    cotangent = benchmark.fill(result, rng)
-    routes = {"adregnet_jax": timing.jax_routes(function, (part.params, inputs), cotangent, (constants,))}
+    cotangent = fill(result, rng)
+    routes = {"adregnet_jax": comparison.jax_routes(function, (part.params, inputs), cotangent, (constants,))}
     for name, memory_format in memory_formats(torch).items():
         arguments = (inputs, constants, cotangent)
         routes[name] = torch_part_routes(torch, config, part, params, batch, arguments, memory_format)
-    timing.check_equal(*(forward() for forward, _ in routes.values()))
+    comparison.check_equal(*(forward() for forward, _ in routes.values()))
     return routes
 
 
 def torch_part_routes(torch, config, part, params, batch, arguments, memory_format):
-    """As `timing.jax_routes`; the results of the forward pass are in the axis order of ours."""
+    """As `comparison.jax_routes`; the results of the forward pass are in the axis order of ours."""
     import torch_adregnet
 
     model = torch_adregnet.AdRegNet(config.model)
@@ -278,7 +279,7 @@ def memory_formats(torch):
 
 
 def main():
-    parser = timing.argument_parser(__doc__)
+    parser = comparison.argument_parser(__doc__)
     parser.add_argument("--shape", type=int, nargs=3, default=(64, 64, 64), metavar=("X", "Y", "Z"))
     parser.add_argument("--channels", type=int, nargs="+", default=(16, 32, 64, 128, 256))
     parser.add_argument("--parts", action="store_true", help="each part of the network, too")
@@ -289,7 +290,7 @@ def main():
     if any(n % multiple for n in options.shape):
         parser.error(f"--shape must be multiples of {multiple}, with {len(options.channels)} levels")
     process.keep_freed_memory()  # as train.py does, for both sides
-    torch = timing.torch_on_cpu()
+    torch = comparison.torch_on_cpu()
     convolution = "onednn" if options.onednn else "auto"
     config = Config(
         model=ModelConfig(channels=tuple(options.channels), convolution=convolution),
@@ -310,7 +311,7 @@ def main():
         small = math.prod(shape) * options.channels[0] <= 64**3 * 16
         wanted, exact_gradients = exact(torch, config, params, batch, with_gradients=small)
         outputs, loss, gradients = our_results(config, params, batch)
-        timing.check_equal(wanted, (*outputs, loss), tolerance=1e-4)
+        comparison.check_equal(wanted, (*outputs, loss), tolerance=1e-4)
         if small:
             check_gradients(named(torch, config, gradients), exact_gradients)
         else:
@@ -319,17 +320,17 @@ def main():
     for name, memory_format in memory_formats(torch).items():
         for compiled in (False, True) if options.torch_compile else (False,):
             route, found = theirs(torch, config, params, batch, memory_format, compiled=compiled)
-            timing.check_equal(wanted, found, tolerance=1e-2)
+            comparison.check_equal(wanted, found, tolerance=1e-2)
             route_name = name + ", compiled" * compiled
             routes[route_name], off[route_name] = route, share_off(wanted[0], found[0])
-    rows = timing.compare({"part": "whole"}, routes, options.rounds, PASSES)
+    rows = comparison.compare({"part": "whole"}, routes, options.rounds, PASSES)
     if options.parts:
-        losses = benchmark.loss_parts(config.loss, batch)
-        for part in (*benchmark.network_parts(config, params, batch), *losses):
+        losses = loss_parts(config.loss, batch)
+        for part in (*network_parts(config, params, batch), *losses):
             of_part = part_routes(torch, config, part, params, batch)
-            rows += timing.compare({"part": part.name}, of_part, options.rounds)
+            rows += comparison.compare({"part": part.name}, of_part, options.rounds)
     about = {f"off by {name}": f"{share:.1e}" for name, share in off.items()}
-    timing.report(rows, options.json, about)
+    comparison.report(rows, options.json, about)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ softmax(Q K^T / sqrt(d)) V as it is written, forward and with the gradients in a
 the keys and values themselves.
 """
 
+import comparison
 import jax
 import jax.numpy as jnp
-import timing
 
 from adregnet_jax.ops.attention import blocked_attention
 
@@ -36,7 +36,7 @@ def temporary_mib(attention, queries, keys, channels, *, gradients):
 
 
 def main():
-    parser = timing.argument_parser(__doc__)
+    parser = comparison.argument_parser(__doc__)
     parser.add_argument("--queries", type=int, default=2048)
     parser.add_argument("--keys", type=int, nargs="+", default=[1024, 4096, 16384, 65536])
     parser.add_argument("--channels", type=int, default=32)
@@ -51,7 +51,7 @@ def main():
                     attention, options.queries, keys, options.channels, gradients=gradients
                 )
         rows.append(row)
-    timing.report(rows, options.json)
+    comparison.report(rows, options.json)
 
 
 if __name__ == "__main__":

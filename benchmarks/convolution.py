@@ -12,9 +12,9 @@ ours is oneDNN's (`ops.cpu.onednn`). The results of the routes are checked again
 
 import functools
 
+import comparison
 import jax
 import numpy as np
-import timing
 
 from adregnet_jax import conv3d
 
@@ -26,7 +26,7 @@ def lax_convolution(volume, kernel):
 
 
 def torch_routes(torch, volume, kernel, cotangent):
-    """As `timing.jax_routes`; the results are views in the axis order of ours."""
+    """As `comparison.jax_routes`; the results are views in the axis order of ours."""
 
     def channels_last(array, axes):
         return torch.from_numpy(array).permute(axes).contiguous(memory_format=torch.channels_last_3d)
@@ -50,27 +50,27 @@ def torch_routes(torch, volume, kernel, cotangent):
 
 
 def main():
-    parser = timing.argument_parser(__doc__)
+    parser = comparison.argument_parser(__doc__)
     parser.add_argument("--shape", type=int, nargs=3, default=(64, 64, 64), metavar=("X", "Y", "Z"))
     parser.add_argument("--channels", type=int, nargs="+", default=(8, 16, 32))
     parser.add_argument("--onednn", action="store_true", help="ours with the convolution of oneDNN")
     options = parser.parse_args()
     ours = functools.partial(conv3d, implementation="onednn" if options.onednn else "auto")
-    torch = timing.torch_on_cpu()
+    torch = comparison.torch_on_cpu()
     rng = np.random.default_rng(0)
     rows = []
     for channels in options.channels:
         volume, cotangent = rng.standard_normal((2, 1, *options.shape, channels), np.float32)
         kernel = rng.standard_normal((3, 3, 3, channels, channels), np.float32)
         routes = {
-            "adregnet_jax": timing.jax_routes(ours, (volume, kernel), cotangent),
-            "lax": timing.jax_routes(lax_convolution, (volume, kernel), cotangent),
+            "adregnet_jax": comparison.jax_routes(ours, (volume, kernel), cotangent),
+            "lax": comparison.jax_routes(lax_convolution, (volume, kernel), cotangent),
         }
         if torch:
             routes["PyTorch"] = torch_routes(torch, volume, kernel, cotangent)
-        timing.check_equal(*(with_gradients() for _, with_gradients in routes.values()))
-        rows += timing.compare({"channels": channels}, routes, options.rounds)
-    timing.report(rows, options.json)
+        comparison.check_equal(*(with_gradients() for _, with_gradients in routes.values()))
+        rows += comparison.compare({"channels": channels}, routes, options.rounds)
+    comparison.report(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import io
 import resource
 import time
 
+import comparison
 import numpy as np
-import timing
 from scipy import ndimage
 
 from adregnet_jax.launch import process
@@ -54,7 +54,7 @@ def random_pair(shape, labels):
 
 
 def main():
-    parser = timing.argument_parser(__doc__)
+    parser = comparison.argument_parser(__doc__)
     parser.set_defaults(rounds=3)
     parser.add_argument("--shape", type=int, nargs=3, default=(256, 256, 106), metavar=("X", "Y", "Z"))
     parser.add_argument("--labels", type=int, default=0)
@@ -83,9 +83,9 @@ def main():
             part()
             seconds.append(time.perf_counter() - start)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        row = {"part": name, "first s": round(seconds[0], 3)} | timing.spread(seconds[1:], "s")
+        row = {"part": name, "first s": round(seconds[0], 3)} | comparison.spread(seconds[1:], "s")
         rows.append(row | {"peak GiB so far": round(peak, 2)})
-    timing.report(rows, options.json)
+    comparison.report(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+import comparison
 import numpy as np
-import timing
 from rich.progress import track
 
 from adregnet_jax import metrics
@@ -114,7 +114,7 @@ def main():
         table.append(after | {"folded, %": folded, "median s": seconds})
         if options.csv:
             options.csv.write_text(tables.to_csv(rows))
-    timing.report(table, options.json)
+    comparison.report(table, options.json)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import functools
 import resource
 import time
 
+import comparison
 import numpy as np
-import timing
 from scipy import ndimage
 
 from adregnet_jax.launch import process
@@ -34,7 +34,7 @@ def smooth_scan(shape):
 
 
 def main():
-    parser = timing.argument_parser(__doc__)
+    parser = comparison.argument_parser(__doc__)
     parser.add_argument("--shape", type=int, nargs=3, default=(256, 256, 106), metavar=("X", "Y", "Z"))
     parser.add_argument("--spacing", type=float, nargs=3, default=(1.0, 1.0, 2.5), metavar=("X", "Y", "Z"))
     parser.add_argument("--effort", default="default")
@@ -58,7 +58,7 @@ def main():
         "temporaries GiB": round(program.memory_analysis().temp_size_in_bytes / gib, 2),
         "peak of the process GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / gib, 2),
     }
-    timing.report([row], options.json)
+    comparison.report([row], options.json)
 
 
 if __name__ == "__main__":

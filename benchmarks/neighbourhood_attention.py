@@ -11,10 +11,10 @@ routes are checked against each other first.
 
 import itertools
 
+import comparison
 import jax
 import jax.numpy as jnp
 import numpy as np
-import timing
 
 from adregnet_jax import neighbourhood_attention
 
@@ -43,7 +43,7 @@ def neighbours(features):
 
 
 def main():
-    parser = timing.argument_parser(__doc__)
+    parser = comparison.argument_parser(__doc__)
     parser.add_argument("--shape", type=int, nargs=3, default=(48, 64, 48), metavar=("X", "Y", "Z"))
     parser.add_argument("--channels", type=int, nargs="+", default=(8,))
     options = parser.parse_args()
@@ -57,16 +57,16 @@ def main():
 
         def routes_of(attention, count=count, features=features, cotangents=cotangents):
             # jit leaves out what the results that are not asked for would need.
-            return timing.jax_routes(lambda *qkv: attention(*qkv)[:count], features, cotangents[:count])
+            return comparison.jax_routes(lambda *qkv: attention(*qkv)[:count], features, cotangents[:count])
 
         routes = {
             "adregnet_jax": routes_of(neighbourhood_attention),
             "padded slices": routes_of(padded_slices),
         }
-        timing.check_equal(*(with_gradients() for _, with_gradients in routes.values()))
+        comparison.check_equal(*(with_gradients() for _, with_gradients in routes.values()))
         case = {"channels": channels, "results": ", ".join(RESULTS[:count])}
-        rows += timing.compare(case, routes, options.rounds)
-    timing.report(rows, options.json)
+        rows += comparison.compare(case, routes, options.rounds)
+    comparison.report(rows, options.json)
 
 
 if __name__ == "__main__":

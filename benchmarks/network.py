@@ -12,8 +12,8 @@ import resource
 import statistics
 import time
 
+import comparison
 import numpy as np
-import timing
 from instance import smooth_scan  # sets the process up as the command line does
 
 from adregnet_jax.launch import process
@@ -26,7 +26,7 @@ from adregnet_jax.weights.packed import load_pretrained  # noqa: E402
 
 
 def main():
-    parser = timing.argument_parser(__doc__)
+    parser = comparison.argument_parser(__doc__)
     parser.add_argument("--shape", type=int, nargs=3, default=(160, 192, 224), metavar=("X", "Y", "Z"))
     parser.add_argument("--spacing", type=float, nargs=3, default=(1.0, 1.0, 1.0), metavar=("X", "Y", "Z"))
     options = parser.parse_args()
@@ -48,7 +48,7 @@ def main():
         "s, median": round(statistics.median(seconds[1:]), 1),
         "peak of the process GiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
-    timing.report([row], options.json)
+    comparison.report([row], options.json)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import comparison
 import nibabel as nib
 import numpy as np
-import timing
 
 from adregnet_jax.launch import process
 
@@ -269,7 +269,7 @@ def _add(rows, scans, method, displacement, columns):
 
 
 def main():
-    parser = timing.argument_parser(__doc__)
+    parser = comparison.argument_parser(__doc__)
     parser.add_argument("--breathing-ct", type=Path, metavar="FOLDER")
     parser.add_argument("--cases", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--brains", type=Path, metavar="FOLDER")
@@ -297,7 +297,7 @@ def main():
             began = time.perf_counter()
             displacement = np.asarray(method(scans), np.float32)
             add(name, displacement, {"s": round(time.perf_counter() - began, 1)})
-    timing.report(rows, options.json)
+    comparison.report(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import comparison
 import jax
-import timing
 from jax.sharding import NamedSharding
 
 from adregnet_jax.config import Config, ModelConfig
@@ -88,7 +88,7 @@ def main():
                     "of one device": round(temporaries / alone, 3),
                 }
             )
-    timing.report(rows, options.json)
+    comparison.report(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 
-import timing
+import comparison
 
 IMPORT = "import time; start = time.perf_counter(); import adregnet_jax; print(time.perf_counter() - start)"
 
@@ -56,7 +56,7 @@ def measure_start(shape, channels, rounds):
         state, metrics = train_step(state, batch)  # the state is donated
         return state, metrics
 
-    seconds = timing.time_in_turn({"step": step}, rounds)["step"]
+    seconds = comparison.time_in_turn({"step": step}, rounds)["step"]
     return {"trace": [traced - start], "compile": [compiled - traced], "step": seconds}
 
 
@@ -69,7 +69,7 @@ def in_fresh_process(*arguments, **environment):
 
 
 def main():
-    parser = timing.argument_parser(__doc__)
+    parser = comparison.argument_parser(__doc__)
     parser.add_argument("--shape", type=int, nargs=3, default=(48, 64, 48), metavar=("X", "Y", "Z"))
     parser.add_argument("--channels", type=int, nargs="+", default=(8, 16, 32, 64))
     parser.add_argument("--this-process", action="store_true", help=argparse.SUPPRESS)
@@ -82,8 +82,8 @@ def main():
         for start in ("first", "second"):
             measured = in_fresh_process(*sys.argv, "--this-process", JAX_COMPILATION_CACHE_DIR=cache)
             seconds |= {f"{start} start, {name}": values for name, values in measured.items()}
-    rows = [{"measure": name} | timing.spread(values, "s") for name, values in seconds.items()]
-    timing.report(rows, options.json)
+    rows = [{"measure": name} | comparison.spread(values, "s") for name, values in seconds.items()]
+    comparison.report(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ import dataclasses
 import statistics
 from pathlib import Path
 
+import comparison
 import hippocampus_peers
 import numpy as np
 import peers
-import timing
 
 from adregnet_jax.cli.execution import load_network
 from adregnet_jax.config import AffineConfig, instance_preset
@@ -134,7 +134,7 @@ def draw(folder, data_set, ranked):
 
 
 def main():
-    parser = timing.argument_parser(__doc__)
+    parser = comparison.argument_parser(__doc__)
     parser.add_argument("--breathing-ct", type=Path, metavar="FOLDER")
     parser.add_argument("--cases", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--brains", type=Path, metavar="FOLDER")
@@ -175,7 +175,7 @@ def main():
                 draw(options.figures, data_set, drawn)
         rows += [summary(data_set, method, of_method, found) for method, of_method in found.items()]
     print()
-    timing.report(rows, options.json)
+    comparison.report(rows, options.json)
 
 
 if __name__ == "__main__":

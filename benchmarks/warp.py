@@ -10,8 +10,8 @@ from displacement` makes the grid in the same call, as `warp` does. "times ours"
 routes are checked against each other first.
 """
 
+import comparison
 import numpy as np
-import timing
 
 from adregnet_jax import warp
 
@@ -30,7 +30,7 @@ def smooth_displacement(n):
 
 
 def torch_routes(torch, volume, displacement, cotangent):
-    """As `timing.jax_routes`, for grid_sample with its grid ready-made and from the displacement."""
+    """As `comparison.jax_routes`, for grid_sample with its grid ready-made and from the displacement."""
     n = volume.shape[1]
     volume, gradient = (torch.from_numpy(array)[..., 0][:, None] for array in (volume, cotangent))
     displacement = torch.from_numpy(displacement)
@@ -68,25 +68,27 @@ def check(routes, n):
     """The gradient in the ready-made grid is brought to voxels first."""
     ours, ready_made, theirs = (with_gradient() for _, with_gradient in routes.values())
     result, in_grid = ready_made
-    timing.check_equal(ours, (result, in_grid.flip(-1) * (2 / (n - 1))), theirs)
+    comparison.check_equal(ours, (result, in_grid.flip(-1) * (2 / (n - 1))), theirs)
 
 
 def main():
-    parser = timing.argument_parser(__doc__)
+    parser = comparison.argument_parser(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=(64, 128), metavar="N")
     options = parser.parse_args()
-    torch = timing.torch_on_cpu()
+    torch = comparison.torch_on_cpu()
     rng = np.random.default_rng(0)
     rows = []
     for n in options.sizes:
         volume, cotangent = rng.standard_normal((2, 1, n, n, n, 1), np.float32)
         displacement = smooth_displacement(n)
-        routes = {"adregnet_jax": timing.jax_routes(warp, (displacement,), cotangent, constants=(volume,))}
+        routes = {
+            "adregnet_jax": comparison.jax_routes(warp, (displacement,), cotangent, constants=(volume,))
+        }
         if torch:
             routes |= torch_routes(torch, volume, displacement, cotangent)
             check(routes, n)
-        rows += timing.compare({"size": f"{n}^3"}, routes, options.rounds)
-    timing.report(rows, options.json)
+        rows += comparison.compare({"size": f"{n}^3"}, routes, options.rounds)
+    comparison.report(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from adregnet_jax.benchmark import measure as benchmark
+from adregnet_jax.benchmark import __main__ as benchmark
 from adregnet_jax.data.io import nifti
 from adregnet_jax.data.splits import load_splits
 from adregnet_jax.launch.config_file import load_config
