@@ -1,4 +1,4 @@
-"""The part of `make torture` that is short enough to run always: does it still find its way?"""
+"""The short part of `make torture`."""
 
 import random
 from pathlib import Path
@@ -23,18 +23,18 @@ def test_a_fault_loses_nothing(place, fault):
     fault(place, place.folder / fault.__name__)
 
 
-def test_another_state_is_told(place, tmp_path):
-    """What is compared with a run that had another course is lost."""
+def test_another_state_is_reported(place, tmp_path):
+    """A state that differs from the undisturbed run's counts as lost."""
     place.check_state(place.reference)
     step, right = place.newest_state(place.reference)
     place.digests[step] = "another"
     with pytest.raises(LostError, match=f"the state of step {step} differs"):
         place.check_state(place.reference)
     place.digests[step] = right
-    place.check_state(tmp_path)  # nothing there is nothing lost
+    place.check_state(tmp_path)  # without checkpoints nothing is lost
 
 
-def test_half_a_file_is_told(place, tmp_path: Path):
+def test_half_a_file_is_reported(place, tmp_path: Path):
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
     (tmp_path / ".rows.csv").write_text("a,")
     check_files(tmp_path)

@@ -1,4 +1,4 @@
-"""What a network multiplies, counted from the shapes of its layers: "model FLOPs".
+"""Model FLOPs of a network, counted from the shapes of its layers.
 
 Counted are the convolutions, the dense layers and the two products of every attention, queries with keys and
 weights with values: two operations, a multiplication and an addition, for each pair of numbers that meet.
@@ -15,10 +15,12 @@ computed twice to save memory is counted once (Chowdhery et al., PaLM, appendix 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
+from flax.linen.module import InterceptorContext
 
 from adregnet_jax.nn.cross_attention import CrossAttention
 from adregnet_jax.nn.layers import Conv, Downsample, JoinedDense, Upsample
@@ -45,7 +47,9 @@ def module_calls(network: nn.Module, *inputs: Any) -> list[Call]:
     """
     calls = []
 
-    def record(call_module, arguments, named_arguments, context):
+    def record(
+        call_module: Callable[..., Any], arguments: Any, named_arguments: Any, context: InterceptorContext
+    ) -> Any:
         result = call_module(*arguments, **named_arguments)
         if context.method_name == "__call__":
             module = context.module
@@ -59,12 +63,12 @@ def module_calls(network: nn.Module, *inputs: Any) -> list[Call]:
 
 
 def model_flops(network: nn.Module, *inputs: Any) -> int:
-    """Of one forward pass."""
+    """Model FLOPs of one forward pass."""
     return sum(call.flops for call in module_calls(network, *inputs))
 
 
 def own_flops(module: nn.Module, arguments: tuple[Any, ...]) -> int:
-    """Of a layer or of the products of an attention; 0 for other modules."""
+    """Model FLOPs of a layer or of the products of an attention; 0 for other modules."""
     if not isinstance(
         module, Conv | nn.Dense | JoinedDense | Downsample | Upsample | CrossAttention | RegionalAttention
     ):

@@ -1,4 +1,4 @@
-"""Routes timed in turn, and the table that tells of it: what every benchmark shares."""
+"""Times several routes in turn and reports the table: shared by all benchmarks."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Row = dict[str, object]
 def time_in_turn(routes: Mapping[str, Route], rounds: int) -> dict[str, list[float]]:
     """Seconds of `CALLS_A_TURN * rounds` calls of each route.
 
-    The routes take turns, so that whatever else the machine does falls on all of them, and each round starts
-    with another one. The first call of a turn is not counted: it finds the caches full of another route's
+    The routes take turns, so that other load on the machine affects all of them, and each round starts with
+    another one. The first call of a turn is not counted: it finds the caches full of another route's
     data, and perhaps that route's threads still waiting for work.
     """
     names = list(routes)
@@ -43,7 +43,7 @@ def time_in_turn(routes: Mapping[str, Route], rounds: int) -> dict[str, list[flo
 
 
 def seconds_of(route: Route) -> float:
-    """Of one call, until its results are there."""
+    """Seconds of one call, until its results are ready."""
     start = time.perf_counter()
     jax.block_until_ready(route())
     return time.perf_counter() - start

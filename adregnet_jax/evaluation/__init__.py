@@ -1,1 +1,1 @@
-"""What a trained network is worth: metrics per case, tables and figures."""
+"""Evaluation of trained networks: metrics of each case, tables, figures, statistics and ablations."""

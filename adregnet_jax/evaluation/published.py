@@ -1,4 +1,4 @@
-"""Published results, to stand beside ours. DIR-Lab 4DCT: mean TRE in mm of cases 1 to 10.
+"""Published results for comparison. DIR-Lab 4DCT: mean TRE in mm of cases 1 to 10.
 
 Protocols differ: the learned methods of the paper's Table I were trained on other cases or on these very
 ones, pTVreg and IDIR are optimised on each test pair itself. `SNAPPED` compares mapped points after rounding

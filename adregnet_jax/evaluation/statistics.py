@@ -1,8 +1,8 @@
-"""Is one method better than another on the same cases? Paired signed-rank tests, effect sizes, intervals.
+"""Compares two methods on the same cases: paired signed-rank tests, effect sizes, confidence intervals.
 
-Pure functions around `scipy.stats`. A case is one observation: landmarks of one scan are not independent.
-Nor are pairs that share a subject, to which the signed-rank test does not apply: of these the interval is a
-bootstrap over the subjects, and there is no p.
+A case is one observation, since landmarks of one scan are not independent. Neither are pairs that share a
+subject: the signed-rank test does not apply to them, so there is no p, and the interval is a bootstrap over
+the subjects.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FEWEST_PAIRS = 6  # below, no result of a two-sided test can reach p = 0.05
 
 
 class Comparison(NamedTuple):
-    """Ours against another method, case by case; differences are ours minus theirs."""
+    """Our method compared with another, case by case; differences are ours minus theirs."""
 
     pairs: int
     mean_difference: float
@@ -38,15 +38,15 @@ def compare(
     """Compares two methods on the same cases.
 
     The test is exact where no two differences tie, and leaves out differences of zero (Wilcoxon's own way).
-    The interval is a bias-corrected bootstrap over the cases (BCa, 10,000 samples). Where cases share
-    subjects, but for one that is in all of them, such as an atlas, there is no test, and the interval is
-    that of `subject_interval`.
+    The interval is a bias-corrected bootstrap over the cases (BCa, 10,000 samples). If cases share
+    subjects, other than one in all of them such as an atlas, there is no test, and the interval is that of
+    `subject_interval`.
 
     Args:
         ours: one value a case.
-        theirs: of the same cases, in the same order.
-        subjects: whose scans each case is made of; None: nobody is in two cases.
-        seed: of the bootstrap.
+        theirs: one value a case, in the same order.
+        subjects: the subjects of each case; None: no subject is in two cases.
+        seed: seed of the bootstrap.
 
     Raises:
         ValueError: lengths that differ, no cases, or a value that is not finite.
@@ -70,7 +70,7 @@ def compare(
     else:
         p = float(stats.wilcoxon(moved).pvalue)
     if len(difference) < FEWEST_PAIRS:
-        interval = None  # a bootstrap of so few never leaves the range that they span
+        interval = None  # a bootstrap of so few values never leaves their range
     elif shared:
         interval = subject_interval(difference, subjects or [], seed=seed)
     else:
@@ -79,7 +79,7 @@ def compare(
 
 
 def shared_subjects(subjects: Sequence[Sequence[str]]) -> int:
-    """How many subjects are in more than one case, but not in all of them."""
+    """Number of subjects in more than one case, but not in all of them."""
     counts = Counter(name for case in subjects for name in set(case))
     return sum(1 < count < len(subjects) for count in counts.values())
 
@@ -94,9 +94,9 @@ def subject_interval(
 
     Args:
         values: [n], one a case.
-        subjects: of each case.
-        seed: of the draws.
-        samples: how many there are.
+        subjects: the subjects of each case.
+        seed: seed of the draws.
+        samples: number of draws.
 
     Reference:
         The pigeonhole bootstrap: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007).

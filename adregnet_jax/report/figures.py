@@ -1,4 +1,4 @@
-"""Arrays to figures for a paper: pure functions that return a matplotlib `Figure` and write nothing.
+"""Figures for papers and reports: pure functions from arrays to a matplotlib `Figure`.
 
 Volumes are turned to the patient first, by their affine, so that axes 0, 1, 2 are right, anterior, superior.
 Panels show the patient's right on the left, as radiologists look, and every panel has the same scale in mm.
@@ -26,7 +26,7 @@ from scipy import ndimage
 from adregnet_jax.report import tables
 
 
-class Scan(NamedTuple):
+class TurnedPair(NamedTuple):
     """A registered pair turned to the patient: axes 0, 1, 2 are right, anterior, superior."""
 
     fixed: np.ndarray  # [x, y, z]
@@ -65,8 +65,8 @@ PLANES = (
     Plane("sagittal", 0, (1, 2), ("A", "P", "I", "S")),
 )
 PANELS = ("fixed", "moving", "warped", "moving − fixed", "warped − fixed", "deformed grid", "Jacobian")
-TRAINING, VALIDATION = "train/", "validation/"  # begin the names of metrics on these splits
-FOLDED_COLOUR = "magenta"  # in neither of the two diverging colour maps
+TRAINING, VALIDATION = "train/", "validation/"  # prefixes of the metrics of each split
+FOLDED_COLOUR = "magenta"  # occurs in neither of the diverging colour maps
 SIDES = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.03), (0.5, 0.97))  # left, right, bottom, top of a panel
 ALIGNED = (("left", "center"), ("right", "center"), ("center", "bottom"), ("center", "top"))
 OUTLINE = [withStroke(linewidth=1.5, foreground="black")]  # letters stay readable on any grey
@@ -119,7 +119,7 @@ def registration_figure(
         jacobian: [x, y, z], determinant of the map p + u(p).
         spacing_mm: [3].
         affine: [4, 4], voxel to RAS mm; only its orientation is used.
-        title: stands above the panels.
+        title: shown above the panels.
     """
     orientation = nib.io_orientation(affine).astype(int)
     scan = _turned(fixed, moving, warped, displacement, jacobian, np.asarray(spacing_mm), orientation)
@@ -172,7 +172,7 @@ def levels_figure(
         spacing_mm: [3].
         affine: [4, 4], voxel to RAS mm; only its orientation is used.
         dropout_sd_mm: [x, y, z], SD of the displacement over networks drawn by dropout: one more map.
-        title: stands above the panels.
+        title: shown above the panels.
     """
     orientation = nib.io_orientation(affine).astype(int)
     order = np.argsort(orientation[:, 0])
@@ -246,8 +246,8 @@ def calibration_figure(
     Args:
         uncertainty: [n], at each landmark.
         error_mm: [n].
-        rank_correlation: of the two, by Spearman; it stands above the plot.
-        measure: what the uncertainty is, and its unit.
+        rank_correlation: Spearman's, of the two; shown above the plot.
+        measure: name and unit of the uncertainty.
     """
     groups = np.array_split(np.argsort(uncertainty, kind="stable"), min(10, len(uncertainty)))
     figure = Figure(figsize=(4, 3), dpi=150, layout="constrained")
@@ -264,7 +264,7 @@ def calibration_figure(
 
 
 def jacobian_figure(names: Sequence[str], determinants: Sequence[np.ndarray]) -> Figure:
-    """Histograms of the Jacobian determinant of each case; what is outside -0.1 to 2 is clipped."""
+    """Histograms of the Jacobian determinant of each case, clipped to -0.1 to 2."""
     figure = Figure(figsize=(4.5, 3), dpi=150, layout="constrained")
     ax = figure.subplots()
     for name, values in zip(names, determinants, strict=True):
@@ -283,8 +283,8 @@ def training_figure(records: Sequence[Mapping[str, float]]) -> Figure:
     """The logged metrics of a run over its steps: one panel a metric, with the curves of both splits.
 
     Args:
-        records: one mapping a logged step, with "step" and any metrics; "validation/loss" is a curve of the
-            panel "loss", beside that of the training steps.
+        records: one mapping a logged step, with "step" and any metrics; "validation/loss" becomes a curve in
+            the panel "loss", next to that of the training steps.
     """
     names = dict.fromkeys(name for record in records for name in record if name != "step")
     panels = list(dict.fromkeys(name.removeprefix(TRAINING).removeprefix(VALIDATION) for name in names))
@@ -294,7 +294,7 @@ def training_figure(records: Sequence[Mapping[str, float]]) -> Figure:
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
         curves = (
-            (panel, "training", "C0"),  # what is of no split, as the learning rate
+            (panel, "training", "C0"),  # metrics without a split, as the learning rate
             (TRAINING + panel, "training", "C0"),
             (VALIDATION + panel, "validation", "C1"),
         )
@@ -348,12 +348,12 @@ def enlarged(level: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def grid_lines(displacement_mm: np.ndarray, spacing_mm: np.ndarray, every_mm: float) -> list[np.ndarray]:
-    """Straight lines of the fixed plane, carried by p + u(p): those along axis 0 first, then along axis 1.
+    """Straight lines of the fixed plane, mapped by p + u(p): first those along axis 0, then along axis 1.
 
     Args:
         displacement_mm: [m, n, 2], the two components within the plane.
         spacing_mm: [2].
-        every_mm: distance of the lines, rounded to whole voxels.
+        every_mm: distance between the lines, rounded to whole voxels.
 
     Returns:
         Lines [k, 2] in mm, the centre of the first voxel at 0.
@@ -366,7 +366,15 @@ def grid_lines(displacement_mm: np.ndarray, spacing_mm: np.ndarray, every_mm: fl
     return along_0 + along_1
 
 
-def _turned(fixed, moving, warped, displacement, jacobian, spacing_mm, orientation) -> Scan:
+def _turned(
+    fixed: np.ndarray,
+    moving: np.ndarray,
+    warped: np.ndarray,
+    displacement: np.ndarray,
+    jacobian: np.ndarray,
+    spacing_mm: np.ndarray,
+    orientation: np.ndarray,
+) -> TurnedPair:
     """All arrays with the patient's axes in order; `orientation` as from `nibabel.io_orientation`."""
     order = np.argsort(orientation[:, 0])  # the file's axis for each axis of the patient
     displacement_mm = nib.apply_orientation(displacement * spacing_mm, orientation)
@@ -374,7 +382,7 @@ def _turned(fixed, moving, warped, displacement, jacobian, spacing_mm, orientati
         nib.apply_orientation(volume, orientation) for volume in (fixed, moving, warped, jacobian)
     )
     displacement_mm = displacement_mm[..., order] * orientation[order, 1]
-    return Scan(fixed, moving, warped, displacement_mm, jacobian, spacing_mm[order])
+    return TurnedPair(fixed, moving, warped, displacement_mm, jacobian, spacing_mm[order])
 
 
 def _file_index(axis: int, point: Sequence[int], orientation: np.ndarray, shape: Sequence[int]) -> str:
@@ -384,7 +392,7 @@ def _file_index(axis: int, point: Sequence[int], orientation: np.ndarray, shape:
     return f"{'ijk'[file_axis]} = {index}"
 
 
-def _colours(scan: Scan) -> Colours:
+def _colours(scan: TurnedPair) -> Colours:
     largest = np.percentile(np.abs(scan.moving - scan.fixed), 99.5) or 1.0  # equal scans: any scale will do
     change = np.clip(np.percentile(np.abs(scan.jacobian - 1), 99.5), 0.1, 1.0)
     return Colours(
@@ -395,7 +403,7 @@ def _colours(scan: Scan) -> Colours:
 
 
 def _draw_plane(
-    axes: Sequence[Axes], scan: Scan, plane: Plane, index: int, colours: Colours, every_mm: float
+    axes: Sequence[Axes], scan: TurnedPair, plane: Plane, index: int, colours: Colours, every_mm: float
 ) -> None:
     """Fill one row of panels, in the order of `PANELS`."""
     fixed, moving, warped, jacobian = (
@@ -429,7 +437,9 @@ def _draw_plane(
         )
 
 
-def _show(ax: Axes, image: np.ndarray, spacing_mm: np.ndarray, scale: Scale, alpha=None) -> None:
+def _show(
+    ax: Axes, image: np.ndarray, spacing_mm: np.ndarray, scale: Scale, alpha: float | None = None
+) -> None:
     """An image [m, n] in mm: axis 0 runs to the left, axis 1 up, the centre of the first voxel is 0."""
     low, (right, top) = -0.5 * spacing_mm, (np.array(image.shape) - 0.5) * spacing_mm
     ax.imshow(
@@ -475,6 +485,6 @@ def _colour_bar(figure: Figure, above: Sequence[Axes], scale: Scale, label: str)
 
 
 def _round_length(length_mm: float) -> float:
-    """The largest of 1, 2, 5, 10, 20, 50, ... mm that is not above `length_mm`."""
+    """The largest of 1, 2, 5, 10, 20, 50, ... mm up to `length_mm`."""
     power = 10.0 ** np.floor(np.log10(length_mm))
     return float(max(m for m in (1, 2, 5) if m * power <= length_mm) * power)

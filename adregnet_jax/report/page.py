@@ -1,4 +1,4 @@
-"""One HTML page with everything in it: tables, and pictures as data. No scripts, no files beside it."""
+"""Self-contained HTML pages: tables, and pictures as data. No scripts, no further files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def page(title: str, protocol: str, sections: Sequence[Section]) -> str:
 
 
 def picture(png: bytes, caption: str) -> str:
-    """A figure of the page, the PNG in it as base64."""
+    """A PNG as an HTML figure, embedded as base64."""
     data = base64.b64encode(png).decode()
     caption = html.escape(caption)
     return (

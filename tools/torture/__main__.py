@@ -1,14 +1,14 @@
-"""The program on its worst day: bad input, kills at random moments, faults of disk, clock, memory, numbers.
+"""Tests the commands under bad input, kills at random moments, and faults of disk, clock and memory.
 
     python -m tools.torture [--kills 50] [--faults NAME ...] [--seed 0] [--json FILE] [--keep DIR]
 
-Runs the corpus of bad input (tests/bad_inputs); kills trainings, evaluations and batches by SIGKILL at random
-moments, three fifths of them trainings, and starts them again; and does to a training what `faults` lists.
-After each, what can be read is what an undisturbed run had, bit for bit, and so is its end. Prints one
-table: tried, survived, lost, and what was lost; the exit status is 1 where anything was.
+Runs the corpus of bad input (tests/bad_inputs). Kills trainings (three fifths of the kills), evaluations and
+batches by SIGKILL at random moments and starts them again. Exposes a training to each fault in `faults`. After
+each, the files must equal those of an undisturbed run, bit for bit, and so must the finished run. Prints a
+table of what was tried, survived and lost; the exit status is 1 if anything was lost.
 
---kills 0 and --faults none leave a part out. --keep DIR leaves the runs there. Takes about half
-an hour on two cores.
+--kills 0 and --faults none skip a part. --keep DIR keeps the runs there. Takes about half an hour on two
+cores.
 """
 
 import argparse
@@ -31,19 +31,21 @@ from tools.torture.runs import ROOT, LostError, Place
 def bad_inputs() -> dict:
     began = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-n", "0", "tests/bad_inputs"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|failed|error)", told)}
-    lost = re.findall(r"^FAILED (\S+)", told, flags=re.MULTILINE)
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|failed|error)", output)}
+    lost = re.findall(r"^FAILED (\S+)", output, flags=re.MULTILINE)
     return _row("bad input", sum(counts.values()), lost + ["it did not run"] * (not counts), began)
 
 
 def tried(name: str, outcomes: Iterable[str]) -> dict:
     began = time.monotonic()
-    told = []
+    lost: list[str] = []
+    count = 0
     for outcome in outcomes:
-        told.append(outcome)
-        print(f"{name} {len(told)}: {outcome or 'survived'}", flush=True)
-    return _row(name, len(told), [outcome for outcome in told if outcome], began)
+        count += 1
+        lost += [outcome] if outcome else []
+        print(f"{name} {count}: {outcome or 'survived'}", flush=True)
+    return _row(name, count, lost, began)
 
 
 def of_faults(place: Place, names: list[str]) -> Iterable[str]:
@@ -72,11 +74,11 @@ def main() -> int:
         "--faults", nargs="+", default=[], choices=["none", *(fault.__name__ for fault in faults.FAULTS)]
     )
     parser.add_argument("--no-bad-input", action="store_true")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--keep", type=Path, metavar="DIR")
     options = parser.parse_args()
-    logging.set_verbosity(logging.FATAL)  # Orbax warns of checkpoints that a kill cut off
+    logging.set_verbosity(logging.FATAL)  # Orbax warns about checkpoints that a kill cut off
     moments = random.Random(options.seed)
     rows = [] if options.no_bad_input else [bad_inputs()]
     with tempfile.TemporaryDirectory() as temporary:

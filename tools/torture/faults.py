@@ -1,4 +1,4 @@
-"""What can go wrong around a run that trains: disk, files, clock, memory, signals, numbers."""
+"""Faults around a training run: disk, files, clock, memory, signals, numbers."""
 
 import contextlib
 import os
@@ -31,20 +31,20 @@ def poisoned(*arguments, **options):
     return batch if batches[0] != 60 else batch | {"fixed": numpy.full_like(batch["fixed"], numpy.nan)}
 pipeline.collate = poisoned
 """
-FULL_FILE = 20_000  # bytes: less than a checkpoint's arrays
-LITTLE_MEMORY = 2**30  # bytes of address space: JAX is loaded, and little more
+FULL_FILE = 20_000  # bytes, fewer than a checkpoint's arrays
+LITTLE_MEMORY = 2**30  # bytes of address space, hardly more than loading JAX takes
 LIMIT = "import resource; resource.setrlimit(resource.{name}, ({size}, {size}))"
 
 
 def disk_full(place: Place, workdir: Path) -> None:
-    """A limit on the size of files stands for the full disk, from the start of the run on."""
+    """A limit on file sizes imitates a full disk, from the start of the run."""
     limit = LIMIT.format(name="RLIMIT_FSIZE", size=FULL_FILE)
     _refused(place.start("train.py", workdir, change=limit), "make room")
     place.finish_training(workdir)
 
 
 def disk_fills_up(place: Place, workdir: Path) -> None:
-    """The same, in the middle of a run, which has checkpoints by then."""
+    """A limit on file sizes in the middle of a run, when there are checkpoints."""
     process = _started(place, workdir, 40)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (FULL_FILE, FULL_FILE))
     _refused(process, "make room")
@@ -55,21 +55,23 @@ def disk_fills_up(place: Place, workdir: Path) -> None:
 
 
 def newest_checkpoint_damaged(place: Place, workdir: Path) -> None:
-    """Half of each of its files: the one before is taken, and the run says so."""
+    """Each of its files is cut in half: the run uses the checkpoint before and reports that."""
     kill(_started(place, workdir, 40))
     newest = max(_checkpoints(workdir), key=lambda path: int(path.name))
     for path in newest.rglob("*"):
         if path.is_file():
             os.truncate(path, path.stat().st_size // 2)
-    told = place.finish_training(workdir)
-    if f"step {newest.name} can't be read" not in told:
-        raise LostError("the run does not say that a checkpoint was damaged")
+    output = place.finish_training(workdir)
+    if f"step {newest.name} can't be read" not in output:
+        raise LostError("the run does not report that a checkpoint was damaged")
 
 
 def checkpoints_damaged_under_the_run(place: Place, workdir: Path) -> None:
-    """The run has all it needs in memory."""
+    """The run has everything it needs in memory."""
     process = _started(place, workdir, 40)
-    for path, _, names in os.walk(workdir / "checkpoints"):  # which bears with a run that tidies up
+    for path, _, names in os.walk(
+        workdir / "checkpoints"
+    ):  # os.walk tolerates files that the run deletes meanwhile
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 os.truncate(Path(path, name), Path(path, name).stat().st_size // 2)
@@ -89,14 +91,14 @@ def workdir_deleted_under_the_run(place: Place, workdir: Path) -> None:
 
 
 def clock_jumps(place: Place, workdir: Path) -> None:
-    """A day back, then a year ahead. What Orbax takes for a time-out may end the run, in a line."""
+    """A day back, then a year ahead. Orbax may see a time-out and end the run, with a one-line error."""
     _ends(place, workdir, place.start("train.py", workdir, change=CLOCK))
 
 
 def two_runs(place: Place, workdir: Path) -> None:
-    """Of two in one workdir the second is refused; the first does not notice."""
+    """The second run in a workdir is refused, and the first continues undisturbed."""
     process = _started(place, workdir, 10)
-    os.kill(process.pid, signal.SIGSTOP)  # it would end before the second has started
+    os.kill(process.pid, signal.SIGSTOP)  # otherwise it would end before the second has started
     try:
         _refused(place.start("train.py", workdir), f"another run trains in {workdir} (process {process.pid}")
     finally:
@@ -113,7 +115,7 @@ def lock_of_a_dead_process(place: Place, workdir: Path) -> None:
 
 
 def out_of_memory(place: Place, workdir: Path) -> None:
-    """A limit on the address space: it ends, by whatever hand; what is there is good to go on from."""
+    """A limit on the address space ends the run somehow; it can be resumed from its files."""
     kill(_started(place, workdir, 40))
     limit = LIMIT.format(name="RLIMIT_AS", size=LITTLE_MEMORY)
     process = place.start("train.py", workdir, change=limit)
@@ -133,11 +135,11 @@ def sigint(place: Place, workdir: Path) -> None:
 
 def nan_in_a_batch(place: Place, workdir: Path) -> None:
     """Training stops, names the step, and the checkpoint before it is kept."""
-    told = _refused(place.start("train.py", workdir, change=NAN), "is nan at step")
-    step = int(told.split("is nan at step ")[1].split(",")[0])
+    output = _refused(place.start("train.py", workdir, change=NAN), "is nan at step")
+    step = int(output.split("is nan at step ")[1].split(",")[0])
     newest = place.newest_state(workdir)
     if newest is None or newest[0] >= step:
-        raise LostError(f"nan at step {step}, and the newest checkpoint is {newest}")
+        raise LostError(f"nan at step {step}, but the newest checkpoint is {newest}")
     place.check_state(workdir)
     place.finish_training(workdir)
 
@@ -151,23 +153,23 @@ def torn_metrics(place: Place, workdir: Path) -> None:
 
 
 def damaged_record(place: Place, workdir: Path) -> None:
-    """config.json is cut off: told in a line or written anew, and never a traceback."""
+    """config.json is cut off: the run reports it in one line or rewrites the file, without a traceback."""
     kill(_started(place, workdir, 40))
     path = workdir / "config.json"
     os.truncate(path, path.stat().st_size // 2)
     process = place.start("train.py", workdir)
-    told = process.communicate()[1]
-    if process.returncode == 2 and told.strip().splitlines()[-1].startswith(ERROR_LINE):
+    output = process.communicate()[1]
+    if process.returncode == 2 and output.strip().splitlines()[-1].startswith(ERROR_LINE):
         path.unlink()
         place.finish_training(workdir)
         return
-    if process.returncode or "Traceback" in told:
-        raise LostError(f"status {process.returncode}: {told.strip()[-300:]}")
+    if process.returncode or "Traceback" in output:
+        raise LostError(f"status {process.returncode}: {output.strip()[-300:]}")
     place.check_finished(workdir)
 
 
-def nobody_listens(place: Place, workdir: Path) -> None:
-    """The terminal goes away: the pipe of stderr is closed by its reader."""
+def terminal_closed(place: Place, workdir: Path) -> None:
+    """The reader closes the pipe of stderr, as a closed terminal does."""
     process = _started(place, workdir, 20)
     assert process.stderr is not None
     process.stderr.close()
@@ -178,7 +180,7 @@ def nobody_listens(place: Place, workdir: Path) -> None:
 
 
 def stopped_for_a_while(place: Place, workdir: Path) -> None:
-    """SIGSTOP, as of a laptop that sleeps."""
+    """SIGSTOP, like a laptop that sleeps."""
     process = _started(place, workdir, 20)
     os.killpg(process.pid, signal.SIGSTOP)
     time.sleep(3)
@@ -203,7 +205,7 @@ FAULTS: tuple[Callable[[Place, Path], None], ...] = (
     nan_in_a_batch,
     torn_metrics,
     damaged_record,
-    nobody_listens,
+    terminal_closed,
     stopped_for_a_while,
 )
 
@@ -222,42 +224,42 @@ def _checkpoints(workdir: Path) -> list[Path]:
 
 
 def _refused(process: subprocess.Popen, message: str) -> str:
-    """What it told, which ends with one line of an error that has this message."""
-    told = process.communicate()[1]
-    if "Traceback (most recent call last)" in told:
-        raise LostError(f"a traceback: {told.strip().splitlines()[-1]}")
+    """The stderr of a process that must end with status 2 and one error line with this message."""
+    output = process.communicate()[1]
+    if "Traceback (most recent call last)" in output:
+        raise LostError(f"a traceback: {output.strip().splitlines()[-1]}")
     if process.returncode != 2:
-        raise LostError(f"status {process.returncode} instead of 2: {told.strip()[-300:]}")
-    last = told.strip().splitlines()[-1]
+        raise LostError(f"status {process.returncode} instead of 2: {output.strip()[-300:]}")
+    last = output.strip().splitlines()[-1]
     if not (last.startswith(ERROR_LINE) and message in last):
-        raise LostError(f"expected '{message}', it told: {last}")
-    return told
+        raise LostError(f"expected '{message}', got: {last}")
+    return output
 
 
 def _ends(place: Place, workdir: Path, process: subprocess.Popen) -> None:
-    """To its end, or with one line; then the same command gives the whole run."""
-    told = process.communicate()[1]
-    if "Traceback (most recent call last)" in told:
-        raise LostError(f"a traceback: {told.strip().splitlines()[-1]}")
+    """Waits until the run ends, normally or with one error line; the same command must then complete it."""
+    output = process.communicate()[1]
+    if "Traceback (most recent call last)" in output:
+        raise LostError(f"a traceback: {output.strip().splitlines()[-1]}")
     if process.returncode not in (0, 2):
-        raise LostError(f"status {process.returncode}: {told.strip()[-300:]}")
-    if process.returncode == 2 and not told.strip().splitlines()[-1].startswith(ERROR_LINE):
-        raise LostError(f"status 2 without a line: {told.strip()[-300:]}")
+        raise LostError(f"status {process.returncode}: {output.strip()[-300:]}")
+    if process.returncode == 2 and not output.strip().splitlines()[-1].startswith(ERROR_LINE):
+        raise LostError(f"status 2 without an error line: {output.strip()[-300:]}")
     if place.newest_state(workdir) is not None:
         place.check_state(workdir)
     finish(place.start("train.py", workdir))
     if place.newest_state(workdir) != (STEPS, place.digests[STEPS]):
-        raise LostError("the run ends with another state than the undisturbed one")
+        raise LostError("the run ends in another state than the undisturbed one")
 
 
 def _stopped_by(place: Place, workdir: Path, number: signal.Signals) -> None:
     process = _started(place, workdir, 40)
     os.kill(process.pid, number)
-    told = finish(process, status=128 + number)
-    step = int(told.split(f"stopped by {number.name} at step ")[1].split(";")[0])
+    output = finish(process, status=128 + number)
+    step = int(output.split(f"stopped by {number.name} at step ")[1].split(";")[0])
     newest = place.newest_state(workdir)
     if newest is None or newest[0] != step:
-        raise LostError(f"it says that it stopped at step {step}, and its checkpoint is {newest}")
+        raise LostError(f"it reports that it stopped at step {step}, but its checkpoint is {newest}")
     if any(record["step"] > step for record in metrics(workdir)):
         raise LostError("metrics beyond the last step")
     place.finish_training(workdir)

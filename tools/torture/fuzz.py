@@ -1,12 +1,12 @@
-"""The readers against bytes that a coverage-guided fuzzer makes up.
+"""Fuzzes the readers, guided by coverage.
 
     python -m tools.torture.fuzz [--seconds 60] [--readers NAME ...] [--json FILE] [--keep DIR]
 
-Atheris (`pip install 'atheris>=2.3,<4'`, which nothing else needs) starts from files that our own writers
-made and looks for inputs that reach other lines. A reader may return or raise UserError with one line;
-anything else is a fault, and so are 20 seconds or 2 GiB for a file of a few kilobytes. Compressed files are
-compressed after the bytes were made up: else their checksum would be all that is tried. Prints a row a
-reader; --keep DIR keeps the files that were found, which are as good as test cases.
+Atheris (`pip install 'atheris>=2.3,<4'`, needed by nothing else) starts from files of our own writers and
+looks for inputs that reach other lines. A reader may return or raise UserError with one line; anything else
+is a fault, and so are 20 seconds or 2 GiB for a file of a few kilobytes. Compressed files are compressed after
+the mutation: otherwise only their checksum would be tested. Prints a row a reader; --keep DIR keeps the
+files that caused faults, which can become test cases.
 """
 
 import argparse
@@ -34,7 +34,7 @@ POINTS = np.array([[1.0, 2.0, 3.0], [-4.5, 0.0, 1e-3]])
 
 
 class Reader(NamedTuple):
-    """What reads files of this suffix, and how a valid one is made."""
+    """A reader of files with this suffix, and a writer of a valid one."""
 
     suffix: str
     read: Callable[[Path], object]
@@ -46,8 +46,8 @@ def readers() -> dict[str, Reader]:
     from adregnet_jax.config import FilesConfig
     from adregnet_jax.data.datasets import files
     from adregnet_jax.data.io import images, nifti, pickles, points, transforms
-    from adregnet_jax.evaluation import collect
-    from adregnet_jax.evaluation import ixi_dice as ixi
+    from adregnet_jax.evaluation import ixi_dice
+    from adregnet_jax.report import tables
 
     affine = np.diag([2.0, 2.0, 3.0, 1.0])
     image = images.Image(VALUES, affine, "seed")
@@ -92,22 +92,24 @@ def readers() -> dict[str, Reader]:
             ".csv", lambda path: files.file_splits(FilesConfig(pairs=str(path))), text(pairs)
         ),
         "pairs of a batch": Reader(".csv", read_pairs, text("name,fixed,moving\na,a.nii,b.nii\n")),
-        "cases.csv": Reader(".csv", collect.read_cases, text(dice)),
+        "cases.csv": Reader(".csv", tables.read_cases, text(dice)),
         "IXI results": Reader(
-            ".csv", ixi.read_results, text(ixi.results_csv("seed", np.full((2, 46), 0.5), np.zeros(2)))
+            ".csv",
+            ixi_dice.read_results,
+            text(ixi_dice.results_csv("seed", np.full((2, 46), 0.5), np.zeros(2))),
         ),
     }
 
 
 def fuzz(name: str, corpus: Path, artefacts: Path, seconds: int) -> None:
-    """Never returns: libFuzzer ends the process, by status 0 if nothing was found.
+    """Fuzzes a reader. Never returns: libFuzzer ends the process, with status 0 if it found nothing.
 
-    Nothing of the package may have been imported before.
+    The package must not have been imported before.
     """
     import atheris
 
     with atheris.instrument_imports(
-        include=["adregnet_jax.data", "adregnet_jax.evaluation", "adregnet_jax.cli"]
+        include=["adregnet_jax.data", "adregnet_jax.evaluation", "adregnet_jax.report", "adregnet_jax.cli"]
     ):
         reader = readers()[name]
     from adregnet_jax.errors import UserError
@@ -169,8 +171,8 @@ def run(name: str, folder: Path, seconds: int) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=60, help="a reader")
-    parser.add_argument("--readers", nargs="+", metavar="NAME", default=[], help="such as 'image .nii'")
+    parser.add_argument("--seconds", type=int, default=60, help="seconds for each reader")
+    parser.add_argument("--readers", nargs="+", metavar="NAME", default=[], help="for instance 'image .nii'")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--keep", type=Path, metavar="DIR")
     parser.add_argument("--one", help=argparse.SUPPRESS)

@@ -15,13 +15,14 @@ from adregnet_jax.config import PhantomConfig
 from adregnet_jax.data.datasets.phantom import phantom_pair
 from tools.torture.runs import LostError, Place, check_files, finish, kill, steps_logged, wait_until
 
-STARTING_SHARE = 0.2  # of the kills of a training: before its first step
+STARTING_SHARE = 0.2  # share of the kills of a training before its first step
 
 
 def training(place: Place, kills: int, moments: random.Random) -> Iterator[str]:
-    """Runs that are killed and started again, until there were enough kills; then the last one to its end.
+    """Kills and restarts training runs; at the end the last one must complete.
 
-    Yields, a kill, what was lost, or nothing.
+    Yields:
+      For each kill, a description of the loss; empty if nothing was lost.
     """
     for n in range(kills):
         workdir = place.folder / "killed"
@@ -31,12 +32,12 @@ def training(place: Place, kills: int, moments: random.Random) -> Iterator[str]:
             if moments.random() < STARTING_SHARE:
                 time.sleep(moments.uniform(0, 8))
             else:
-                wait_until(functools.partial(_has_gone_on, workdir, steps), process)
+                wait_until(functools.partial(_has_progressed, workdir, steps), process)
                 time.sleep(moments.expovariate(2))
             ended = process.poll() is not None
             kill(process)
             place.check_state(workdir)
-            if ended:  # this one is complete, another begins
+            if ended:  # this run is complete: start another
                 place.check_finished(workdir)
                 workdir.rename(place.folder / f"killed_{n}")
             yield ""
@@ -50,12 +51,12 @@ def training(place: Place, kills: int, moments: random.Random) -> Iterator[str]:
             yield f"at the end: {lost}"
 
 
-def _has_gone_on(workdir: Path, steps: int) -> bool:
+def _has_progressed(workdir: Path, steps: int) -> bool:
     return steps_logged(workdir) > steps
 
 
 def evaluation(place: Place, kills: int, moments: random.Random) -> Iterator[str]:
-    """eval.py, killed; what has a name is whole, and the same command again gives the same figures."""
+    """Kills eval.py: named files must be complete, and the same command again must give the same numbers."""
     began = time.monotonic()
     finish(place.start("eval.py", place.reference))
     seconds = time.monotonic() - began
@@ -84,7 +85,7 @@ def evaluation(place: Place, kills: int, moments: random.Random) -> Iterator[str
 
 
 def batch(place: Place, kills: int, moments: random.Random) -> Iterator[str]:
-    """`adregnet batch`, killed and started again: what is done stays, and the table is that of one go."""
+    """Kills `adregnet batch`: finished pairs stay, and the table equals that of an uninterrupted batch."""
     pairs = _write_pairs(place.folder / "scans", count=4)
     arguments = ("batch", pairs, "--method", "instance", "--no-affine", "--effort", "fast", "--output")
     whole, killed = place.folder / "batch", place.folder / "killed_batch"
@@ -102,7 +103,7 @@ def batch(place: Place, kills: int, moments: random.Random) -> Iterator[str]:
                 check_files(killed)
             for path in killed.glob("[!.]*/summary.json"):
                 if done.get(path.parent.name, path.stat().st_mtime_ns) != path.stat().st_mtime_ns:
-                    raise LostError(f"{path.parent.name} was done and was done again")
+                    raise LostError(f"{path.parent.name} was finished and was registered again")
             yield ""
         except LostError as lost:
             yield f"kill {n}: {lost}"
@@ -111,7 +112,7 @@ def batch(place: Place, kills: int, moments: random.Random) -> Iterator[str]:
     try:
         finish(place.start_adregnet(*arguments, killed))
         if _without_seconds(killed / "results.csv") != expected:
-            raise LostError("results.csv differs from that of one go")
+            raise LostError("results.csv differs from that of an uninterrupted batch")
         check_files(killed)
     except LostError as lost:
         yield f"at the end: {lost}"

@@ -3,12 +3,11 @@
     python -m tools.torture.long_run [--hours 3] [--config configs/phantom_demo.py] [--workdir DIR]
         [--figure docs/long_run.png] [--json FILE]
 
-Trains without end in a process of its own and looks at it twice a minute: memory of its own (anonymous pages:
-those of files come and go as the system likes), open descriptors and threads of it and its children, files of
-the workdir; and reads metrics.jsonl, of which every complete line has to be a record. Then ends it by
-SIGTERM. Compares the last third of the time with the one before: prints a table and exits with 1 where
-something grew. The figure and the JSON file are written anew at every look, so that a run can be watched, and
-one that is cut short still tells of its hours.
+Trains in a process of its own and looks at it twice a minute: anonymous memory (not that of files, which
+depends on the system), open descriptors and threads, of the process and its children, and files in the
+workdir. Each complete line of metrics.jsonl must be a record. At the end it stops the training by SIGTERM,
+compares the last third of the time with the middle one, prints a table and exits with 1 if anything grew. The
+figure and the JSON file are rewritten at every look: a run can be watched, and keeps its results if cut short.
 """
 
 import argparse
@@ -27,12 +26,12 @@ from adregnet_jax.benchmark.timing import report
 from tools.torture.runs import ROOT
 
 LOOK_SECONDS = 30.0
-GROWTH = {"MiB": 0.02, "descriptors": 0.0, "threads": 0.0, "files": 0.0}  # which is noise, as a share
+GROWTH = {"MiB": 0.02, "descriptors": 0.0, "threads": 0.0, "files": 0.0}  # tolerated as noise, as a share
 MIB = 2**20
 
 
 def look(pid: int, workdir: Path) -> dict[str, float]:
-    """What the processes hold now, and the step that the metrics have come to.
+    """The present resources of the processes, and the last step in the metrics.
 
     Raises:
       ValueError: a complete line of metrics.jsonl is no record.
@@ -45,7 +44,7 @@ def look(pid: int, workdir: Path) -> dict[str, float]:
                 line.split(":", 1) for line in (place / "status").read_text().splitlines() if ":" in line
             )
             descriptors = len(list((place / "fd").iterdir()))
-        except FileNotFoundError:  # it has ended by now
+        except FileNotFoundError:  # it has ended
             continue
         found["MiB"] += int(status["RssAnon"].split()[0]) / 1024
         found["threads"] += int(status["Threads"])
@@ -70,7 +69,7 @@ def draw(looks: list[dict[str, float]], path: Path) -> None:
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(hours, [one["MiB"] for one in looks], color="C0")
-    axes.set(xlabel="hours of training", ylabel="memory of its own (MiB)", ylim=(0, None))
+    axes.set(xlabel="hours of training", ylabel="anonymous memory (MiB)", ylim=(0, None))
     other = axes.twinx()
     for name, colour in (("descriptors", "C1"), ("threads", "C2"), ("files", "C3")):
         other.plot(hours, [one[name] for one in looks], color=colour, label=name)
@@ -80,9 +79,9 @@ def draw(looks: list[dict[str, float]], path: Path) -> None:
 
 
 def growth(looks: list[dict[str, float]]) -> list[dict]:
-    """A row a quantity: the last third of the looks beside the middle one.
+    """A row for each quantity, with the last third of the looks and the middle one.
 
-    By medians: while a checkpoint is written, counts go up, by how much depends on the moment of the look.
+    They are compared by medians: counts rise while a checkpoint is written.
     """
     third = len(looks) // 3
     rows = []
@@ -115,7 +114,7 @@ def main() -> int:
             while time.monotonic() - began < options.hours * 3600:
                 time.sleep(LOOK_SECONDS)
                 if process.poll() is not None:
-                    print(f"it ended by itself with status {process.returncode}")
+                    print(f"the training ended with status {process.returncode}")
                     return 1
                 looks.append({"s": time.monotonic() - began} | look(process.pid, workdir))
                 if options.json:

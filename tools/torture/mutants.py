@@ -1,18 +1,18 @@
-"""Are the tests of what figures rest on worth their name? Small faults are put in, and a test has to fail.
+"""Mutation tests of the code that all figures depend on: a test must fail for each small fault.
 
     python -m tools.torture.mutants [--sample 300] [--jobs 2] [--seed 0] [--modules PREFIX ...] [--json FILE]
         [--again FILE]
 
-Cosmic Ray (`pip install 'cosmic-ray>=8.4,<9'`, which nothing else needs) lists the mutants of
+Cosmic Ray (`pip install 'cosmic-ray>=8.4,<9'`, needed by nothing else) lists the mutants of
 `adregnet_jax.ops`, the losses, the metrics and the readers: an operator or a number changed, a decorator, an
-argument or a loop taken away, and so on. A random sample of all, by --seed, is tried: each in a copy of the
+argument or a loop removed, and so on. A random sample of them, by --seed, is tried: each in a copy of the
 tree, with the tests that belong to its module. A mutant is killed by a test that fails, or that takes three
-times as long as it should. Those that survive meet the tests of all that is around their module. Prints a
-table a package, and the survivors as lines of the diff. --again takes the survivors from the JSON of an
+times as long as usual. Survivors are tried again with the tests of the surrounding modules. Prints a table by
+package, and the survivors as lines of the diff. --again takes the survivors from the JSON of an
 earlier run with the same sample and the same modules, after tests were added.
 
-Left out are annotations and the texts of messages, which no test should notice, and operators on bits in the
-place of arithmetic, which numbers with a fraction refuse, so that any test kills them.
+Annotations and the texts of messages are left out, since no test should depend on them, and so are bitwise
+operators in place of arithmetic, which raise for floating-point numbers, so that any test kills them.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from tools.torture.runs import ROOT
 
 PACKAGE = "adregnet_jax"
 READERS = ("dirlab", "files", "images", "ixi", "ixi_t1t2", "nifti", "pickles", "points", "transforms")
-# Tests of a module beside the ones that have its name.
+# Further tests of a module, in addition to those with its name.
 MORE_TESTS = {
     "ops/cpu/folded_convolution": ["tests/ops/test_convolution.py"],
     "ops/cpu/onednn": ["tests/ops/test_convolution.py"],
@@ -52,7 +52,7 @@ MORE_TESTS = {
     "data/images": ["tests/test_scans.py"],
     "data/transforms": ["tests/test_fields.py"],
 }
-# Tests of what is around a module, by the beginning of its name.
+# Tests of the surrounding modules, by the beginning of a module's name.
 WIDER_TESTS = {
     "ops/": ["tests/ops/test_slabs.py", "tests/test_laws.py", "tests/test_losses.py"],
     "losses": ["tests/ops/test_slabs.py", "tests/test_laws.py", "tests/training/test_step.py"],
@@ -65,7 +65,7 @@ GROUPS = {"ops": "ops/", "losses": "losses", "metrics": "metrics", "readers": "d
 
 
 def modules() -> dict[str, list[str]]:
-    """Module, as a path within the package without its ending, and the tests that belong to it."""
+    """Tests by module; modules are paths in the package without the suffix."""
     names = [f"ops/{path.stem}" for path in sorted((ROOT / PACKAGE / "ops").glob("[!_]*.py"))]
     names += ["losses", "metrics", *(f"data/{name}" for name in READERS)]
     found = {}
@@ -74,12 +74,12 @@ def modules() -> dict[str, list[str]]:
         tests = [str(own)] if (ROOT / own).exists() else []
         found[name] = tests + MORE_TESTS.get(name, [])
         if not found[name]:
-            raise SystemExit(f"no tests are known of {name}: add them to MORE_TESTS")
+            raise SystemExit(f"{name} has no known tests: add them to MORE_TESTS")
     return found
 
 
 def mutants(names: list[str], folder: Path) -> list[MutationSpec]:
-    """All of these modules, paths relative to the tree, but for what the top of this file leaves out."""
+    """All mutants of these modules, except those that the top of this file leaves out."""
     os.chdir(ROOT)
     paths = [Path(PACKAGE, f"{name}.py") for name in names]
     with use_db(folder / "mutants.sqlite", WorkDB.Mode.create) as database:
@@ -94,7 +94,7 @@ def mutants(names: list[str], folder: Path) -> list[MutationSpec]:
 
 
 def _unnoticed(tree: ast.Module) -> list[ast.AST]:
-    """Annotations, and the texts of what is raised."""
+    """Annotations and the texts of messages."""
     found: list[ast.AST | None] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
@@ -119,7 +119,7 @@ def _command(tests: list[str]) -> str:
 
 
 def _enter(copies: "multiprocessing.Queue[str]", cache: str) -> None:
-    """Each process has a copy of the tree; what JAX compiled is shared, as most of it is not mutated."""
+    """Gives each process a copy of the tree; they share the compilation cache, as most code is unchanged."""
     os.chdir(copies.get())
     os.environ |= {
         "PYTHONPATH": str(Path.cwd()),
@@ -129,16 +129,16 @@ def _enter(copies: "multiprocessing.Queue[str]", cache: str) -> None:
 
 
 def _baseline(name: str, tests: list[str]) -> tuple[str, float]:
-    for _ in range(2):  # the second has what the first compiled
+    for _ in range(2):  # the second finds the cache filled
         began = time.monotonic()
-        outcome, told = run_tests(_command(tests), 1200)
+        outcome, output = run_tests(_command(tests), 1200)
         if outcome != TestOutcome.SURVIVED:
-            raise SystemExit(f"the tests of {name} fail without a mutant: {told[-500:]}")
+            raise SystemExit(f"the tests of {name} fail without a mutant: {output[-500:]}")
     return name, time.monotonic() - began
 
 
 def _try(mutant: MutationSpec, tests: list[str], seconds: float, survived: bool) -> dict:
-    """`survived`: it has met the tests of its module already."""
+    """Tries a mutant; if it has `survived` the tests of its module before, only the wider tests."""
     result = None if survived else mutate_and_test([mutant], _command(tests), 3 * seconds + 30)
     if result is None or result.test_outcome == TestOutcome.SURVIVED:
         (wider,) = [more for prefix, more in WIDER_TESTS.items() if _module(mutant).startswith(prefix)]
@@ -172,9 +172,11 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=300)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--modules", nargs="+", default=[""], metavar="PREFIX", help="such as ops/ losses")
+    parser.add_argument(
+        "--modules", nargs="+", default=[""], metavar="PREFIX", help="for instance ops/ losses"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--again", type=Path, metavar="FILE", help="the survivors of an earlier run alone")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="only the survivors of an earlier run")
     options = parser.parse_args()
     tests = {name: of for name, of in modules().items() if name.startswith(tuple(options.modules))}
     with tempfile.TemporaryDirectory() as temporary:

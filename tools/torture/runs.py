@@ -1,7 +1,6 @@
-"""Small runs of the real commands, and what can be said of them once they were killed.
+"""Small runs of the real commands, and checks of their files after a kill.
 
-A run has tiny scans and a network that compiles in seconds, so that what is tried is the loop, the files and
-the checkpoints.
+The scans are tiny and the network compiles in seconds: the runs test the loop, the files and the checkpoints.
 """
 
 import csv
@@ -15,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import nibabel as nib
@@ -31,7 +31,7 @@ from adregnet_jax.training.step import make_optimiser
 ROOT = Path(__file__).parents[2]
 STEPS = 400
 SAVE_EVERY = 5
-PATIENCE_SECONDS = 300.0  # for whatever is waited for
+PATIENCE_SECONDS = 300.0  # longest wait for anything
 CONFIG = f"""
 from adregnet_jax.config import *
 
@@ -53,7 +53,7 @@ def get_config():
         run=RunConfig(patience_epochs=0, checkpoint_every_steps={SAVE_EVERY}, log_every_steps=2),
     )
 """
-# Runs a command in a process whose insides were changed first. The command is sys.argv of it.
+# Runs the command in sys.argv after a change to the process.
 CHANGED = "import runpy, sys\n{change}\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
 RECORDED = """
 import json
@@ -69,11 +69,11 @@ Checkpoints.save = recorded
 
 
 class LostError(Exception):
-    """What should have held and did not."""
+    """Something that a run must keep was lost."""
 
 
 class Place:
-    """A folder with the config, the compilation cache that all runs share, and the run nobody disturbed."""
+    """A folder with the config, the compilation cache of all runs, and the undisturbed run."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -90,7 +90,7 @@ class Place:
         self.digests = dict(json.loads(line) for line in digests.read_text().splitlines())
         self._read_state = _state_reader(self.config)
         if self.newest_state(self.reference) != (STEPS, self.digests[STEPS]):
-            raise LostError("the checkpoint of the undisturbed run is not what was saved")
+            raise LostError("the checkpoint of the undisturbed run differs from the saved state")
 
     def start(self, program: str, workdir: Path, *, change: str = "") -> subprocess.Popen:
         """Starts train.py or eval.py on a workdir; `change` is Python that runs first."""
@@ -116,7 +116,7 @@ class Place:
         )
 
     def newest_state(self, workdir: Path) -> tuple[int, str] | None:
-        """Step and digest of what a run would go on from; reads a copy, so that nothing is tidied up."""
+        """Step and digest of the state that a run would resume from; reads a copy, which leaves the files alone."""
         with tempfile.TemporaryDirectory(dir=self.folder) as copy:
             source = workdir / "checkpoints"
             if not source.is_dir():
@@ -125,23 +125,23 @@ class Place:
             return self._read_state(Path(copy))
 
     def check_state(self, workdir: Path) -> None:
-        """What is there to go on from is, bit for bit, what the undisturbed run had at that step."""
+        """Requires that the newest state equals the undisturbed run's at that step, bit for bit."""
         found = self.newest_state(workdir)
         if found is not None and found[1] != self.digests[found[0]]:
             raise LostError(f"the state of step {found[0]} differs from that of the undisturbed run")
 
     def check_finished(self, workdir: Path) -> None:
-        """Parameters, optimiser and metrics are those of the undisturbed run, bit for bit."""
+        """Requires parameters, optimiser state and metrics of the undisturbed run, bit for bit."""
         if self.newest_state(workdir) != (STEPS, self.digests[STEPS]):
-            raise LostError("the run ends with another state than the undisturbed one")
+            raise LostError("the run ends in another state than the undisturbed one")
         if metrics(workdir) != metrics(self.reference):
             raise LostError("metrics.jsonl differs from that of the undisturbed run")
 
     def finish_training(self, workdir: Path) -> str:
-        """The same command again, to the end, and what it told."""
-        told = finish(self.start("train.py", workdir))
+        """Runs the same command again to its end; returns its stderr."""
+        output = finish(self.start("train.py", workdir))
         self.check_finished(workdir)
-        return told
+        return output
 
 
 def _state_reader(path: Path) -> Callable[[Path], tuple[int, str] | None]:
@@ -160,8 +160,8 @@ def _state_reader(path: Path) -> Callable[[Path], tuple[int, str] | None]:
     return read
 
 
-def digest(tree) -> str:
-    """Of every bit of a tree of arrays."""
+def digest(tree: Any) -> str:
+    """SHA-256 of all arrays in a tree."""
     total = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         total.update(np.asarray(leaf).tobytes())
@@ -169,7 +169,7 @@ def digest(tree) -> str:
 
 
 def metrics(workdir: Path) -> list[dict]:
-    """The complete lines of metrics.jsonl, without what a clock says."""
+    """The complete lines of metrics.jsonl, without measured times."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -180,17 +180,17 @@ def metrics(workdir: Path) -> list[dict]:
 
 
 def finish(process: subprocess.Popen, *, status: int = 0) -> str:
-    """What a process told, once it has ended with this status.
+    """Waits for a process to end with this status; returns its stderr.
 
     Raises:
-      LostError: it ended with another one, or with a traceback.
+      LostError: another status, or a traceback.
     """
-    told = process.communicate(timeout=PATIENCE_SECONDS)[1]
-    if "Traceback (most recent call last)" in told:
-        raise LostError(f"a traceback: {told.strip().splitlines()[-1]}")
+    output = process.communicate(timeout=PATIENCE_SECONDS)[1]
+    if "Traceback (most recent call last)" in output:
+        raise LostError(f"a traceback: {output.strip().splitlines()[-1]}")
     if process.returncode != status:
-        raise LostError(f"status {process.returncode} instead of {status}: {told.strip()[-300:]}")
-    return told
+        raise LostError(f"status {process.returncode} instead of {status}: {output.strip()[-300:]}")
+    return output
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -199,7 +199,7 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def wait_until(done: Callable[[], bool], process: subprocess.Popen) -> None:
-    """Until it is done or the process has ended."""
+    """Waits until `done()` or the end of the process."""
     until = time.monotonic() + PATIENCE_SECONDS
     while process.poll() is None and not done():
         if time.monotonic() > until:
@@ -212,17 +212,17 @@ def steps_logged(workdir: Path) -> int:
     try:
         return max((record["step"] for record in metrics(workdir)), default=0)
     except ValueError as error:
-        raise LostError(f"metrics.jsonl can't be read while the run goes on: {error}") from None
+        raise LostError(f"metrics.jsonl can't be read during the run: {error}") from None
 
 
 def check_files(folder: Path) -> None:
-    """Whatever has its final name is whole; hidden names are of what was never finished."""
+    """Requires that every file under its final name is complete; hidden files may be unfinished."""
     for path in folder.rglob("*"):
         if path.is_dir() or any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         try:
             whole = _whole(path)
-        except Exception as error:  # whatever a reader makes of half a file
+        except Exception as error:  # readers raise anything on half a file
             raise LostError(f"{path.name} can't be read: {error}") from None
         if not whole:
             raise LostError(f"{path.name} is half a file")
