@@ -1,6 +1,7 @@
 """Dice on IXI as it is published: averages over left and right, and tables of single subjects.
 
-    python -c "from adregnet_jax.evaluation import ixi_dice as i; print(i.summarise(i.read_results('X.csv')[0]))"
+    >>> dice, folded_percent = read_results("X.csv")
+    >>> summarise(dice)
 
 TransMorph publishes a table of 46 Dice scores for each of the 115 test subjects. Its headline figures come
 from these in three steps, all plain means: left and right of each structure, which makes 17 groups of the 30

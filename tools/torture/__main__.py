@@ -3,9 +3,9 @@
     python -m tools.torture [--kills 50] [--faults NAME ...] [--seed 0] [--json FILE] [--keep DIR]
 
 Runs the corpus of bad input (tests/bad_inputs). Kills trainings (three fifths of the kills), evaluations and
-batches by SIGKILL at random moments and starts them again. Exposes a training to each fault in `faults`. After
-each, the files must equal those of an undisturbed run, bit for bit, and so must the finished run. Prints a
-table of what was tried, survived and lost; the exit status is 1 if anything was lost.
+batches by SIGKILL at random moments and starts them again. Exposes a training to each fault in `faults`.
+Afterwards the files must equal those of an undisturbed run, bit for bit, and so must the finished run. Prints
+a table of what was tried, survived and lost; the exit status is 1 if anything was lost.
 
 --kills 0 and --faults none skip a part. --keep DIR keeps the runs there. Takes about half an hour on two
 cores.

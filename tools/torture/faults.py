@@ -69,9 +69,7 @@ def newest_checkpoint_damaged(place: Place, workdir: Path) -> None:
 def checkpoints_damaged_under_the_run(place: Place, workdir: Path) -> None:
     """The run has everything it needs in memory."""
     process = _started(place, workdir, 40)
-    for path, _, names in os.walk(
-        workdir / "checkpoints"
-    ):  # os.walk tolerates files that the run deletes meanwhile
+    for path, _, names in os.walk(workdir / "checkpoints"):  # tolerates files that the run deletes
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 os.truncate(Path(path, name), Path(path, name).stat().st_size // 2)

@@ -4,9 +4,9 @@
 
 Atheris (`pip install 'atheris>=2.3,<4'`, needed by nothing else) starts from files of our own writers and
 looks for inputs that reach other lines. A reader may return or raise UserError with one line; anything else
-is a fault, and so are 20 seconds or 2 GiB for a file of a few kilobytes. Compressed files are compressed after
-the mutation: otherwise only their checksum would be tested. Prints a row a reader; --keep DIR keeps the
-files that caused faults, which can become test cases.
+is a fault, and so are 20 seconds or 2 GiB for a file of a few kilobytes. Compressed files are compressed
+after the mutation: otherwise only their checksum would be tested. Prints a row a reader; --keep DIR keeps
+the files that caused faults, which can become test cases.
 """
 
 import argparse

@@ -6,8 +6,8 @@
 Trains in a process of its own and looks at it twice a minute: anonymous memory (not that of files, which
 depends on the system), open descriptors and threads, of the process and its children, and files in the
 workdir. Each complete line of metrics.jsonl must be a record. At the end it stops the training by SIGTERM,
-compares the last third of the time with the middle one, prints a table and exits with 1 if anything grew. The
-figure and the JSON file are rewritten at every look: a run can be watched, and keeps its results if cut short.
+compares the last third of the time with the middle one, prints a table and exits with 1 if anything grew.
+The figure and the JSON file are rewritten at every look, so that a run can be watched or cut short.
 """
 
 import argparse

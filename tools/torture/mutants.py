@@ -172,9 +172,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=300)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--modules", nargs="+", default=[""], metavar="PREFIX", help="for instance ops/ losses"
-    )
+    parser.add_argument("--modules", nargs="+", default=[""], metavar="PREFIX", help="e.g. ops/ losses")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--again", type=Path, metavar="FILE", help="only the survivors of an earlier run")
     options = parser.parse_args()

@@ -116,7 +116,7 @@ class Place:
         )
 
     def newest_state(self, workdir: Path) -> tuple[int, str] | None:
-        """Step and digest of the state that a run would resume from; reads a copy, which leaves the files alone."""
+        """Step and digest of the state that a run would resume from; reads a copy of the files."""
         with tempfile.TemporaryDirectory(dir=self.folder) as copy:
             source = workdir / "checkpoints"
             if not source.is_dir():
