@@ -45,8 +45,9 @@ if TYPE_CHECKING:
         warp_image,
         warp_points,
     )
-    from adregnet_jax.registration.instance import Alignment, align
-    from adregnet_jax.registration.network import Registration, dropout_sd_mm, register, register_sharded
+    from adregnet_jax.registration.instance import align
+    from adregnet_jax.registration.network import dropout_sd_mm, register, register_sharded
+    from adregnet_jax.registration.registration import Registration
     from adregnet_jax.registration.scans import RegisteredScans, register_scans
     from adregnet_jax.weights.packed import load_pretrained
     from adregnet_jax.weights.trained_network import TrainedNetwork, TrainingDomain
@@ -54,12 +55,11 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "AdRegNet": "nn.adregnet",
-    "Alignment": "registration.instance",
     "DisplacementField": "registration.field",
     "Image": "data.io.images",
     "Prediction": "nn.prediction",
     "RegisteredScans": "registration.scans",
-    "Registration": "registration.network",
+    "Registration": "registration.registration",
     "TrainedNetwork": "weights.trained_network",
     "TrainingDomain": "weights.trained_network",
     "VoxelMorph": "nn.voxelmorph",
@@ -105,7 +105,6 @@ _MODULE_OF = {
 __all__ = [
     "AdRegNet",
     "AffineConfig",
-    "Alignment",
     "Config",
     "DisplacementField",
     "Image",

@@ -124,13 +124,17 @@ def ours(scans, name, config):
     images = [jnp.asarray(scan)[None, ..., None] for scan in (scans.fixed, moving)]
     spacing_mm = tuple(scans.spacing_mm.tolist())
     began = time.perf_counter()
-    run = jax.jit(functools.partial(align, spacing_mm=spacing_mm, config=config))
+
+    @jax.jit
+    def run(fixed, moving, **masks):
+        found = align(fixed, moving, spacing_mm=spacing_mm, config=config, **masks)
+        return found.displacement, found.inverse
+
     program = run.lower(*images, **masks).compile()
     compiled = time.perf_counter()
-    aligned = jax.block_until_ready(program(*images, **masks))
+    field, inverse = jax.block_until_ready(program(*images, **masks))
     seconds = time.perf_counter() - compiled
-    field = aligned.displacement
-    inverse = jax.jit(invert)(field) if aligned.inverse is None else aligned.inverse
+    inverse = jax.jit(invert)(field) if inverse is None else inverse
     # Where the inverse leads out of the grid, the field has only its border to go on with.
     target = identity_grid(field.shape[1:4]) + inverse
     inside = np.asarray(inside_grid(target, field.shape[1:4]))

@@ -9,7 +9,7 @@ registered? The registration itself depends on gamma; its steps of Adam are part
 import jax
 import jax.numpy as jnp
 
-from adregnet_jax import InstanceConfig, identity_grid, register
+from adregnet_jax import InstanceConfig, align, identity_grid
 
 SHAPE, SPACING_MM = (16, 16, 16), (1.5, 1.5, 2.0)
 # No discrete search: it has no gradient. No tolerance: a while_loop has none either.
@@ -31,7 +31,7 @@ moving = blob((6.5, 8.5, 7.5)) ** 0.6  # what gamma has to undo
 @jax.jit
 @jax.value_and_grad
 def downstream_loss(gamma: jax.Array) -> jax.Array:
-    registered = register(None, fixed, moving**gamma, instance=SETTINGS, spacing_mm=SPACING_MM)
+    registered = align(fixed, moving**gamma, spacing_mm=SPACING_MM, config=SETTINGS)
     return jnp.mean((registered.warped - fixed) ** 2)
 
 

@@ -6,7 +6,7 @@ python examples/groupwise_mean.py
 import jax
 import jax.numpy as jnp
 
-from adregnet_jax import InstanceConfig, exponential, gaussian_filter, register, warp
+from adregnet_jax import InstanceConfig, align, exponential, gaussian_filter, warp
 
 SUBJECTS, SHAPE, SPACING_MM, ROUNDS = 4, (16, 16, 12), (2.0, 2.0, 2.5), 3
 SETTINGS = InstanceConfig(
@@ -28,7 +28,7 @@ def refine(mean: jax.Array, subjects: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A sharper mean [x, y, z, 1], and the spread of the aligned scans about it."""
 
     def to_mean(subject: jax.Array) -> jax.Array:
-        found = register(None, mean[None], subject[None], instance=SETTINGS, spacing_mm=SPACING_MM)
+        found = align(mean[None], subject[None], spacing_mm=SPACING_MM, config=SETTINGS)
         return found.warped[0]
 
     warped = jax.vmap(to_mean)(subjects)  # [n, x, y, z, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from adregnet_jax.config import InstanceConfig
+from adregnet_jax.registration.instance import align
 from adregnet_jax.registration.network import register
 
 
@@ -23,14 +25,14 @@ def export_register(
     instance: InstanceConfig | None = None,
     platforms: Sequence[str] = ("cpu", "cuda"),
 ) -> bytes:
-    """`register`, compiled as far as it goes for any machine, with the parameters inside.
+    """Exports the registration of pairs on one grid as a program, with the network's parameters inside.
 
     Args:
       shape: (x, y, z) of the scans.
       spacing_mm: three numbers, of the grid.
-      model: the network, or None.
-      params: parameters of the model.
-      instance: settings of the instance optimisation, or None.
+      model: the network; None: instance optimisation alone.
+      params: parameters of `model`.
+      instance: settings of the instance optimisation; None: the network alone.
       platforms: where the program is to run: "cpu", "cuda", "rocm", "tpu".
 
     Returns:
@@ -49,11 +51,17 @@ def export_register(
       >>> program = jax.export.deserialize(Path("register.bin").read_bytes())
       >>> displacement, warped = jax.jit(program.call)(fixed, moving)
     """
+    if model is not None:
+        one_batch = functools.partial(
+            register, params, model=model, instance=instance, spacing_mm=tuple(spacing_mm)
+        )
+    elif instance is not None:
+        one_batch = functools.partial(align, spacing_mm=tuple(spacing_mm), config=instance)
+    else:
+        raise ValueError("expected a model, instance settings or both, got neither")
 
     def one_pair(fixed: jax.Array, moving: jax.Array) -> tuple[jax.Array, jax.Array]:
-        registration = register(
-            params, fixed[None], moving[None], model=model, instance=instance, spacing_mm=spacing_mm
-        )
+        registration = one_batch(fixed[None], moving[None])
         return registration.displacement[0], registration.warped[0]
 
     # The batch is a symbol, which Python can't count with: pairs are traced one by one.

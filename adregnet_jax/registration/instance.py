@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +32,7 @@ from adregnet_jax.ops.mind import mind_ssc
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.ops.search import search_displacement
+from adregnet_jax.registration.registration import Registration
 
 SEARCH_POOLING = 2  # voxels of the coarsest level for one of the search, at least
 SEARCH_RADIUS = 6  # in voxels of the search, at most: its memory grows with the cube
@@ -44,43 +44,40 @@ UNFOLDING_ROUNDS = 50
 TOLERANCE_STEPS = 10  # between two looks at the loss, where a pair may stop early
 
 
-class Alignment(NamedTuple):
-    """A registered batch."""
-
-    displacement: jax.Array  # [b, x, y, z, 3] voxels: warped(p) = moving(p + u(p))
-    inverse: jax.Array | None  # [b, x, y, z, 3] voxels, the map back; of diffeomorphic runs only
-
-
 def align(
     fixed: jax.Array,
     moving: jax.Array,
-    spacing_mm: Sequence[float],
     *,
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
     start: jax.Array | None = None,
     fixed_mask: jax.Array | None = None,
     moving_mask: jax.Array | None = None,
-    config: InstanceConfig,
-) -> Alignment:
-    """Aligns moving images with fixed images by their intensities alone.
+    config: InstanceConfig = InstanceConfig(),  # noqa: B008 -- frozen in use: nothing here changes it
+) -> Registration:
+    """Registers moving images to fixed images by their intensities alone, without a network.
 
-    Pure: it goes under `jit` (with `spacing_mm` and `config` closed over), `vmap`, and, without a tolerance,
-    `grad`.
+    Pure: it works under `jit` (with `spacing_mm` and `config` closed over), `vmap` and, if `config.tolerance`
+    is 0, `grad`.
 
     Args:
       fixed: [b, x, y, z, 1], intensities in [0, 1].
       moving: [b, x, y, z, 1], on the same grid.
-      spacing_mm: three numbers, of the grid.
+      spacing_mm: voxel size along each axis.
       start: [b, x, y, z, 3] in voxels, for instance a network's displacement. Without it, motions of up to
         `config.search_range_mm` are searched for.
-      fixed_mask: [b, x, y, z, 1], 0 where the fixed images don't count, or None.
-      moving_mask: [b, x, y, z, 1], 0 where the moving images don't count, or None.
+      fixed_mask: [b, x, y, z, 1], 0 where the fixed images don't count.
+      moving_mask: [b, x, y, z, 1], 0 where the moving images don't count.
       config: levels, similarity and regularisation.
 
     Returns:
-      An `Alignment`.
+      A `Registration` without pyramid and match_entropy; with an inverse if `config.diffeomorphic`.
 
     Raises:
-      ValueError: shapes that don't belong together, or settings that make no sense.
+      ValueError: inconsistent shapes or settings.
+
+    Examples:
+      >>> config = instance_preset("default", "same")
+      >>> aligned = jax.jit(functools.partial(align, spacing_mm=(1, 1, 2.5), config=config))(fixed, moving)
     """
     _check(fixed, moving, spacing_mm, start, (fixed_mask, moving_mask), config)
     shape = fixed.shape[1:4]
@@ -107,12 +104,22 @@ def align(
         cell_mm = np.multiply(spacing_mm, searched)
         start = _searched(levels[0], pooling, cell_mm, config, masked=masked)
     method = _diffeomorphism if config.diffeomorphic else _small_deformation
-    aligned = method(levels, start, [np.multiply(spacing_mm, factor) for factor in factors], config)
+    displacement, inverse = method(
+        levels, start, [np.multiply(spacing_mm, factor) for factor in factors], config
+    )
     crop = (slice(None), *(slice(0, n) for n in shape))
-    aligned = jax.tree.map(lambda field: resize_displacement(field, scans["fixed"].shape[1:4])[crop], aligned)
+
+    def finest(field: jax.Array) -> jax.Array:
+        return resize_displacement(field, scans["fixed"].shape[1:4])[crop]
+
+    displacement = finest(displacement)
     if config.unfold and not config.diffeomorphic:  # which has no folds, and an inverse to agree with
-        aligned = aligned._replace(displacement=_unfolded(aligned.displacement))
-    return aligned
+        displacement = _unfolded(displacement)
+    return Registration(
+        displacement,
+        warp(moving, displacement),
+        inverse=None if inverse is None else finest(inverse),
+    )
 
 
 def _small_deformation(levels, start, spacings_mm, config):
@@ -129,7 +136,7 @@ def _small_deformation(levels, start, spacings_mm, config):
         control = _minimise(_displaced, control, before, level, spacing_mm, steps, config)
         correction = correction + resize_displacement(control, shape)
     shape = np.maximum(start.shape[1:4], correction.shape[1:4])
-    return Alignment(resize_displacement(start, shape) + resize_displacement(correction, shape), None)
+    return resize_displacement(start, shape) + resize_displacement(correction, shape), None
 
 
 def _diffeomorphism(levels, start, spacings_mm, config):
@@ -146,7 +153,7 @@ def _diffeomorphism(levels, start, spacings_mm, config):
         velocity = _minimise(_flowed, velocity, None, level, spacing_mm, steps, config)
     # The inverse of a flow on voxels, which the flow on control points, interpolated, would lack.
     velocity = resize_displacement(box_mean(velocity, 3), levels[-1]["fixed"].shape[1:4])
-    return Alignment(exponential(velocity), exponential(-velocity))
+    return exponential(velocity), exponential(-velocity)
 
 
 def _displaced(control, before, shape):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,8 @@ from adregnet_jax.nn.prediction import Prediction, check_images, check_width
 from adregnet_jax.nn.tiles import predict_in_tiles
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.ops.slabs import SPACE
-from adregnet_jax.registration.instance import Alignment, align
-
-
-class Registration(NamedTuple):
-    """A registered batch."""
-
-    displacement: jax.Array  # [b, x, y, z, 3] voxels, fixed grid: warped(p) = moving(p + u(p))
-    warped: jax.Array  # [b, x, y, z, 1], the moving images on the fixed grid
-    pyramid: tuple[jax.Array, ...]  # the network's displacements, coarse to fine, in voxels of each level
-    match_entropy: tuple[jax.Array, ...]  # [b, x_l, y_l, z_l] nats, the network's, coarse to fine
-    inverse: jax.Array | None = None  # [b, x, y, z, 3] voxels, the map back; of diffeomorphic runs only
+from adregnet_jax.registration.instance import align
+from adregnet_jax.registration.registration import Registration
 
 
 def register(
@@ -33,72 +24,60 @@ def register(
     fixed: jax.Array,
     moving: jax.Array,
     *,
-    model: nn.Module | None = None,
+    model: nn.Module,
     tile: int | None = None,
     instance: InstanceConfig | None = None,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
     fixed_mask: jax.Array | None = None,
     moving_mask: jax.Array | None = None,
 ) -> Registration:
-    """Aligns moving images with fixed images, by the network, by instance optimisation or by both.
+    """Registers moving images to fixed images by a network, optionally refined by instance optimisation.
 
-    Pure: it goes under `jit` (with what follows the star static or closed over, but for the masks), `vmap`
-    and, but for an instance optimisation with a `tolerance`, `grad`.
+    `align` registers without a network. Pure: it works under `jit` (with the keyword arguments static or
+    closed over, except the masks), `vmap` and, unless `instance` has a tolerance, `grad`.
 
     Args:
-      params: parameters of `model`; None without one.
+      params: parameters of `model`.
       fixed: [b, x, y, z, 1], intensities in [0, 1].
       moving: [b, x, y, z, 1], on the same grid.
-      model: the network: `AdRegNet`, or another with the same inputs and outputs. None: no network.
-      tile: width in voxels of overlapping tiles, which the network gets one at a time, for less memory
+      model: `AdRegNet`, or another network with the same inputs and outputs.
+      tile: width in voxels of overlapping tiles, which the network gets one at a time to save memory
         (`adregnet_jax.nn.tiles`). None: the whole volume.
-      instance: settings of the instance optimisation, which starts from the network's displacement where
-        there is a network. None: no such optimisation.
-      spacing_mm: three numbers, of the grid; for the instance optimisation.
+      instance: settings of the instance optimisation, which starts from the network's displacement. None: no
+        such optimisation.
+      spacing_mm: voxel size along each axis, for the instance optimisation.
       fixed_mask: [b, x, y, z, 1], 0 where the fixed images don't count; for the instance optimisation.
-      moving_mask: [b, x, y, z, 1], likewise of the moving images.
+      moving_mask: [b, x, y, z, 1], 0 where the moving images don't count; likewise.
 
     Returns:
-      A `Registration`. Without a network, and with tiles, its pyramid and match_entropy are empty.
+      A `Registration`. With tiles, its pyramid and match_entropy are empty.
 
     Raises:
-      ValueError: shapes that differ or are not [b, x, y, z, 1], settings that make no sense, or neither a
-        network nor instance optimisation.
+      ValueError: inconsistent shapes or settings.
 
     Examples:
       >>> model = AdRegNet(ModelConfig(channels=(8, 16, 32, 64)))
       >>> params = model.init(jax.random.key(0), fixed, moving)["params"]
       >>> warped = jax.jit(functools.partial(register, model=model))(params, fixed, moving).warped
-
-      >>> by_images = functools.partial(register, None, instance=InstanceConfig(), spacing_mm=(1, 1, 2.5))
-      >>> displacement = jax.jit(by_images)(fixed, moving).displacement
     """
-    prediction = None
-    if model is not None and tile is not None:
-        prediction = Prediction(predict_in_tiles(model, params, fixed, moving, tile=tile), (), ())
-    elif model is not None:
+    if tile is None:
         prediction = cast(Prediction, model.apply({"params": params}, fixed, moving))
-    if instance is not None:
-        aligned = align(
-            fixed,
-            moving,
-            spacing_mm,
-            start=None if prediction is None else prediction.displacement,
-            fixed_mask=fixed_mask,
-            moving_mask=moving_mask,
-            config=instance,
-        )
-    elif prediction is not None:
-        aligned = Alignment(prediction.displacement, inverse=None)
     else:
-        raise ValueError("there is nothing to register by: give a model, instance settings or both")
-    return Registration(
-        displacement=aligned.displacement,
-        warped=warp(moving, aligned.displacement),  # eq. 1: the only warp of the image
-        pyramid=() if prediction is None else prediction.pyramid,
-        match_entropy=() if prediction is None else prediction.match_entropy,
-        inverse=aligned.inverse,
+        prediction = Prediction(predict_in_tiles(model, params, fixed, moving, tile=tile), (), ())
+    displacement, pyramid, match_entropy = prediction
+    if instance is None:
+        warped = warp(moving, displacement)  # eq. 1: the only warp of the image
+        return Registration(displacement, warped, pyramid, match_entropy)
+    refined = align(
+        fixed,
+        moving,
+        spacing_mm=spacing_mm,
+        start=displacement,
+        fixed_mask=fixed_mask,
+        moving_mask=moving_mask,
+        config=instance,
     )
+    return refined._replace(pyramid=pyramid, match_entropy=match_entropy)
 
 
 def register_sharded(

@@ -7,6 +7,7 @@ the fixed scan, and the two become one field, so that the moving scan is interpo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import time
 import warnings
@@ -33,14 +34,13 @@ from adregnet_jax.registration.field import (
     reverse_field,
     warp_image,
 )
-from adregnet_jax.registration.instance import Alignment, align
+from adregnet_jax.registration.instance import align
 from adregnet_jax.weights.trained_network import TrainedNetwork
 
 Modality = Literal["mono", "multi"]
 MIN_BACKGROUND = 0.5  # share of the border that has one and the same value, where that is the background
 MASK_TOLERANCE_MM = 0.1  # how far apart the corners of a mask and of its scan may lie
 
-_align = jax.jit(align, static_argnames=("spacing_mm", "config"))
 _reverse_field = jax.jit(reverse_field, static_argnames="shape")
 _after_field = jax.jit(after_field)
 _warp_image = jax.jit(warp_image, static_argnames=("mode", "padding"))
@@ -147,27 +147,26 @@ def register_scans(
         if modality == "multi":
             masks = [_foreground(scan, mask) for scan, mask in zip(pair, masks, strict=True)]
         moved, moved_mask = _on_grid_of(fixed, moving, scans[1], masks[1], matrix)
-        aligned = Alignment(field.displacement[None], inverse=None)
+        displacement, inverse = field.displacement[None], None
         if network is not None:
             known = Image(rescaled[0], fixed.affine, fixed.name)
             # Detail is what the optimisation finds by itself: the first run is start enough.
             runs = None if instance is None else 1
-            start = predict_displacement(network, known, np.asarray(moved), tile=tile, runs=runs)
-            aligned = Alignment(start[None], inverse=None)
+            displacement = predict_displacement(network, known, np.asarray(moved), tile=tile, runs=runs)[None]
         if instance is not None:
-            aligned = _align(
+            displacement, inverse = _refined(
                 _batch(scans[0]),
                 _batch(moved),
-                start=None if network is None else aligned.displacement,
+                start=None if network is None else displacement,
                 fixed_mask=None if masks[0] is None else _batch(masks[0]),
                 moving_mask=moved_mask,
                 spacing_mm=tuple(fixed.spacing_mm.round(4).tolist()),
                 config=instance,
             )
-        field = dataclasses.replace(field, displacement=aligned.displacement[0])
+        field = dataclasses.replace(field, displacement=displacement[0])
         back = invert_field(field)
-        if aligned.inverse is not None:
-            back = dataclasses.replace(field, displacement=aligned.inverse[0])
+        if inverse is not None:
+            back = dataclasses.replace(field, displacement=inverse[0])
     jax.block_until_ready(field)
 
     begin("inverse")
@@ -179,6 +178,13 @@ def register_scans(
     jax.block_until_ready(inverse)
     begin("")
     return RegisteredScans(field, inverse, matrix, Image(warped, fixed.affine, moving.name), seconds)
+
+
+@functools.partial(jax.jit, static_argnames=("spacing_mm", "config"))
+def _refined(fixed, moving, **options):
+    """Displacement and inverse of `align`; the warped images, which nobody uses, aren't computed."""
+    found = align(fixed, moving, **options)
+    return found.displacement, found.inverse
 
 
 def _stopwatch(on_stage):

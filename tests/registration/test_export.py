@@ -10,7 +10,7 @@ import pytest
 
 from adregnet_jax.config import InstanceConfig
 from adregnet_jax.registration.export import export_register
-from adregnet_jax.registration.network import register
+from adregnet_jax.registration.instance import align
 from tests.registration.test_field import smooth
 
 SHAPE, SPACING_MM = (12, 10, 8), (1.0, 1.5, 2.0)
@@ -46,7 +46,7 @@ def test_the_program_runs_without_the_package(tmp_path):
 
     @jax.jit
     def by_hand(fixed, moving):
-        return register(None, fixed, moving, instance=settings, spacing_mm=SPACING_MM)
+        return align(fixed, moving, spacing_mm=SPACING_MM, config=settings)
 
     expected = by_hand(*pair)
     with np.load(tmp_path / "out.npz") as found:
@@ -56,5 +56,5 @@ def test_the_program_runs_without_the_package(tmp_path):
 
 
 def test_nothing_to_export():
-    with pytest.raises(ValueError, match="nothing to register by"):
+    with pytest.raises(ValueError, match="a model, instance settings or both"):
         export_register(SHAPE, SPACING_MM)
