@@ -5,7 +5,17 @@ are first used, so that reading a config or a scan doesn't load JAX.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.version_info < (3, 11):  # noqa: UP036 -- run from a checkout; older ones can't import the rest
+    print(
+        "error: adregnet_jax needs Python 3.11 or newer, and this is Python "
+        + ".".join(map(str, sys.version_info[:3]))
+        + ": run it with a newer one",
+        file=sys.stderr,
+    )
+    raise SystemExit(2)
 
 from adregnet_jax.config import (
     AffineConfig,
@@ -45,10 +55,12 @@ if TYPE_CHECKING:
         warp_image,
         warp_points,
     )
+    from adregnet_jax.registration.files import register_files
     from adregnet_jax.registration.instance import align
     from adregnet_jax.registration.network import dropout_sd_mm, register, register_sharded
-    from adregnet_jax.registration.registration import Registration
-    from adregnet_jax.registration.scans import RegisteredScans, register_scans
+    from adregnet_jax.registration.options import RegistrationOptions
+    from adregnet_jax.registration.results import RegisteredScans, Registration
+    from adregnet_jax.registration.scans import register_scans
     from adregnet_jax.weights.packed import load_pretrained
     from adregnet_jax.weights.trained_network import TrainedNetwork, TrainingDomain
 
@@ -58,8 +70,9 @@ _MODULE_OF = {
     "DisplacementField": "registration.field",
     "Image": "data.io.images",
     "Prediction": "nn.prediction",
-    "RegisteredScans": "registration.scans",
-    "Registration": "registration.registration",
+    "RegisteredScans": "registration.results",
+    "Registration": "registration.results",
+    "RegistrationOptions": "registration.options",
     "TrainedNetwork": "weights.trained_network",
     "TrainingDomain": "weights.trained_network",
     "VoxelMorph": "nn.voxelmorph",
@@ -86,6 +99,7 @@ _MODULE_OF = {
     "read_field": "data.io.transforms",
     "read_image": "data.io.images",
     "register": "registration.network",
+    "register_files": "registration.files",
     "register_scans": "registration.scans",
     "register_sharded": "registration.network",
     "resample_field": "registration.field",
@@ -114,6 +128,7 @@ __all__ = [
     "Prediction",
     "RegisteredScans",
     "Registration",
+    "RegistrationOptions",
     "TrainedNetwork",
     "TrainingDomain",
     "VoxelMorph",
@@ -143,6 +158,7 @@ __all__ = [
     "read_field",
     "read_image",
     "register",
+    "register_files",
     "register_scans",
     "register_sharded",
     "resample_field",

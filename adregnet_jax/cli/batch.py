@@ -1,25 +1,34 @@
-"""Many pairs, one after the other: what is done is kept, what fails is told, the rest goes on."""
+"""The command `batch`: many pairs, one after the other, each recorded in results.csv."""
 
 from __future__ import annotations
 
 import csv
-import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from adregnet_jax.atomic import write_errors_as_user_errors, write_file
-from adregnet_jax.cli.execution import interruptible, memory_errors_as_user_errors, told_stages
+import typer
+
+from adregnet_jax.cli.options import (
+    REGISTRATION_FIELDS,
+    CompositeOption,
+    DeviceOption,
+    in_option_words,
+    registration_options,
+    takes_registration_options,
+)
+from adregnet_jax.cli.register import MEMORY_ADVICE, register_to_folder
 from adregnet_jax.errors import UserError
-from adregnet_jax.registration.files import STAGES, Sources, register_pair
-from adregnet_jax.registration.options import Procedure
-from adregnet_jax.report import tables
-from adregnet_jax.weights.trained_network import TrainedNetwork
+from adregnet_jax.registration.options import RegistrationOptions, ScanFiles
+
+if TYPE_CHECKING:
+    from adregnet_jax.report.tables import Row
+    from adregnet_jax.weights.trained_network import TrainedNetwork
 
 REQUIRED = ("fixed", "moving")
-OPTIONAL = tuple(name for name in Sources.__dataclass_fields__ if name not in REQUIRED)
+OPTIONAL = tuple(name for name in ScanFiles.__dataclass_fields__ if name not in REQUIRED)
 RESULTS = "results.csv"
 MEASURES = (
     "similarity_measure",
@@ -41,7 +50,47 @@ MEASURES = (
 
 class NamedPair(NamedTuple):
     name: str  # of its folder
-    sources: Sources
+    files: ScanFiles
+
+
+@takes_registration_options(*REGISTRATION_FIELDS)
+def batch(
+    pairs: Annotated[
+        Path, typer.Argument(metavar="PAIRS.csv", help="One row per pair; paths relative to this file.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder with a folder for each pair.")
+    ],
+    device: DeviceOption = None,
+    h5: CompositeOption = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Register pairs again that are done already.")
+    ] = False,
+    **choices: Any,
+) -> None:
+    """Registers every pair of a CSV and summarises them in results.csv.
+
+    Columns: fixed, moving and, optionally, name, fixed_labels, moving_labels, fixed_landmarks,
+    moving_landmarks, fixed_mask, moving_mask. The same command continues an interrupted batch. A pair that
+    fails is recorded with its error, the others continue, and the exit status is 1.
+    """
+    options = registration_options(choices)
+    rows = read_pairs(pairs)
+    from adregnet_jax.cli.execution import load_network, start_jax
+
+    chosen = start_jax(device)
+    failed = register_batch(
+        rows,
+        output,
+        options,
+        network=load_network(options.weights, chosen) if options.by_network else None,
+        device=chosen,
+        composite=h5,
+        overwrite=overwrite,
+    )
+    print(f"{len(rows) - failed} of {len(rows)} pairs registered, see {output / RESULTS}")
+    if failed:
+        raise typer.Exit(1)
 
 
 def read_pairs(path: Path) -> list[NamedPair]:
@@ -79,51 +128,58 @@ def read_pairs(path: Path) -> list[NamedPair]:
 def register_batch(
     pairs: Sequence[NamedPair],
     output: Path,
-    procedure: Procedure,
+    options: RegistrationOptions,
     *,
     network: TrainedNetwork | None,
     device: Any,
+    composite: bool,
     overwrite: bool,
-    memory_advice: str,
 ) -> int:
     """Registers each pair into a folder of its own, and writes results.csv anew after each.
 
-    A pair whose summary.json is there is left as it is, unless files or options have changed since, which is
-    told as a failure.
+    A pair with a summary.json is left as it is. If its files or options have changed since, that is recorded
+    as a failure.
 
     Returns:
       How many failed.
     """
+    from adregnet_jax.atomic import write_errors_as_user_errors, write_file
+    from adregnet_jax.cli.execution import show_stages
+    from adregnet_jax.registration.files import STAGES
+    from adregnet_jax.report.tables import to_csv
+
     with write_errors_as_user_errors(f"--output {output}"):
         output.mkdir(parents=True, exist_ok=True)
-    rows: list[tables.Row] = []
-    with told_stages(len(STAGES) * len(pairs)) as tell:
+    rows: list[Row] = []
+    with show_stages((len(STAGES) + 1) * len(pairs)) as show:
         for number, pair in enumerate(pairs, 1):
             prefix = f"{number}/{len(pairs)} {pair.name}: "
 
             def on_stage(stage: str, prefix: str = prefix) -> None:
-                tell(prefix + stage)
+                show(prefix + stage)
 
             def work(pair: NamedPair = pair, on_stage: Callable[[str], None] = on_stage) -> dict[str, Any]:
-                done = None if overwrite else _summary(output / pair.name, procedure, pair.sources)
-                return done or register_pair(
-                    pair.sources,
-                    output / pair.name,
-                    procedure,
+                folder = output / pair.name
+                record = options.record() | {"composite": composite}
+                return (None if overwrite else _summary(folder, record, pair.files)) or register_to_folder(
+                    pair.files,
+                    folder,
+                    options,
                     network=network,
-                    compute=functools.partial(interruptible, device=device),
-                    overwrite=True,  # what isn't finished, or is to be done again; never files of others
+                    device=device,
+                    composite=composite,
+                    overwrite=True,  # unfinished results, or ones to be replaced; never other files
                     on_stage=on_stage,
                 )
 
-            rows.append(_row(pair, work, memory_advice))
+            rows.append(_row(pair, work))
             if rows[-1]["status"] == "failed":
                 print(f"{prefix}failed: {rows[-1]['message']}", file=sys.stderr)
-            write_file(output / RESULTS, tables.to_csv(rows))
+            write_file(output / RESULTS, to_csv(rows))
     return sum(row["status"] == "failed" for row in rows)
 
 
-def _pair(path: Path, line: int, cells: dict) -> NamedPair:
+def _pair(path: Path, line: int, cells: dict[str, Any]) -> NamedPair:
     where = f"{path}, line {line}"
     if None in cells or None in cells.values():
         raise UserError(f"{where}: expected as many cells as there are columns")
@@ -131,15 +187,14 @@ def _pair(path: Path, line: int, cells: dict) -> NamedPair:
     if absent := [name for name in REQUIRED if name not in values]:
         raise UserError(f"{where}: {absent[0]} is empty; expected a file")
     name = values.pop("name", "")
-    sources = Sources(**{kind: path.parent / value for kind, value in values.items()})
     try:
-        sources.check(str)
+        files = ScanFiles(**{kind: path.parent / value for kind, value in values.items()})
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    name = name or f"{_stem(sources.fixed)}_{_stem(sources.moving)}"
+    name = name or f"{_stem(files.fixed)}_{_stem(files.moving)}"
     if "/" in name or "\\" in name or name.startswith(".") or name == RESULTS:
         raise UserError(f"{where}: name is '{name}'; expected one that a folder can have")
-    return NamedPair(name, sources)
+    return NamedPair(name, files)
 
 
 def _stem(path: Path) -> str:
@@ -147,36 +202,37 @@ def _stem(path: Path) -> str:
     return name.rsplit(".", 1)[0] or name
 
 
-def _summary(folder: Path, procedure: Procedure, sources: Sources) -> dict[str, Any] | None:
-    """What a finished pair holds; None where it is not finished."""
+def _summary(folder: Path, record: dict[str, Any], files: ScanFiles) -> dict[str, Any] | None:
+    """The summary of a finished pair; None for an unfinished one."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        options, files = summary["options"], summary["sources"]
-        sums = {name: source["sha256"] for name, source in files.items()}
-        summary["results"], summary["seconds"]
+        sums = {name: source["sha256"] for name, source in summary["sources"].items()}
+        options, _, _ = summary["options"], summary["results"], summary["seconds"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if options != procedure.record():
-        raise UserError(f"{folder} was made with other options: take another --output, or add --overwrite")
-    if sums != {name: source["sha256"] for name, source in sources.record().items()}:
-        raise UserError(f"{folder} is of other files, or they changed since: add --overwrite to do it again")
+    if options != record:
+        raise UserError(f"{folder} was made with other options: use another --output, or add --overwrite")
+    if sums != {name: source["sha256"] for name, source in files.record().items()}:
+        raise UserError(f"{folder} is of other files, or they changed: add --overwrite to register again")
     return summary
 
 
-def _row(pair: NamedPair, work: Callable[[], dict[str, Any]], memory_advice: str) -> tables.Row:
-    files = {name: str(getattr(pair.sources, name)) for name in REQUIRED}
-    row: tables.Row = {"name": pair.name} | files
+def _row(pair: NamedPair, work: Callable[[], dict[str, Any]]) -> Row:
+    from adregnet_jax.cli.execution import memory_errors_as_user_errors
+
+    files = {name: str(getattr(pair.files, name)) for name in REQUIRED}
+    row: Row = {"name": pair.name} | files
     try:
-        with memory_errors_as_user_errors(memory_advice):
+        with memory_errors_as_user_errors(MEMORY_ADVICE):
             summary = work()
     except UserError as error:
-        return row | _failure(str(error))
+        return row | _failure(in_option_words(str(error)))
     except Exception as error:  # whatever it is, the other pairs are not to blame
         return row | _failure(f"{type(error).__name__}: {error}")
     measures = {name: summary["results"].get(name) for name in MEASURES}
     return row | {"status": "done", "message": "", "seconds": sum(summary["seconds"].values())} | measures
 
 
-def _failure(message: str) -> tables.Row:
+def _failure(message: str) -> Row:
     empty = dict.fromkeys(MEASURES)
     return {"status": "failed", "message": " ".join(message.split()), "seconds": None} | empty

@@ -1,4 +1,4 @@
-"""How a command runs: on which device, told of as it goes on, interrupted at any moment without a trace."""
+"""Running a command: device and network, progress, interruption, memory errors."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def termination_as_exit() -> Iterator[None]:
-    """SIGTERM ends the block by `SystemExit`, as Ctrl-C by `KeyboardInterrupt`: what is open is closed."""
+    """Turns SIGTERM into `SystemExit`, as Ctrl-C raises `KeyboardInterrupt`, so that the block cleans up."""
 
-    def stop(_number, _frame):
+    def stop(_number: int, _frame: object) -> None:
         raise SystemExit(TERMINATED)
 
-    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+    if threading.current_thread() is not threading.main_thread():  # only the main one receives signals
         yield
         return
     previous = signal.signal(signal.SIGTERM, stop)
@@ -42,17 +42,17 @@ def termination_as_exit() -> Iterator[None]:
 
 
 def interruptible(work: Callable[[], T], device: Any = None) -> T:
-    """What `work()` returns or raises; it runs in a thread of its own.
+    """Runs `work()` in a thread of its own, and returns or raises what it does.
 
-    XLA computes for minutes without listening to signals. This thread does, and leaves the other one behind.
+    XLA computes for minutes without handling signals. The calling thread handles them and abandons the other.
 
     Args:
-      work: takes nothing.
-      device: where JAX computes; None for its default.
+      work: takes no arguments.
+      device: the JAX device to compute on; None for its default.
     """
     future: Future[T] = Future()
 
-    def run():
+    def run() -> None:
         import jax
 
         try:
@@ -66,13 +66,14 @@ def interruptible(work: Callable[[], T], device: Any = None) -> T:
 
 
 def start_jax(device: str | None) -> Any:
-    """The JAX device of that name ("cpu", "gpu", "cuda:1"), or the default one, made ready.
+    """Prepares JAX and returns its device of that name ("cpu", "gpu", "cuda:1"), or its default device.
 
     Raises:
-      UserError: there is no such device.
+      UserError: there is no such device, or the version of JAX isn't supported.
     """
-    from adregnet_jax.launch.process import keep_freed_memory, use_compilation_cache
+    from adregnet_jax.launch.process import check_jax_version, keep_freed_memory, use_compilation_cache
 
+    check_jax_version()
     keep_freed_memory()
     import jax
 
@@ -83,8 +84,12 @@ def start_jax(device: str | None) -> Any:
     try:
         return jax.devices(platform)[int(index or 0)]
     except (RuntimeError, ValueError, IndexError):
-        there = ", ".join(f"{found.platform}:{found.id}" for found in jax.devices())
-        raise UserError(f"--device {device}: there is no such device; JAX has {there}") from None
+        found = jax.devices()
+        names = ", ".join(f"{one.platform}:{one.id}" for one in found)
+        advice = ""
+        if platform in ("gpu", "cuda") and all(one.platform == "cpu" for one in found):
+            advice = ": for an NVIDIA GPU, pip install 'adregnet-jax[cuda12]' or 'adregnet-jax[cuda13]'"
+        raise UserError(f"--device {device}: there is no such device; JAX has {names}{advice}") from None
 
 
 def load_network(weights: Path | None, device: Any) -> TrainedNetwork:
@@ -126,23 +131,23 @@ def memory_errors_as_user_errors(advice: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_stages(total: int) -> Iterator[Callable[[str], None]]:
-    """A function to be called with the name of each of `total` stages, told on stderr: a progress bar."""
+def show_stages(total: int) -> Iterator[Callable[[str], None]]:
+    """Yields a function that shows the name of each of `total` stages on stderr, with a bar on a terminal."""
     from rich.console import Console
 
     console = Console(file=sys.stderr)
     began = time.monotonic()
     if not console.is_terminal:
 
-        def tell(stage: str) -> None:
+        def show(stage: str) -> None:
             print(f"{time.monotonic() - began:6.1f} s  {stage}", file=sys.stderr, flush=True)
 
-        yield tell
+        yield show
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    told = TextColumn("{task.description}", markup=False)
-    columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), told)
+    name = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), name)
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=total, completed=-1)  # the first stage ends when the second begins
         yield lambda stage: progress.update(task, description=stage, advance=1)

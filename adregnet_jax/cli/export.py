@@ -4,72 +4,55 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from adregnet_jax.atomic import new_file
-from adregnet_jax.cli.options import (
-    DiffeomorphicOption,
-    EffortOption,
-    OverwriteOption,
-    SettingsOption,
-    SubjectsOption,
-    WeightsOption,
-)
+from adregnet_jax.cli.options import OverwriteOption, registration_options, takes_registration_options
 from adregnet_jax.errors import UserError
-from adregnet_jax.registration.options import Effort, Method, Subjects, make_procedure
+from adregnet_jax.registration.options import Method
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
+@takes_registration_options("weights", "diffeomorphic", "subjects", "effort", "settings")
 def export(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A new file.")],
     shape: Annotated[tuple[int, int, int], typer.Option(metavar="X Y Z", help="Voxels of the scans.")],
-    spacing: Annotated[
-        tuple[float, float, float], typer.Option(metavar="X Y Z", help="Millimetres of a voxel.")
-    ],
-    weights: WeightsOption = None,
+    spacing: Annotated[tuple[float, float, float], typer.Option(metavar="X Y Z", help="Voxel size in mm.")],
     method: Annotated[
         Method | None,
         typer.Option(help="Default: both with --weights, instance without.", show_default=False),
     ] = None,
-    diffeomorphic: DiffeomorphicOption = False,
-    subjects: SubjectsOption = Subjects.any,
-    effort: EffortOption = Effort.default,
-    settings: SettingsOption = None,
-    platforms: Annotated[str, typer.Option(metavar="NAMES", help="Separated by commas.")] = "cpu,cuda",
+    platforms: Annotated[
+        str, typer.Option(metavar="NAMES", help="Where it is to run, separated by commas.")
+    ] = "cpu,cuda",
     overwrite: OverwriteOption = False,
+    **choices: Any,
 ) -> None:
     """Writes the registration as one file that JAX runs without this package.
 
-    Its function takes fixed and moving [b, x, y, z, 1] in [0, 1], on one grid, and gives the displacement
-    [b, x, y, z, 3] in voxels and the warped moving scans. A network gets them as they are, on that
-    grid. See docs/cli.md for how it is loaded.
+    Its function takes fixed and moving [b, x, y, z, 1] in [0, 1], on one grid, and returns the displacement
+    [b, x, y, z, 3] in voxels and the warped moving scans. A network gets the scans as they are, on that
+    grid. docs/cli.md shows how to load the file.
     """
     if min(shape) < 2 or not all(0 < size < math.inf for size in spacing):
         raise UserError(f"--shape {shape} --spacing {spacing}: expected 2 voxels or more and sizes above 0")
     names = tuple(name.strip().lower() for name in platforms.split(","))
     if unknown := [name for name in names if name not in PLATFORMS]:
         raise UserError(f"--platforms {platforms}: {unknown[0]!r} is none of {', '.join(PLATFORMS)}")
-    method = method or (Method.both if weights else Method.instance)
-    if weights is None and method != Method.instance:
+    method = method or ("both" if choices["weights"] else "instance")
+    if choices["weights"] is None and method != "instance":
         raise UserError(f"--method {method} needs --weights DIR: a network trained on scans of this spacing")
-    procedure = make_procedure(
-        weights=weights,
-        method=method,
-        diffeomorphic=diffeomorphic,
-        subjects=subjects,
-        effort=effort,
-        settings=settings,
-    )
+    options = registration_options(choices, method=method)
     if output.exists() and not overwrite:
         raise UserError(f"{output}: exists already; choose another name, or add --overwrite")
     from adregnet_jax.cli.execution import interruptible, load_network, start_jax
     from adregnet_jax.registration.export import export_register
 
     device = start_jax(None)
-    network = load_network(weights, device) if procedure.by_network else None
+    network = load_network(options.weights, device) if options.by_network else None
 
     def traced() -> bytes:
         return export_register(
@@ -77,7 +60,7 @@ def export(
             spacing,
             model=network.model if network else None,
             params=network.params if network else None,
-            instance=procedure.instance,
+            instance=options.instance_config,
             platforms=names,
         )
 

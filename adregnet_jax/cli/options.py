@@ -1,61 +1,102 @@
-"""The options that commands share, and what they amount to."""
+"""Options of the command line that several commands share, and the library's options in their words."""
 
 from __future__ import annotations
 
-import enum
-from pathlib import Path
-from typing import Annotated
+import inspect
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
-from adregnet_jax.registration.options import Effort, Method, Modality, Subjects
+from adregnet_jax.errors import UserError
+from adregnet_jax.registration.options import RegistrationOptions
 
-
-class Format(enum.StrEnum):
-    itk = "itk"
-    nifti = "nifti"
-    learn2reg = "learn2reg"
-
-
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Workdir of train.py, or packed weights. Default: the shipped ones."),
-]
-MethodOption = Annotated[
-    Method, typer.Option(help="both: instance optimisation goes on from the network's result.")
-]
-TilesOption = Annotated[
-    int | None,
-    typer.Option(
-        "--tiles", metavar="N", min=16, help="The network gets tiles of N voxels a side, for less memory."
-    ),
-]
-ModalityOption = Annotated[
-    Modality,
-    typer.Option(help="multi: different contrast, as T1 and T2. MR and CT: also --set similarity=mind."),
-]
-AffineOption = Annotated[
-    bool, typer.Option("--affine/--no-affine", help="Whether an affine registration goes first.")
-]
-RigidOption = Annotated[bool, typer.Option("--rigid", help="A rigid registration goes first instead.")]
-DiffeomorphicOption = Annotated[
-    bool, typer.Option("--diffeomorphic", help="Without folds, and with an exact inverse.")
-]
-SubjectsOption = Annotated[
-    Subjects, typer.Option(help="Whose scans: same is smoother, as a breath; different has more detail.")
-]
-ApartOption = Annotated[
-    bool, typer.Option("--apart", help="Scans that don't overlap in the world start from their centres.")
-]
-EffortOption = Annotated[Effort, typer.Option(help="Of the instance optimisation.")]
-SettingsOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any field of InstanceConfig: --set smoothness=0.5"),
-]
 DeviceOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="cpu, gpu or cuda:1. Default: what JAX takes.")
+    str | None, typer.Option(metavar="NAME", help="cpu, gpu or cuda:1. Default: JAX's own choice.")
 ]
 CompositeOption = Annotated[
-    bool, typer.Option("--h5", help="Also field.h5, an ITK composite of field and affine (needs SimpleITK).")
+    bool, typer.Option("--h5", help="Also write field.h5, an ITK composite of field and affine (SimpleITK).")
 ]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
+
+# Fields of RegistrationOptions that `register` and `batch` offer.
+REGISTRATION_FIELDS = tuple(RegistrationOptions.__dataclass_fields__)
+# How fields of RegistrationOptions differ on the command line from an option of their name.
+NAMES = {"tile": "--tiles", "affine": "--affine/--no-affine", "settings": "--set"}
+DETAILS: dict[str, dict[str, Any]] = {
+    "weights": {"metavar": "DIR"},
+    "tile": {"metavar": "N", "min": 16},
+    "settings": {"metavar": "NAME=VALUE"},
+}
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def takes_registration_options(*names: str) -> Callable[[Command], Command]:
+    """Gives a command, in place of its `**choices`, options for fields of `RegistrationOptions`."""
+
+    def extend(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        required = [p for p in own if p.default is p.empty]
+        parameters = [*required, *map(_option, names), *own[len(required) :]]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return extend
+
+
+def registration_options(choices: dict[str, Any], **more: Any) -> RegistrationOptions:
+    """The options that a command with `takes_registration_options` was given.
+
+    Raises:
+      UserError: see `RegistrationOptions`; it names options of the command line.
+    """
+    settings = _parse_settings(choices["settings"] or [])
+    try:
+        return RegistrationOptions(**choices | more | {"settings": settings})
+    except UserError as error:
+        raise UserError(str(error).replace("settings.", "--set ")) from None
+
+
+def in_option_words(message: str) -> str:
+    """A message of the library with its arguments as options: apart=True becomes --apart."""
+    message = re.sub(r"\b(affine|apart|rigid)=(True|False)", _flag, message)
+    return re.sub(r'\bmethod="(\w+)"', r"--method \1", message)
+
+
+def _flag(found: re.Match[str]) -> str:
+    name, value = found.groups()
+    return f"--{name}" if value == "True" else f"--no-{name}"
+
+
+def _option(name: str) -> inspect.Parameter:
+    """A parameter of a command for a field of `RegistrationOptions`."""
+    kind, help_text = get_args(get_type_hints(RegistrationOptions, include_extras=True)[name])
+    field = RegistrationOptions.__dataclass_fields__[name]
+    default: Any = field.default
+    if name == "settings":
+        kind, default = list[str] | None, None
+    option = typer.Option(NAMES.get(name, f"--{name}"), help=help_text, **DETAILS.get(name, {}))
+    return inspect.Parameter(
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=Annotated[kind, option]
+    )
+
+
+def _parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Fields of `InstanceConfig` from NAME=VALUE, each read as the type of its field."""
+    if not settings:
+        return {}
+    from adregnet_jax.config import Config
+    from adregnet_jax.launch.config_file import override
+
+    for setting in settings:
+        if "=" not in setting:
+            raise UserError(f"--set {setting}: expected NAME=VALUE, for instance smoothness=0.5")
+    try:
+        changed = override(Config(), [f"--config.instance.{setting}" for setting in settings])
+    except UserError as error:
+        raise UserError(str(error).replace("--config.instance.", "--set ")) from None
+    return {name: getattr(changed.instance, name) for name in (s.split("=")[0] for s in settings)}

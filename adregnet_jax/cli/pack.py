@@ -12,18 +12,21 @@ from adregnet_jax.atomic import new_folder
 from adregnet_jax.cli.options import OverwriteOption
 from adregnet_jax.errors import UserError
 
-CARD = "MODEL_CARD.md"  # written by hand, kept when weights are packed anew
+CARD = "MODEL_CARD.md"  # written by hand, kept when weights are packed again
 
 
 def pack(
-    workdir: Annotated[Path, typer.Argument(help="Of a run of train.py, whose best parameters are taken.")],
+    workdir: Annotated[Path, typer.Argument(help="Workdir of train.py, whose best parameters are taken.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Packs a trained network to hand it on: arrays in float16, settings, its training, a checksum.
+    """Packs a trained network into a folder to share: float16 arrays, settings, training record, checksum.
 
-    The folder is what --weights and --config.init_from take.
+    --weights and --config.init_from accept the folder.
     """
+    from adregnet_jax.launch.process import check_jax_version
+
+    check_jax_version()
     from adregnet_jax.training.checkpoint import restore_network
     from adregnet_jax.weights.packed import ARRAYS, RECORD, pack_weights
 
@@ -39,7 +42,7 @@ def pack(
 
 
 def _training(workdir: Path) -> dict[str, Any]:
-    """When the run was started, and how its validation went, from what the run wrote."""
+    """The starts of a run and its validation curve, from its logs."""
     try:
         starts = [
             {name: start.get(name) for name in ("date", "step", "commit", "devices")}
@@ -50,11 +53,11 @@ def _training(workdir: Path) -> dict[str, Any]:
             for line in _lines(workdir / "metrics.jsonl")
         ]
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{workdir}: the log of the run can't be read ({error}): bring back a copy") from None
+        raise UserError(f"{workdir}: the log of the run can't be read ({error}): restore a copy") from None
     return {"starts": starts, "validation": [point for point in curve if len(point) > 1]}
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a log; none where a run of an older version wrote no such file."""
+    """The records of a log; none if the run is of an older version without that log."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines()]

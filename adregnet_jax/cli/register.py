@@ -1,178 +1,134 @@
-"""The commands `register` and `batch`."""
+"""The command `register`."""
 
 from __future__ import annotations
 
-import functools
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adregnet_jax.cli.options import (
-    AffineOption,
-    ApartOption,
+    REGISTRATION_FIELDS,
     CompositeOption,
     DeviceOption,
-    DiffeomorphicOption,
-    EffortOption,
-    MethodOption,
-    ModalityOption,
     OverwriteOption,
-    RigidOption,
-    SettingsOption,
-    SubjectsOption,
-    TilesOption,
-    WeightsOption,
+    registration_options,
+    takes_registration_options,
 )
 from adregnet_jax.errors import UserError
-from adregnet_jax.registration.options import Effort, Method, Modality, Subjects, make_procedure
+from adregnet_jax.registration.options import RegistrationOptions, ScanFiles
 
-MaskOption = Annotated[Path | None, typer.Option(metavar="FILE", help="0 where the scan doesn't count.")]
+if TYPE_CHECKING:
+    from adregnet_jax.weights.trained_network import TrainedNetwork
+
+MaskOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Image on the grid of its scan, 0 where it doesn't count.")
+]
 LabelsOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Label map, for Dice.")]
 LandmarksOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help=".csv (x,y,z), .fcsv or .mrk.json, for TRE.")
 ]
 MEMORY_ADVICE = (
-    "--effort fast takes less, --set search_range_mm=0 does without the search, and scans on a coarser grid "
+    "--effort fast takes less, --set search_range_mm=0 leaves out the search, and scans on a coarser grid "
     "or --device cpu help too"
 )
 
 
+@takes_registration_options(*REGISTRATION_FIELDS)
 def register(
     fixed: Annotated[Path, typer.Argument(help="The scan that stays: NIfTI, .mha, .nrrd, a DICOM folder.")],
     moving: Annotated[Path, typer.Argument(help="The scan that is warped.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],
-    weights: WeightsOption = None,
-    method: MethodOption = Method.both,
-    tiles: TilesOption = None,
-    modality: ModalityOption = Modality.mono,
     fixed_mask: MaskOption = None,
     moving_mask: MaskOption = None,
     fixed_labels: LabelsOption = None,
     moving_labels: LabelsOption = None,
     fixed_landmarks: LandmarksOption = None,
     moving_landmarks: LandmarksOption = None,
-    affine: AffineOption = True,
-    rigid: RigidOption = False,
-    apart: ApartOption = False,
-    diffeomorphic: DiffeomorphicOption = False,
-    subjects: SubjectsOption = Subjects.any,
-    effort: EffortOption = Effort.default,
-    settings: SettingsOption = None,
     device: DeviceOption = None,
     h5: CompositeOption = False,
     preview: Annotated[bool, typer.Option("--preview", help="Write preview.png and nothing else.")] = False,
     overwrite: OverwriteOption = False,
+    **choices: Any,
 ) -> None:
-    """Aligns the MOVING scan with the FIXED one; writes images, fields, a report.
+    """Registers the MOVING scan to the FIXED one; writes images, fields and a report.
 
-    Labels are scored by Dice, landmarks (RAS mm) by their distance; neither has a part in the alignment.
+    Labels are scored by Dice, landmarks (RAS mm) by their distance; neither takes part in the registration.
     """
-    procedure = make_procedure(
-        weights=weights,
-        method=method,
-        tile=tiles,
-        modality=modality,
-        affine=affine,
-        rigid=rigid,
-        apart=apart,
-        diffeomorphic=diffeomorphic,
-        subjects=subjects,
-        effort=effort,
-        settings=settings,
-        composite=h5,
-    )
+    options = registration_options(choices)
+    try:
+        files = ScanFiles(
+            fixed=fixed,
+            moving=moving,
+            fixed_mask=fixed_mask,
+            moving_mask=moving_mask,
+            fixed_labels=fixed_labels,
+            moving_labels=moving_labels,
+            fixed_landmarks=fixed_landmarks,
+            moving_landmarks=moving_landmarks,
+        )
+    except UserError as error:  # it names fields: fixed_labels is the option --fixed-labels
+        raise UserError(re.sub(r"\b(fixed|moving)_(\w+)", r"--\1-\2", str(error))) from None
     from adregnet_jax.cli.execution import (
-        interruptible,
         load_network,
         memory_errors_as_user_errors,
+        show_stages,
         start_jax,
-        told_stages,
     )
-    from adregnet_jax.registration.files import STAGES, Sources, register_pair
-    from adregnet_jax.registration.results import as_text
+    from adregnet_jax.registration.files import STAGES
+    from adregnet_jax.registration.result_files import as_text
 
-    sources = Sources(
-        fixed=fixed,
-        moving=moving,
-        fixed_mask=fixed_mask,
-        moving_mask=moving_mask,
-        fixed_labels=fixed_labels,
-        moving_labels=moving_labels,
-        fixed_landmarks=fixed_landmarks,
-        moving_landmarks=moving_landmarks,
-    )
-    sources.check(lambda name: "--" + name.replace("_", "-"))
-    if procedure.method == Method.network and not procedure.affine and (fixed_mask or moving_mask):
-        raise UserError("masks are of the affine step and the instance optimisation, and neither is to run")
     chosen = start_jax(device)
-    with memory_errors_as_user_errors(MEMORY_ADVICE), told_stages(len(STAGES)) as tell:
-        summary = register_pair(
-            sources,
+    network = load_network(options.weights, chosen) if options.by_network else None
+    with memory_errors_as_user_errors(MEMORY_ADVICE), show_stages(len(STAGES) + 1) as on_stage:
+        summary = register_to_folder(
+            files,
             output,
-            procedure,
-            network=load_network(weights, chosen) if procedure.by_network else None,
-            compute=functools.partial(interruptible, device=chosen),
+            options,
+            network=network,
+            device=chosen,
+            composite=h5,
             preview=preview,
             overwrite=overwrite,
-            on_stage=tell,
+            on_stage=on_stage,
         )
-    print(as_text(summary))
+    print(as_text(summary["results"]))
     print(f"Written to {output}" + ("/preview.png" if preview else ""))
 
 
-def batch(
-    pairs: Annotated[Path, typer.Argument(metavar="PAIRS.csv", help="One row a pair; paths start there.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="One folder a pair in it.")],
-    weights: WeightsOption = None,
-    method: MethodOption = Method.both,
-    tiles: TilesOption = None,
-    modality: ModalityOption = Modality.mono,
-    affine: AffineOption = True,
-    rigid: RigidOption = False,
-    apart: ApartOption = False,
-    diffeomorphic: DiffeomorphicOption = False,
-    subjects: SubjectsOption = Subjects.any,
-    effort: EffortOption = Effort.default,
-    settings: SettingsOption = None,
-    device: DeviceOption = None,
-    h5: CompositeOption = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do the pairs again that are done.")] = False,
-) -> None:
-    """Registers every pair of a CSV; results.csv has a row each.
+def register_to_folder(
+    files: ScanFiles,
+    output: Path,
+    options: RegistrationOptions,
+    *,
+    network: TrainedNetwork | None,
+    device: Any,
+    composite: bool,
+    preview: bool = False,
+    overwrite: bool,
+    on_stage: Callable[[str], None],
+) -> dict[str, Any]:
+    """Registers two scans and writes the results, interruptible at any moment; returns the summary.
 
-    Columns: fixed, moving and, as far as there are any, name, fixed_labels, moving_labels, fixed_landmarks,
-    moving_landmarks, fixed_mask, moving_mask. The same command again goes on where it stopped. A pair that
-    fails is recorded with its message, the others go on, and the exit status is 1.
+    The output folder is checked before the registration, which can take minutes.
     """
-    procedure = make_procedure(
-        weights=weights,
-        method=method,
-        tile=tiles,
-        modality=modality,
-        affine=affine,
-        rigid=rigid,
-        apart=apart,
-        diffeomorphic=diffeomorphic,
-        subjects=subjects,
-        effort=effort,
-        settings=settings,
-        composite=h5,
-    )
-    from adregnet_jax.cli.batch import read_pairs, register_batch
-    from adregnet_jax.cli.execution import load_network, start_jax
+    from adregnet_jax.atomic import new_folder
+    from adregnet_jax.cli.execution import interruptible
+    from adregnet_jax.data.io.images import simpleitk
+    from adregnet_jax.registration.files import register_files
+    from adregnet_jax.registration.result_files import FILES, write_results
 
-    rows = read_pairs(pairs)
-    chosen = start_jax(device)
-    failed = register_batch(
-        rows,
-        output,
-        procedure,
-        network=load_network(weights, chosen) if procedure.by_network else None,
-        device=chosen,
-        overwrite=overwrite,
-        memory_advice=MEMORY_ADVICE,
-    )
-    print(f"{len(rows) - failed} of {len(rows)} pairs registered, see {output / 'results.csv'}")
-    if failed:
-        raise typer.Exit(1)
+    if composite:
+        simpleitk(output / "field.h5")
+    with new_folder(output, own=FILES, overwrite=overwrite) as temporary:
+        registered = interruptible(
+            lambda: register_files(**files.given(), options=options, network=network, on_stage=on_stage),
+            device,
+        )
+        on_stage("writing")
+        interruptible(
+            lambda: write_results(temporary, registered, composite=composite, preview=preview), device
+        )
+    return registered.summary()

@@ -15,6 +15,7 @@ from adregnet_jax.config import Config
 from adregnet_jax.errors import OneLineParser, UserError
 from adregnet_jax.launch.config_file import load_config, override
 from adregnet_jax.launch.process import (
+    check_jax_version,
     join_processes,
     keep_freed_memory,
     make_deterministic,
@@ -44,6 +45,7 @@ def main(
         config, workdir, processes = parse(
             description, sys.argv[1:] if argv is None else argv, several_processes=several_processes
         )
+        check_jax_version()
         keep_freed_memory()
         use_compilation_cache()
         if processes is None:

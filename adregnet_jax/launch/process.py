@@ -1,14 +1,40 @@
-"""Settings of a process, made before JAX computes: caches, cores, memory, joining a distributed run."""
+"""Settings of a process that have to precede JAX: its version, caches, cores, memory, other processes."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.metadata
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from adregnet_jax.errors import UserError, one_line
+
+SUPPORTED_JAX = ("0.10", "0.13")  # from the first, below the second, as in requirements.txt
+
+
+def check_jax_version() -> None:
+    """Refuses a version of JAX outside of the supported range, before anything of it is used.
+
+    Raises:
+      UserError: with the version that was found, and the command that installs another.
+    """
+    lowest, below = SUPPORTED_JAX
+    command = f"pip install 'jax>={lowest},<{below}'"
+    try:
+        found = importlib.metadata.version("jax")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"JAX isn't installed: {command}") from None
+    if not _release(lowest) <= _release(found) < _release(below):
+        raise UserError(f"JAX is {found}; expected {lowest} or newer, and older than {below}: {command}")
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: (0, 11, 2) of 0.11.2.dev3."""
+    release = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, release[0].split("."))) if release else ()
 
 
 def use_compilation_cache() -> None:

@@ -76,7 +76,7 @@ def _predict(network: TrainedNetwork, spacing_mm: np.ndarray | None, fixed: Imag
     if target.min() < multiple:
         raise UserError(
             f"{fixed.name}: {' x '.join(map(str, target))} voxels on the grid of {network.name}, which takes"
-            f" {multiple} or more along each axis: register by --method instance"
+            f' {multiple} or more along each axis: use method="instance"'
         )
     scale = shape / target
     offset = (scale - 1) / 2

@@ -1,9 +1,8 @@
-"""One pair from files to files: read, checked, registered, written."""
+"""Registration of two scans from files."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,125 +11,127 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from adregnet_jax.atomic import new_folder
-from adregnet_jax.data.io.images import Image, read_image, simpleitk
+from adregnet_jax.data.io.images import Image, read_image
 from adregnet_jax.data.io.points import read_points
 from adregnet_jax.errors import UserError
-from adregnet_jax.registration.measure import ScanPair, measure_scans
-from adregnet_jax.registration.options import Procedure
-from adregnet_jax.registration.results import FILES, write_preview, write_results
+from adregnet_jax.registration.measure import ScanPair
+from adregnet_jax.registration.options import RegistrationOptions, ScanFiles
+from adregnet_jax.registration.results import RegisteredScans
+from adregnet_jax.registration.scans import register_scans
+from adregnet_jax.weights.packed import load_pretrained
 from adregnet_jax.weights.trained_network import TrainedNetwork
 
 GRID_TOLERANCE_MM = 1e-3  # affines are stored as float32
-STAGES = ("reading", "affine", "deformable", "inverse", "scoring", "writing")
-COUPLES = (("fixed_labels", "moving_labels"), ("fixed_landmarks", "moving_landmarks"))
+STAGES = ("reading", "affine", "deformable", "inverse", "scoring")
 
 
-@dataclasses.dataclass(frozen=True)
-class Sources:
-    """The files of a pair."""
-
-    fixed: Path
-    moving: Path
-    fixed_mask: Path | None = None
-    moving_mask: Path | None = None
-    fixed_labels: Path | None = None
-    moving_labels: Path | None = None
-    fixed_landmarks: Path | None = None
-    moving_landmarks: Path | None = None
-
-    def given(self) -> dict[str, Path]:
-        return {name: path for name, path in vars(self).items() if path is not None}
-
-    def check(self, told: Callable[[str], str]) -> None:
-        """Refuses labels or landmarks of one scan alone; `told` makes their names those of the user."""
-        for couple in COUPLES:
-            absent = [name for name in couple if getattr(self, name) is None]
-            if len(absent) == 1:
-                one, other = map(told, couple)
-                raise UserError(f"{one} and {other} belong together: give both or none")
-
-    def record(self) -> dict[str, dict[str, str]]:
-        """Path and SHA-256 of each file; of a folder, that of its files' names and sums."""
-        return {name: {"path": str(path), "sha256": _sha256(path)} for name, path in self.given().items()}
-
-
-def register_pair(
-    sources: Sources,
-    folder: Path,
-    procedure: Procedure,
+def register_files(
+    fixed: str | Path,
+    moving: str | Path,
     *,
-    network: TrainedNetwork | None,
-    compute: Callable[[Callable[[], Any]], Any] = lambda work: work(),
-    preview: bool = False,
-    overwrite: bool = False,
-    on_stage: Callable[[str], None],
-) -> dict[str, Any]:
-    """Registers a pair and writes the folder, whole or not at all.
+    options: RegistrationOptions = RegistrationOptions(),  # noqa: B008 -- frozen
+    fixed_mask: str | Path | None = None,
+    moving_mask: str | Path | None = None,
+    fixed_labels: str | Path | None = None,
+    moving_labels: str | Path | None = None,
+    fixed_landmarks: str | Path | None = None,
+    moving_landmarks: str | Path | None = None,
+    network: TrainedNetwork | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> RegisteredScans:
+    """Reads two scans, registers and measures them. The scans may differ in grid, spacing and orientation.
+
+    Labels and landmarks score the result and take no part in the registration.
 
     Args:
-      sources: the files.
-      folder: its final name.
-      procedure: how.
-      network: of `procedure.weights`.
-      compute: calls what it is given and returns its result, for instance on a device, in a thread.
-      preview: writes preview.png alone.
-      overwrite: replaces a folder of an earlier registration.
-      on_stage: is called with the name of each stage as it begins.
+      fixed: the scan whose grid the result has: NIfTI, MetaImage, NRRD or a DICOM folder.
+      moving: the scan that is warped.
+      options: how they are registered.
+      fixed_mask: image on the grid of the fixed scan, 0 where the scan doesn't count.
+      moving_mask: image on the grid of the moving scan, likewise.
+      fixed_labels: label map on the grid of the fixed scan, for Dice; with `moving_labels`.
+      moving_labels: label map of the moving scan, on any grid.
+      fixed_landmarks: points in RAS mm (.csv, .fcsv or .mrk.json), for the target registration error; with
+        `moving_landmarks`.
+      moving_landmarks: the same anatomical points, in the same order.
+      network: a trained network; None: the packed weights of `options.weights`, where the method uses one.
+      on_stage: called with the name of each of `STAGES` when it begins.
 
     Returns:
-      What summary.json holds.
+      The registered scans with their measurements: `.write(folder)` writes what `adregnet register` writes.
 
     Raises:
-      UserError: whatever the user can mend.
+      UserError: files that can't be used, labels on another grid than their fixed scan, landmarks that aren't
+        pairs or lie outside of their scan, scans or options that `register_scans` refuses.
+
+    Examples:
+      >>> found = register_files("fixed.nii.gz", "moving.nii.gz", options=RegistrationOptions(effort="fast"))
+      >>> found.write("out")
     """
-    if procedure.composite:
-        simpleitk(folder / "field.h5")
-    with new_folder(folder, own=FILES, overwrite=overwrite) as temporary:
-        clock = _Clock()
-        on_stage("reading")
-        scans = read_scans(sources)
-        clock.stop("reading")
-        registered = compute(lambda: _registered(scans, procedure, network, on_stage))
-        clock.seconds |= registered.seconds
-        clock.restart()
-
-        on_stage("scoring")
-        measurement = compute(
-            lambda: measure_scans(scans, registered.field, registered.warped, modality=procedure.modality)
+    files = ScanFiles(
+        *map(Path, (fixed, moving)),
+        *(
+            None if path is None else Path(path)
+            for path in (
+                fixed_mask,
+                moving_mask,
+                fixed_labels,
+                moving_labels,
+                fixed_landmarks,
+                moving_landmarks,
+            )
+        ),
+    )
+    if options.method == "network" and not options.affine and (files.fixed_mask or files.moving_mask):
+        raise UserError(
+            'masks have no effect with method="network" and affine=False: drop them, or use method="both"'
         )
-        clock.stop("scoring")
-        summary = {
-            "sources": sources.record(),
-            "options": procedure.record(),
-            "network": network.name if network else None,
-            "results": measurement.row,
-            "seconds": dict(clock.seconds),
-        }
-        on_stage("writing")
-        if preview:
-            write_preview(temporary, scans, measurement)
-        else:
+    if network is None and options.by_network:
+        network = load_pretrained(options.weights)
+    say = on_stage or (lambda stage: None)
 
-            def write() -> None:
-                write_results(
-                    temporary, scans, registered, measurement, summary, composite=procedure.composite
-                )
+    say("reading")
+    began = time.perf_counter()
+    scans = read_scans(files)
+    seconds = {"reading": time.perf_counter() - began}
+    registered = register_scans(
+        scans.fixed,
+        scans.moving,
+        affine=options.affine_config,
+        instance=options.instance_config,
+        network=network if options.by_network else None,
+        tile=options.tile,
+        modality=options.modality,
+        fixed_mask=scans.fixed_mask,
+        moving_mask=scans.moving_mask,
+        apart=options.apart,
+        on_stage=on_stage,
+    )
+    record = {
+        "sources": files.record(),
+        "options": options.record(),
+        "network": network.name if network and options.by_network else None,
+    }
+    seconds |= registered.seconds
+    registered = dataclasses.replace(registered, scans=scans, seconds=seconds, record=record)
 
-            compute(write)
-    return summary
+    say("scoring")
+    began = time.perf_counter()
+    registered.measurement  # noqa: B018 -- computed here, so that its time counts
+    seconds["scoring"] = time.perf_counter() - began
+    return registered
 
 
-def read_scans(sources: Sources) -> ScanPair:
-    """Everything of a pair that has a file.
+def read_scans(files: ScanFiles) -> ScanPair:
+    """Reads the files of two scans.
 
     Raises:
-      UserError: a file that can't be used, labels on another grid than their fixed scan, landmarks that are
-        no pairs or lie outside of their scan.
+      UserError: a file that can't be used, labels on another grid than their fixed scan, landmarks that
+        aren't pairs or lie outside of their scan.
     """
     images: dict[str, Any] = {}
     points: dict[str, Any] = {}
-    for name, path in sources.given().items():
+    for name, path in files.given().items():
         if "landmarks" in name:
             points[name] = read_points(path)
         else:
@@ -141,33 +142,13 @@ def read_scans(sources: Sources) -> ScanPair:
         fixed, moving = points["fixed_landmarks"], points["moving_landmarks"]
         if len(fixed) != len(moving):
             raise UserError(
-                f"{sources.fixed_landmarks} has {len(fixed)} landmarks, {sources.moving_landmarks} "
+                f"{files.fixed_landmarks} has {len(fixed)} landmarks, {files.moving_landmarks} "
                 f"{len(moving)}: expected pairs, line by line"
             )
         for scan in ("fixed", "moving"):
             name = f"{scan}_landmarks"
-            _check_inside(str(sources.given()[name]), points[name], images[scan])
+            _check_inside(str(files.given()[name]), points[name], images[scan])
     return ScanPair(**images, **points)
-
-
-def _registered(
-    scans: ScanPair, procedure: Procedure, network: TrainedNetwork | None, on_stage: Callable[[str], None]
-):
-    from adregnet_jax.registration.scans import register_scans
-
-    return register_scans(
-        scans.fixed,
-        scans.moving,
-        affine=procedure.affine,
-        instance=procedure.instance,
-        network=network,
-        tile=procedure.tile,
-        modality=procedure.modality.value,
-        fixed_mask=scans.fixed_mask,
-        moving_mask=scans.moving_mask,
-        apart=procedure.apart,
-        on_stage=on_stage,
-    )
 
 
 def _check_same_grid(labels: Image, scan: Image) -> None:
@@ -187,28 +168,3 @@ def _check_inside(name: str, points_mm: np.ndarray, scan: Image) -> None:
             f"{name}: {outside.sum()} of {len(voxels)} landmarks lie outside of {scan.name}, the first at "
             f"{points_mm[outside][0].round(2).tolist()}: expected RAS mm, not voxels or LPS"
         )
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_dir():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    total = hashlib.sha256()
-    for entry in sorted(entry for entry in path.iterdir() if entry.is_file()):
-        total.update(f"{entry.name} {_sha256(entry)}\n".encode())
-    return total.hexdigest()
-
-
-class _Clock:
-    """Seconds by stage."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self.restart()
-
-    def restart(self) -> None:
-        self._began = time.perf_counter()
-
-    def stop(self, stage: str) -> None:
-        self.seconds[stage] = time.perf_counter() - self._began
-        self.restart()

@@ -32,7 +32,7 @@ from adregnet_jax.ops.mind import mind_ssc
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.ops.search import search_displacement
-from adregnet_jax.registration.registration import Registration
+from adregnet_jax.registration.results import Registration
 
 SEARCH_POOLING = 2  # voxels of the coarsest level for one of the search, at least
 SEARCH_RADIUS = 6  # in voxels of the search, at most: its memory grows with the cube

@@ -166,13 +166,13 @@ def measure_scans(
         scans: the scans, where their headers put them, and what they are scored by.
         field: on the fixed grid, from the fixed to the moving world.
         warped: the moving scan pulled back by it.
-        modality: `mono` compares the scans by NCC, `multi` by mutual information.
+        modality: "mono" compares the scans by NCC, "multi" by mutual information.
 
     Raises:
         UserError: a field that is not finite.
     """
     if not np.isfinite(field.displacement).all():
-        raise UserError("the field is not finite: the network diverged, or a --set of this run is too large")
+        raise UserError("the field is not finite: the network diverged, or a setting is too large")
     displacement = np.asarray(field.displacement)
     identity = DisplacementField(jnp.zeros_like(field.displacement), field.affine)
     low, high = np.percentile(scans.moving.values, PERCENTILES)
@@ -190,7 +190,7 @@ def measure_scans(
     )
     jacobian = metrics.jacobian_statistics(displacement)
     row: tables.Row = {
-        "similarity_measure": "NCC" if modality == Modality.mono else "mutual information",
+        "similarity_measure": "NCC" if modality == "mono" else "mutual information",
         "similarity_before": before,
         "similarity": after,
         "folded_percent": jacobian["folded_percent"],
@@ -228,7 +228,7 @@ def _similarity(
     """NCC, or mutual information across modalities; None where the scans don't overlap."""
     if not mask.any():
         return None
-    similarity = metrics.ncc if modality == Modality.mono else metrics.mutual_information
+    similarity = metrics.ncc if modality == "mono" else metrics.mutual_information
     return tables.finite(similarity(fixed, other, mask=mask))
 
 

@@ -16,7 +16,7 @@ from adregnet_jax.nn.tiles import predict_in_tiles
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.ops.slabs import SPACE
 from adregnet_jax.registration.instance import align
-from adregnet_jax.registration.registration import Registration
+from adregnet_jax.registration.results import Registration
 
 
 def register(

@@ -1,125 +1,153 @@
-"""How a pair is to be registered: the choices of a user, checked against each other."""
+"""How two scans are to be registered, and the files they come from."""
 
 from __future__ import annotations
 
 import dataclasses
-import enum
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
-from adregnet_jax.config import AffineConfig, Config, InstanceConfig, instance_preset
+from adregnet_jax.config import AffineConfig, InstanceConfig, instance_preset
 from adregnet_jax.errors import UserError
 
+Method = Literal["network", "instance", "both"]
+Modality = Literal["mono", "multi"]
+Subjects = Literal["same", "different", "any"]
+Effort = Literal["fast", "default", "thorough"]
 
-class Method(enum.StrEnum):
-    network = "network"
-    instance = "instance"
-    both = "both"
-
-
-class Modality(enum.StrEnum):
-    mono = "mono"
-    multi = "multi"
-
-
-class Effort(enum.StrEnum):
-    fast = "fast"
-    default = "default"
-    thorough = "thorough"
-
-
-class Subjects(enum.StrEnum):
-    same = "same"
-    different = "different"
-    any = "any"
+CHOICES = {"method": Method, "modality": Modality, "subjects": Subjects, "effort": Effort}
+COUPLES = (("fixed_labels", "moving_labels"), ("fixed_landmarks", "moving_landmarks"))
 
 
 @dataclasses.dataclass(frozen=True)
-class Procedure:
-    """How a pair is registered, once the options are checked against each other."""
+class RegistrationOptions:
+    """How two scans are registered. Each field's description is also its help on the command line.
 
-    method: Method
-    modality: Modality
-    affine: AffineConfig | None
-    instance: InstanceConfig | None
-    weights: Path | None  # None: the shipped ones, where the method has a network
-    tile: int | None = None  # voxels; of the network
-    apart: bool = False
-    composite: bool = False  # field.h5 is written, too
+    Raises:
+      UserError: options that contradict each other, or settings that don't exist or make no sense.
+    """
+
+    weights: Annotated[
+        Path | None, "Workdir of train.py, or a folder of packed weights. Default: the bundled network."
+    ] = None
+    method: Annotated[Method, "both: instance optimisation refines the network's result."] = "both"
+    tile: Annotated[int | None, "Run the network on tiles of N voxels a side, to save memory."] = None
+    modality: Annotated[
+        Modality, "multi: different contrasts, such as T1 and T2. MR and CT: also set similarity=mind."
+    ] = "mono"
+    affine: Annotated[bool, "Whether to start with an affine registration."] = True
+    rigid: Annotated[bool, "Start with a rigid registration instead."] = False
+    apart: Annotated[bool, "Start from the centres of scans that don't overlap in the world."] = False
+    diffeomorphic: Annotated[bool, "Without folds, and with an exact inverse."] = False
+    subjects: Annotated[
+        Subjects, "Whose scans: same is smoother, as for breathing; different allows more detail."
+    ] = "any"
+    effort: Annotated[Effort, "Time to spend on instance optimisation."] = "default"
+    settings: Annotated[
+        Mapping[str, Any], "Change a field of InstanceConfig, for instance smoothness=0.5."
+    ] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, kind in CHOICES.items():
+            if (value := getattr(self, name)) not in get_args(kind):
+                raise UserError(f"{name} is {value!r}: expected one of {', '.join(get_args(kind))}")
+        if self.method == "instance" and self.weights is not None:
+            raise UserError('method="instance" uses no network: drop the weights, or use method="both"')
+        if self.method == "instance" and self.tile is not None:
+            raise UserError('method="instance" uses no network that could run on tiles: use method="both"')
+        if self.rigid and not self.affine:
+            raise UserError("rigid=True and affine=False contradict each other: use one of them")
+        if self.apart and not self.affine:
+            raise UserError(
+                "apart=True needs the affine step, which starts at the centres: drop affine=False"
+            )
+        tuned = self.diffeomorphic or self.settings or self.effort != "default" or self.subjects != "any"
+        if self.method == "network" and tuned:
+            raise UserError(
+                "diffeomorphic, effort, subjects and settings belong to instance optimisation:"
+                ' use method="both"'
+            )
+        if self.settings:
+            self._check_settings()
+
+    def _check_settings(self) -> None:
+        fields = [field.name for field in dataclasses.fields(InstanceConfig)]
+        if unknown := [name for name in self.settings if name not in fields]:
+            raise UserError(f"settings.{unknown[0]} doesn't exist: expected one of {', '.join(fields)}")
+        if self.instance_config is not None:
+            self.instance_config.check(prefix="settings.")
 
     @property
     def by_network(self) -> bool:
-        return self.method != Method.instance
+        """Whether a network takes part."""
+        return self.method != "instance"
+
+    @property
+    def affine_config(self) -> AffineConfig | None:
+        """Settings of the affine or rigid step; None without it."""
+        return AffineConfig(kind="rigid" if self.rigid else "affine") if self.affine else None
+
+    @property
+    def instance_config(self) -> InstanceConfig | None:
+        """Settings of the instance optimisation; None without it."""
+        if self.method == "network":
+            return None
+        preset = instance_preset(self.effort, self.subjects, after_network=self.by_network)
+        changes = {"diffeomorphic": True} if self.diffeomorphic else {}
+        return dataclasses.replace(preset, **(dict(self.settings) | changes))
 
     def record(self) -> dict[str, Any]:
-        """The same as JSON has it."""
-        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        """The options as JSON stores them, presets resolved."""
+        choices = {
+            "method": self.method,
+            "modality": self.modality,
+            "affine": self.affine_config and dataclasses.asdict(self.affine_config),
+            "instance": self.instance_config and dataclasses.asdict(self.instance_config),
+            "weights": self.weights and str(self.weights),
+            "tile": self.tile,
+            "apart": self.apart,
+        }
+        return json.loads(json.dumps(choices))
 
 
-def make_procedure(
-    *,
-    weights: Path | None,
-    method: Method,
-    tile: int | None = None,
-    modality: Modality = Modality.mono,
-    affine: bool = True,
-    rigid: bool = False,
-    diffeomorphic: bool = False,
-    apart: bool = False,
-    subjects: Subjects = Subjects.any,
-    effort: Effort = Effort.default,
-    settings: list[str] | None = None,
-    composite: bool = False,
-) -> Procedure:
-    """What the options of `register`, `batch` and `export` amount to.
+@dataclasses.dataclass(frozen=True)
+class ScanFiles:
+    """The files of two scans: images, and optionally masks, label maps and landmarks.
 
     Raises:
-      UserError: options that contradict each other, or settings that make no sense.
+      UserError: labels or landmarks of one scan alone.
     """
-    if weights is not None and method == Method.instance:
-        raise UserError("--method instance takes no --weights: drop one of them, or use --method both")
-    if tile is not None and method == Method.instance:
-        raise UserError("--method instance has no network to give --tiles to: drop one of them")
-    if rigid and not affine:
-        raise UserError("--rigid and --no-affine contradict each other: give one of them")
-    if apart and not affine:
-        raise UserError("--apart needs the affine step, which starts from the centres: drop --no-affine")
-    instance = None
-    if method != Method.network:
-        preset = instance_preset(effort.value, subjects.value, after_network=method == Method.both)
-        instance = _changed(preset, settings or [], diffeomorphic)
-    elif diffeomorphic or settings or effort != Effort.default or subjects != Subjects.any:
-        raise UserError(
-            "--diffeomorphic, --effort, --subjects and --set are of the instance optimisation: use "
-            "--method both"
-        )
-    return Procedure(
-        method=method,
-        modality=modality,
-        affine=AffineConfig(kind="rigid" if rigid else "affine") if affine else None,
-        instance=instance,
-        weights=weights,
-        tile=tile,
-        apart=apart,
-        composite=composite,
-    )
+
+    fixed: Path
+    moving: Path
+    fixed_mask: Path | None = None
+    moving_mask: Path | None = None
+    fixed_labels: Path | None = None
+    moving_labels: Path | None = None
+    fixed_landmarks: Path | None = None
+    moving_landmarks: Path | None = None
+
+    def __post_init__(self) -> None:
+        for couple in COUPLES:
+            if len({getattr(self, name) is None for name in couple}) == 2:
+                raise UserError(f"{' and '.join(couple)} belong together: give both or none")
+
+    def given(self) -> dict[str, Path]:
+        """The files by name, without those that aren't there."""
+        return {name: path for name, path in vars(self).items() if path is not None}
+
+    def record(self) -> dict[str, dict[str, str]]:
+        """Path and SHA-256 of each file; the sum of a folder covers the names and sums of its files."""
+        return {name: {"path": str(path), "sha256": _sha256(path)} for name, path in self.given().items()}
 
 
-def _changed(preset: InstanceConfig, settings: list[str], diffeomorphic: bool) -> InstanceConfig:
-    config = preset
-    if settings:
-        from adregnet_jax.launch.config_file import override
-
-        for setting in settings:
-            if "=" not in setting:
-                raise UserError(f"--set {setting}: expected NAME=VALUE, for instance smoothness=0.5")
-        try:
-            arguments = [f"--config.instance.{setting}" for setting in settings]
-            config = override(Config(instance=config), arguments).instance
-        except UserError as error:
-            raise UserError(str(error).replace("--config.instance.", "--set ")) from None
-    if diffeomorphic:
-        config = dataclasses.replace(config, diffeomorphic=True)
-    config.check(prefix="--set ")
-    return config
+def _sha256(path: Path) -> str:
+    if not path.is_dir():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for entry in sorted(entry for entry in path.iterdir() if entry.is_file()):
+        total.update(f"{entry.name} {_sha256(entry)}\n".encode())
+    return total.hexdigest()

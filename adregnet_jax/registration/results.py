@@ -1,138 +1,99 @@
-"""Writes the folder of a registered pair: images, fields, the affine matrix, numbers and a report."""
+"""Results of a registration: of arrays on one grid, and of scans with grids of their own."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import functools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
-from matplotlib.figure import Figure
 
-from adregnet_jax import provenance
-from adregnet_jax.data.io.images import Image, write_image
-from adregnet_jax.data.io.transforms import write_field, write_matrix
-from adregnet_jax.registration.field import after_field
-from adregnet_jax.registration.measure import Measurement, ScanPair
-from adregnet_jax.report import page as html
-from adregnet_jax.report import tables
-from adregnet_jax.report.figures import figure_title, png, registration_figure
-
-if TYPE_CHECKING:
-    from adregnet_jax.registration.scans import RegisteredScans
-
-# Every file that such a folder can hold.
-FILES = (
-    "warped.nii.gz",
-    "warped_labels.nii.gz",
-    "field.nii.gz",
-    "field.h5",
-    "inverse.nii.gz",
-    "affine.txt",
-    "report.html",
-    "summary.json",
-    "preview.png",
-)
-COLUMNS = (
-    tables.Column("similarity", "{similarity_measure}"),
-    tables.Column("before", "{similarity_before:.3f}"),
-    tables.Column("after", "{similarity:.3f}"),
-    tables.Column("landmarks", "{landmarks:.0f}"),
-    tables.Column("TRE before, mm", "{tre_before_mm:.2f} ({tre_before_sd_mm:.2f})"),
-    tables.Column("TRE, mm", "{tre_mm:.2f} ({tre_sd_mm:.2f})"),
-    tables.Column("Dice before", "{dice_before:.3f}"),
-    tables.Column("Dice", "{dice:.3f}"),
-    tables.Column("Jacobian", "{jacobian_min:.3f} to {jacobian_max:.3f}"),
-    tables.Column("folded, %", "{folded_percent:.4f}"),
-    tables.Column("folded volume, %", "{folded_volume_percent:.4f}"),
-)
-LABEL_COLUMNS = (
-    tables.Column("label", "{label}"),
-    tables.Column("Dice before", "{dice_before:.3f}"),
-    tables.Column("Dice", "{dice:.3f}"),
-)
-PROTOCOL = """\
-Similarity: global NCC, or mutual information in nats with --modality multi, of intensities between the
-0.5 and 99.5 percentiles, where the scans overlap. TRE: distance between the mapped fixed landmarks and the
-moving ones, mean (sample SD). Dice: mean over the labels; moving labels warped as one trilinear image a
-label, the largest wins. Jacobian: determinant of the whole map, affine included; folded: 0 or less by
-central differences; folded volume: by tetrahedra. "Before": the scans where their headers put them."""
+from adregnet_jax.data.io.images import Image
+from adregnet_jax.registration.field import DisplacementField
+from adregnet_jax.registration.measure import Measurement, ScanPair, measure_scans
+from adregnet_jax.registration.options import Modality
 
 
-def write_results(
-    folder: Path,
-    scans: ScanPair,
-    registered: RegisteredScans,
-    measurement: Measurement,
-    summary: dict[str, Any],
-    *,
-    composite: bool,
-) -> None:
-    """Writes everything but preview.png; summary.json last, so that its presence means a complete folder.
+class Registration(NamedTuple):
+    """A registered batch on one grid.
 
-    Args:
-      folder: an empty folder.
-      scans: the scans that were registered.
-      registered: their fields.
-      measurement: their numbers, and the images on the fixed grid.
-      summary: the contents of summary.json; its "origin" is added.
-      composite: also write field.h5.
+    Attributes:
+      displacement: [b, x, y, z, 3] in voxels: warped(p) = moving(p + u(p)).
+      warped: [b, x, y, z, 1], the moving images pulled back to the fixed grid.
+      pyramid: displacements of the network's levels, coarse to fine, each in voxels of its level.
+      match_entropy: [b, x_l, y_l, z_l] in nats, of the network's levels, coarse to fine.
+      inverse: [b, x, y, z, 3] in voxels, the inverse map; None unless the registration is diffeomorphic.
     """
-    affine = scans.fixed.affine
-    matrix = np.asarray(registered.matrix, np.float64)
-    inverse = np.asarray(registered.inverse.displacement)
-    write_image(folder / "warped.nii.gz", registered.warped)
-    write_field(folder / "field.nii.gz", measurement.displacement, affine)
-    write_field(folder / "inverse.nii.gz", inverse, np.asarray(scans.moving.affine))
-    write_matrix(folder / "affine.txt", matrix)
-    if measurement.warped_labels is not None:
-        write_image(folder / "warped_labels.nii.gz", Image(measurement.warped_labels, affine))
-    if composite:
-        back = jnp.asarray(np.linalg.inv(matrix))
-        before_affine = np.asarray(after_field(registered.field, back).displacement)
-        write_field(folder / "field.h5", before_affine, affine, matrix=np.asarray(registered.matrix))
-    (folder / "report.html").write_text(_page(scans, measurement, summary), encoding="utf-8")
-    summary["origin"] = provenance.origin()
-    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-    (folder / "summary.json").write_text(text, encoding="utf-8")
+
+    displacement: jax.Array
+    warped: jax.Array
+    pyramid: tuple[jax.Array, ...] = ()
+    match_entropy: tuple[jax.Array, ...] = ()
+    inverse: jax.Array | None = None
 
 
-def write_preview(folder: Path, scans: ScanPair, measurement: Measurement) -> None:
-    """Writes preview.png: the scans in three planes, before and after."""
-    (folder / "preview.png").write_bytes(png(_figure(scans, measurement)))
+@dataclasses.dataclass(frozen=True, eq=False)
+class RegisteredScans:
+    """Two registered scans, and what is needed to measure and to write the result.
 
+    Attributes:
+      scans: the scans that were registered, with the masks, labels and landmarks that were given.
+      field: on the fixed grid, from the fixed to the moving world, the affine step included.
+      inverse: on the moving grid, from the moving to the fixed world.
+      matrix: [4, 4] fixed RAS mm -> moving RAS mm, the affine step; the identity without it.
+      warped: the moving scan on the fixed grid, float32, with its least value where it doesn't reach.
+      modality: how the scans were compared.
+      seconds: by stage, compilation included.
+      record: "sources", "options" and "network", as summary.json stores them; empty for scans that don't come
+        from files.
+    """
 
-def as_text(summary: dict[str, Any]) -> str:
-    """The numbers for the terminal, one a line."""
-    cells = [(column.heading, column.text(summary["results"])) for column in COLUMNS]
-    return "\n".join(f"{heading:<17}{text}" for heading, text in cells if text != "-")
+    scans: ScanPair
+    field: DisplacementField
+    inverse: DisplacementField
+    matrix: np.ndarray
+    warped: Image
+    modality: Modality
+    seconds: dict[str, float]
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @functools.cached_property
+    def measurement(self) -> Measurement:
+        """Similarity, folding, Dice and landmark distances; computed once.
 
-def _figure(scans: ScanPair, measurement: Measurement) -> Figure:
-    return registration_figure(
-        measurement.fixed,
-        measurement.moving,
-        measurement.warped,
-        measurement.displacement,
-        measurement.jacobian,
-        spacing_mm=scans.fixed.spacing_mm,
-        affine=scans.fixed.affine,
-        title=figure_title(measurement.row),
-    )
+        Raises:
+          UserError: a field that is not finite.
+        """
+        return measure_scans(self.scans, self.field, self.warped, modality=self.modality)
 
+    def summary(self) -> dict[str, Any]:
+        """The record, the measurements ("results") and the seconds by stage, as JSON can store them."""
+        return {**self.record, "results": self.measurement.row, "seconds": dict(self.seconds)}
 
-def _page(scans: ScanPair, measurement: Measurement, summary: dict[str, Any]) -> str:
-    row = summary["results"]
-    sources = "\n".join(f"{name}: {source['path']}" for name, source in summary["sources"].items())
-    options = summary["options"]
-    how = f"method: {options['method']}, modality: {options['modality']}"
-    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in summary["seconds"].items())
-    sections = [
-        html.Section("Before and after", html.picture(png(_figure(scans, measurement)), "three planes")),
-        html.Section("Alignment", tables.to_html([row], COLUMNS)),
-    ]
-    if row["dice_by_label"]:
-        table = tables.to_html(row["dice_by_label"], LABEL_COLUMNS)
-        sections.append(html.Section("Dice by label", table))
-    return html.page("Registration of two scans", f"{sources}\n{how}\n{seconds}\n\n{PROTOCOL}", sections)
+    def write(
+        self,
+        folder: str | Path,
+        *,
+        overwrite: bool = False,
+        composite: bool = False,
+        preview: bool = False,
+    ) -> None:
+        """Writes a folder with images, fields, affine matrix, numbers and report: complete or not at all.
+
+        Args:
+          folder: its final name; an empty folder may exist there.
+          overwrite: replace the results of an earlier registration. Other files are never replaced.
+          composite: also write field.h5, an ITK composite of field and affine; needs SimpleITK.
+          preview: write preview.png and nothing else.
+
+        Raises:
+          UserError: the folder isn't empty, or can't be written.
+        """
+        from adregnet_jax.atomic import new_folder
+        from adregnet_jax.registration.result_files import FILES, write_results  # loads Matplotlib
+
+        with new_folder(Path(folder), own=FILES, overwrite=overwrite) as temporary:
+            write_results(temporary, self, composite=composite, preview=preview)

@@ -12,7 +12,6 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,34 +34,17 @@ from adregnet_jax.registration.field import (
     warp_image,
 )
 from adregnet_jax.registration.instance import align
+from adregnet_jax.registration.measure import ScanPair
+from adregnet_jax.registration.options import Modality
+from adregnet_jax.registration.results import RegisteredScans
 from adregnet_jax.weights.trained_network import TrainedNetwork
 
-Modality = Literal["mono", "multi"]
 MIN_BACKGROUND = 0.5  # share of the border that has one and the same value, where that is the background
 MASK_TOLERANCE_MM = 0.1  # how far apart the corners of a mask and of its scan may lie
 
 _reverse_field = jax.jit(reverse_field, static_argnames="shape")
 _after_field = jax.jit(after_field)
 _warp_image = jax.jit(warp_image, static_argnames=("mode", "padding"))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class RegisteredScans:
-    """A registered pair.
-
-    Attributes:
-      field: on the grid of the fixed scan, from the fixed to the moving world, the affine step included.
-      inverse: on the grid of the moving scan, from the moving to the fixed world.
-      matrix: [4, 4] fixed RAS mm -> moving RAS mm, of the affine step; the identity without it.
-      warped: the moving scan on the grid of the fixed one, float32; where it doesn't reach, its least value.
-      seconds: of "affine", "deformable" and "inverse", compilation included.
-    """
-
-    field: DisplacementField
-    inverse: DisplacementField
-    matrix: np.ndarray
-    warped: Image
-    seconds: dict[str, float]
 
 
 def register_scans(
@@ -177,7 +159,15 @@ def register_scans(
     warped = np.asarray(_warp_image(field, values - values.min(), moving.affine) + values.min())
     jax.block_until_ready(inverse)
     begin("")
-    return RegisteredScans(field, inverse, matrix, Image(warped, fixed.affine, moving.name), seconds)
+    return RegisteredScans(
+        ScanPair(fixed, moving, fixed_mask, moving_mask),
+        field=field,
+        inverse=inverse,
+        matrix=matrix,
+        warped=Image(warped, fixed.affine, moving.name),
+        modality=modality,
+        seconds=seconds,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("spacing_mm", "config"))
@@ -269,5 +259,5 @@ def _check_overlap(fixed: Image, moving: Image) -> None:
         worst = int(np.argmax(gap_mm))
         raise UserError(
             f"{fixed.name} and {moving.name} do not overlap in the world, they are {gap_mm[worst]:.4g} mm "
-            f"apart ({axis[worst]}): check the files, or ask to start from their centres (--apart)"
+            f"apart ({axis[worst]}): check the files, or start from their centres (apart=True)"
         )

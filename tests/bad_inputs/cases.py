@@ -860,7 +860,7 @@ TRANSFORMS = [
         "composed_alone",
         "adregnet compose field.nii.gz -o out.nii.gz",
         field(),
-        "takes two fields or more, got one",
+        "takes two or more fields, got one",
     ),
     Case(
         "composed_on_two_grids",

@@ -94,7 +94,7 @@ def in_this_process(argv: list[str], monkeypatch) -> int:
 
 def run(program: str) -> None:
     if program == "adregnet":
-        from adregnet_jax.cli import main
+        from adregnet_jax.cli.app import main
 
         main()
     elif program.endswith(".py"):
@@ -106,7 +106,7 @@ def run(program: str) -> None:
 def in_child(argv: list[str]) -> tuple[int, str, str]:
     """Status, output and errors of `adregnet` in a process that can't have more than `MEMORY`."""
     assert argv[0] == "adregnet"
-    program = PROGRAM.format(memory=MEMORY, argv=argv, run="from adregnet_jax.cli import main; main()")
+    program = PROGRAM.format(memory=MEMORY, argv=argv, run="from adregnet_jax.cli.app import main; main()")
     environment = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment

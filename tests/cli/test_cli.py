@@ -10,8 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import types
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import jax
 import jax.export
@@ -23,7 +23,7 @@ import scipy.ndimage
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
-from adregnet_jax.cli import app
+from adregnet_jax.cli.app import app
 from adregnet_jax.config import AffineConfig, InstanceConfig, ModelConfig, instance_preset
 from adregnet_jax.data.io.images import Image, read_image, write_image
 from adregnet_jax.data.io.points import read_points, write_points
@@ -32,7 +32,11 @@ from adregnet_jax.data.preprocessing import rescale_percentiles
 from adregnet_jax.errors import UserError
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.registration.field import DisplacementField, after_field, warp_image, warp_points
+from adregnet_jax.registration.measure import Measurement, ScanPair, measure_scans
 from adregnet_jax.registration.network import register
+from adregnet_jax.registration.result_files import write_results
+from adregnet_jax.registration.results import RegisteredScans
+from adregnet_jax.registration.scans import register_scans
 from adregnet_jax.training.checkpoint import Checkpoints
 from adregnet_jax.training.state import TrainState
 from adregnet_jax.weights.trained_network import TrainingDomain
@@ -55,34 +59,36 @@ LABELS = np.digitize(MOVING, [-0.5, 0.5]).astype(np.int16)
 WRITTEN = {"affine.txt", "field.nii.gz", "inverse.nii.gz", "report.html", "summary.json", "warped.nii.gz"}
 
 
+def found_field(fixed, moving, *, modality, on_stage, **_):
+    """A stand-in for `register_scans`, which finds `FIELD` whatever the scans."""
+    for stage in ("affine", "deformable", "inverse"):
+        on_stage(stage)
+    warped = warp_image(FIELD, jnp.asarray(moving.values), jnp.asarray(moving.affine))
+    return RegisteredScans(
+        ScanPair(fixed, moving),
+        field=FIELD,
+        inverse=INVERSE,
+        matrix=MATRIX,
+        warped=Image(np.asarray(warped), AFFINE),
+        modality=modality,
+        seconds={"affine": 1.0, "deformable": 2.0, "inverse": 0.5},
+    )
+
+
 @pytest.fixture
 def scans(monkeypatch):
-    """A stand-in for `registration.scans`, which gives `FIELD`; its `calls` are what it was asked."""
-    module = types.ModuleType("adregnet_jax.registration.scans")
-    module.calls = []
-
-    def register_scans(fixed, moving, **options):
-        module.calls.append((fixed, moving, options))
-        for stage in ("affine", "deformable", "inverse"):
-            options["on_stage"](stage)
-        warped = warp_image(FIELD, jnp.asarray(moving.values), jnp.asarray(moving.affine))
-        return types.SimpleNamespace(
-            field=FIELD,
-            inverse=INVERSE,
-            matrix=MATRIX,
-            warped=Image(np.asarray(warped), AFFINE),
-            seconds={"affine": 1.0, "deformable": 2.0, "inverse": 0.5},
-        )
-
-    module.register_scans = register_scans
-    monkeypatch.setitem(sys.modules, "adregnet_jax.registration.scans", module)
-    return module
+    """A mock of `register_scans`, which gives `FIELD`."""
+    mock = create_autospec(register_scans, side_effect=found_field)
+    monkeypatch.setattr("adregnet_jax.registration.files.register_scans", mock)
+    return mock
 
 
 @pytest.fixture
 def no_figures(monkeypatch):
     """A page without its picture, of which one test is enough."""
-    monkeypatch.setattr("adregnet_jax.registration.results.registration_figure", lambda *_, **__: Figure())
+    monkeypatch.setattr(
+        "adregnet_jax.registration.result_files.registration_figure", lambda *_, **__: Figure()
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +186,7 @@ def test_register_writes_what_was_found(files, scans, tmp_path):
     assert "Dice" in result.stdout
     assert "deformable" in result.stderr
 
-    _, _, options = scans.calls[0]
+    options = scans.call_args.kwargs
     assert options["affine"] == AffineConfig()
     assert options["instance"] == instance_preset(after_network=True)
     assert options["network"].name == summary["network"] and options["moving_mask"] is None
@@ -217,20 +223,19 @@ def test_itk_applies_what_register_wrote(files, scans, no_figures, tmp_path):
 @pytest.fixture
 def nothing_measured(monkeypatch):
     """For tests of what comes before: no figures, no numbers."""
-    row = {"dice_by_label": None}
-    monkeypatch.setattr(
-        "adregnet_jax.registration.files.measure_scans", lambda *_, **__: types.SimpleNamespace(row=row)
+    nothing = create_autospec(measure_scans, return_value=Measurement({}, *[None] * 6))
+    monkeypatch.setattr("adregnet_jax.registration.results.measure_scans", nothing)
+    monkeypatch.setattr("adregnet_jax.registration.result_files.as_text", lambda row: "")
+    write = create_autospec(
+        write_results, side_effect=lambda folder, *_, **__: (folder / "preview.png").touch()
     )
-    monkeypatch.setattr("adregnet_jax.registration.results.as_text", lambda _: "")
-    monkeypatch.setattr(
-        "adregnet_jax.registration.files.write_preview", lambda folder, *_: (folder / "preview.png").touch()
-    )
+    monkeypatch.setattr("adregnet_jax.registration.result_files.write_results", write)
 
 
 def test_options_reach_the_worker(files, scans, nothing_measured, tmp_path):
     def options(*arguments):
-        succeed(*pair(files), "--output", tmp_path / str(len(scans.calls)), "--preview", *arguments)
-        return scans.calls[-1][2]
+        succeed(*pair(files), "--output", tmp_path / str(scans.call_count), "--preview", *arguments)
+        return scans.call_args.kwargs
 
     assert options("--no-affine")["affine"] is None
     assert options("--rigid")["affine"] == AffineConfig(kind="rigid")
@@ -277,7 +282,10 @@ def test_options_that_contradict(files, tmp_path):
     out = ["--output", tmp_path / "out"]
     for arguments, message in [
         (["--apart", "--no-affine"], "--apart needs the affine step"),
-        (["--method", "instance", "--weights", tmp_path], "takes no --weights"),
+        (
+            ["--method", "instance", "--weights", tmp_path],
+            "--method instance uses no network: drop the weights, or use --method both",
+        ),
         (["--method", "network", "--diffeomorphic"], "use --method both"),
         (["--rigid", "--no-affine"], "contradict"),
         (["--tiles", 32, "--method", "instance"], "no network to give --tiles to"),
@@ -362,7 +370,7 @@ def test_files_that_can_not_be_used(files, scans, tmp_path):
         *pair(files), *out, "--fixed-landmarks", files / "fixed.csv", "--moving-landmarks", files / "far.csv"
     )
     assert names(tmp_path) == {"in"}
-    assert not scans.calls
+    scans.assert_not_called()
 
 
 def test_what_the_worker_raises(files, scans, tmp_path):
@@ -376,27 +384,25 @@ def test_what_the_worker_raises(files, scans, tmp_path):
         def fail(*_, error=error, **__):
             raise error
 
-        scans.register_scans = fail
+        scans.side_effect = fail
         assert message in refusal(*pair(files), *out)
     assert names(tmp_path) == {"in"}
 
     def bug(*_, **__):
         raise RuntimeError("a mistake of ours")
 
-    scans.register_scans = bug
+    scans.side_effect = bug
     assert isinstance(run(*pair(files), *out).exception, RuntimeError)  # is not hidden
     assert names(tmp_path) == {"in"}
 
 
 def test_a_field_that_is_not_finite(files, scans, tmp_path):
-    inner = scans.register_scans
+    broken = DisplacementField(FIELD.displacement.at[0, 0, 0, 0].set(jnp.nan), FIELD.affine)
 
     def diverge(*arguments, **options):
-        found = inner(*arguments, **options)
-        found.field = DisplacementField(FIELD.displacement.at[0, 0, 0, 0].set(jnp.nan), FIELD.affine)
-        return found
+        return dataclasses.replace(found_field(*arguments, **options), field=broken)
 
-    scans.register_scans = diverge
+    scans.side_effect = diverge
     assert "not finite" in refusal(*pair(files), "--output", tmp_path / "out")
 
 
@@ -503,7 +509,7 @@ def test_invert_and_compose(files, tmp_path):
     found = read_field(tmp_path / "same.npz")[0]
     np.testing.assert_allclose(found[inner], 0.3 * DISPLACEMENT[inner], atol=0.02)
 
-    assert "two fields or more" in refusal("compose", small, "-o", tmp_path / "a.npz")
+    assert "two or more fields" in refusal("compose", small, "-o", tmp_path / "a.npz")
     other = files / "other.npz"
     write_field(other, DISPLACEMENT[:-1], AFFINE)
     line = refusal("compose", small, other, "-o", tmp_path / "a.npz")
@@ -593,18 +599,18 @@ def test_batch_goes_on_and_resumes(files, scans, no_figures, tmp_path):
     assert float(found[0]["dice"]) > 0.99
     assert found[1]["dice"] == ""
     assert names(out) == {"a", "c", "results.csv"}
-    assert len(scans.calls) == 2
+    assert scans.call_count == 2
 
     (files / "bad.nii.gz").write_bytes((files / "moving.nii.gz").read_bytes())
     # Half a summary is none: the pair is done again.
     (out / "c" / "summary.json").write_text((out / "c" / "summary.json").read_text()[:100])
     succeed("batch", pairs, "--output", out)
-    assert len(scans.calls) == 2 + 2
+    assert scans.call_count == 2 + 2
     assert [row["status"] for row in results(out)] == ["done"] * 3
     succeed("batch", pairs, "--output", out)
-    assert len(scans.calls) == 4
+    assert scans.call_count == 4
     succeed("batch", pairs, "--output", out, "--overwrite")
-    assert len(scans.calls) == 7
+    assert scans.call_count == 7
 
     result = run("batch", pairs, "--output", out, "--effort", "fast")
     assert result.exit_code == 1
@@ -616,18 +622,15 @@ def test_batch_goes_on_and_resumes(files, scans, no_figures, tmp_path):
 
 
 def test_what_happens_to_one_pair_is_not_the_others_fault(files, scans, no_figures, tmp_path):
-    inner = scans.register_scans
 
     def sometimes(*arguments, **options):
-        if not scans.calls:
-            scans.calls.append(None)
+        if scans.call_count == 1:
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        if len(scans.calls) == 1:
-            scans.calls.append(None)
+        if scans.call_count == 2:
             raise ZeroDivisionError("a mistake of ours")
-        return inner(*arguments, **options)
+        return found_field(*arguments, **options)
 
-    scans.register_scans = sometimes
+    scans.side_effect = sometimes
     row = "fixed.nii.gz,moving.nii.gz"
     assert (
         run("batch", write_pairs(files, [f"{n},{row}" for n in "abc"]), "-o", tmp_path / "out").exit_code == 1
@@ -684,7 +687,7 @@ def test_weights_reach_the_worker(files, scans, nothing_measured, weights, tmp_p
     for number, arguments in enumerate(([], ["--method", "network"])):
         out = tmp_path / str(number)
         succeed(*pair(files), "--output", out, "--preview", "--weights", workdir, *arguments)
-        options = scans.calls[-1][2]
+        options = scans.call_args.kwargs
         jax.tree.map(np.testing.assert_array_equal, options["network"].params, params)
         assert options["network"].model == make_model(TINY)
         assert options["instance"] == (None if arguments else instance_preset(after_network=True))
@@ -695,7 +698,7 @@ def test_the_shipped_weights_are_the_default(files, scans, nothing_measured, tmp
         out = tmp_path / method
         arguments = [] if method == "both" else ["--method", method]
         succeed(*pair(files), "--output", out, "--preview", *arguments)
-        network = scans.calls[-1][2]["network"]
+        network = scans.call_args.kwargs["network"]
         assert network is None if name is None else network.name.startswith(name)
 
 
@@ -716,7 +719,7 @@ def test_a_run_tells_the_grid_that_it_was_trained_on(files, scans, nothing_measu
         (workdir / "config.json").write_text(json.dumps(record | told))
         out = tmp_path / str(number)
         succeed(*pair(files), "--output", out, "--preview", "--weights", workdir)
-        assert scans.calls[-1][2]["network"].scans == trained
+        assert scans.call_args.kwargs["network"].scans == trained
 
 
 def test_a_packed_run_is_the_run(files, scans, nothing_measured, weights, tmp_path):
@@ -728,7 +731,7 @@ def test_a_packed_run_is_the_run(files, scans, nothing_measured, weights, tmp_pa
     succeed("pack", weights[0], "--output", packed, "--overwrite")
     assert (packed / "MODEL_CARD.md").read_text() == "what it is"
     succeed(*pair(files), "--output", tmp_path / "out", "--preview", "--weights", packed)
-    network = scans.calls[-1][2]["network"]
+    network = scans.call_args.kwargs["network"]
 
     def check(found, expected):
         np.testing.assert_allclose(found, expected, rtol=2**-11, atol=1e-7)  # of float16
@@ -792,7 +795,7 @@ def test_weights_that_can_not_be_used(files, scans, weights, tmp_path):
     for changes, message in [
         ({"channels": [8]}, "has a different architecture"),
         ({"depth": 3}, "no model that this version knows"),
-        ({"architecture": "transformer"}, "it must be adregnet"),
+        ({"architecture": "transformer"}, "'transformer': expected adregnet"),
     ]:
         record.write_text(json.dumps({"config": {"model": dataclasses.asdict(TINY) | changes}}))
         assert message in refused(workdir)
@@ -802,7 +805,7 @@ def test_weights_that_can_not_be_used(files, scans, weights, tmp_path):
     shutil.rmtree(workdir / "checkpoints")
     assert "holds no checkpoint" in refused(workdir)
     assert names(tmp_path) == {"in", "run"}
-    assert not scans.calls
+    scans.assert_not_called()
 
 
 def test_export(weights, tmp_path):
@@ -830,12 +833,11 @@ def test_what_export_refuses(tmp_path):
 
 
 SLOW = """
-import signal, sys, time, types
+import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has none
-scans = types.ModuleType("adregnet_jax.registration.scans")
-scans.register_scans = lambda *_, **__: (print("computing", flush=True), time.sleep(60))
-sys.modules["adregnet_jax.registration.scans"] = scans
-from adregnet_jax.cli import main
+from adregnet_jax.registration import files
+files.register_scans = lambda *_, **__: (print("computing", flush=True), time.sleep(60))
+from adregnet_jax.cli.app import main
 main()
 """
 
@@ -863,7 +865,7 @@ def test_an_interruption_leaves_nothing(files, tmp_path, number, status):
 
 def test_help_needs_no_jax():
     program = (
-        "import sys; from adregnet_jax.cli import app\n"
+        "import sys; from adregnet_jax.cli.app import app\n"
         "try: app(['register', '--help'])\n"
         "except SystemExit as stop: status = stop.code\n"
         "print(status, sorted({'jax', 'numpy', 'nibabel', 'ml_collections'} & set(sys.modules)))"

@@ -22,7 +22,7 @@ from adregnet_jax.evaluation.uncertainty import landmark_rows
 from adregnet_jax.nn.prediction import Prediction
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.registration.measure import label_scores, mean_dice, measure_pair
-from adregnet_jax.registration.network import Registration
+from adregnet_jax.registration.results import Registration
 from adregnet_jax.report.tables import read_cases
 
 SHAPE = (16, 14, 12)

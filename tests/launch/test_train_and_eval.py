@@ -18,7 +18,7 @@ from flax import linen as nn
 from tensorboardX.proto.event_pb2 import Event
 
 from adregnet_jax.benchmark import measure as benchmark
-from adregnet_jax.cli.info import describe
+from adregnet_jax.cli.description import describe
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import evaluate
 from adregnet_jax.launch.config_file import load_config, override

@@ -101,7 +101,7 @@ class Place:
         return self._process([sys.executable, *command])
 
     def start_adregnet(self, *arguments: str | Path) -> subprocess.Popen:
-        program = "import sys; from adregnet_jax.cli import main; sys.exit(main())"
+        program = "import sys; from adregnet_jax.cli.app import main; sys.exit(main())"
         return self._process([sys.executable, "-c", program, *map(str, arguments)])
 
     def _process(self, command: list[str]) -> subprocess.Popen:

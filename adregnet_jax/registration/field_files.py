@@ -1,4 +1,4 @@
-"""Fields from files to files: applied, inverted, composed."""
+"""Displacement fields in files: applied to images and points, inverted, composed."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def apply_to_image(
     format: Format | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes the image, pulled back onto the grid of the field.
+    """Warps an image file to the grid of a field file.
 
-    Where the field leads out of it, the result has the image's smallest value; labels are 0 there. Whole
-    numbers stay whole by "nearest".
+    Where the field maps outside the image, the result has the image's smallest value, or 0 for labels. With
+    "nearest", whole numbers stay whole numbers.
 
     Raises:
       UserError: files that can't be used, labels that aren't whole numbers (mode "label"), or an image that
@@ -54,8 +54,8 @@ def apply_to_image(
     reached = _warp(field, np.ones(image.shape, np.float32), image.affine, mode="nearest")
     if not np.any(reached):
         raise UserError(
-            f"{image_path}: the field {field_path} doesn't lead into this image anywhere: is it of another "
-            "scan, or are the headers wrong?"
+            f"{image_path}: the field {field_path} doesn't lead into this image anywhere: does it belong to "
+            "another scan, or are the headers wrong?"
         )
     classes = np.unique(image.values) if mode == "label" else None
     outside = 0 if mode == "label" else image.values.min()
@@ -74,7 +74,7 @@ def apply_to_points(
     format: Format | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Writes where the points go; returns how many of them lie outside of the field's grid."""
+    """Maps a file of points by a field file; returns how many points lie outside the field's grid."""
     _check_new(output, overwrite)
     points_mm = read_points(points_path)
     field = load_field(field_path, format)
@@ -87,9 +87,10 @@ def apply_to_points(
 def invert_file(
     path: Path, output: Path, *, from_format: Format | None, format: Format, overwrite: bool = False
 ) -> float:
-    """Writes the inverse; returns how far field and inverse, composed, are from the identity.
+    """Writes the inverse of a field file, and returns how far the two composed are from the identity.
 
-    In voxels, the 99th percentile of where the inverse stays in the grid; NaN if it does nowhere.
+    The distance is the 99th percentile, in voxels, over voxels whose inverse stays inside the grid; NaN if
+    there are none.
     """
     _check_new(output, overwrite)
     field = load_field(path, from_format)
@@ -101,7 +102,7 @@ def invert_file(
 
 
 def compose_files(paths: Sequence[Path], output: Path, *, format: Format, overwrite: bool = False) -> None:
-    """Writes the field that warps as the first one, then as the second one, and so on.
+    """Writes one field that warps as the first, then as the second, and so on.
 
     Raises:
       UserError: files that can't be used, or fields on different grids.
@@ -118,7 +119,7 @@ def compose_files(paths: Sequence[Path], output: Path, *, format: Format, overwr
 
 
 def load_field(path: Path, format: Format | None = None) -> DisplacementField:
-    """A field on disk as a `DisplacementField`; its affine keeps its 64 bits."""
+    """Reads a field; its affine stays float64."""
     displacement, affine = read_field(path, format)
     return DisplacementField(displacement, affine)  # type: ignore[arg-type]
 
@@ -128,6 +129,6 @@ def _save(path: Path, field: DisplacementField, affine: np.ndarray, format: Form
 
 
 def _check_new(path: Path, overwrite: bool) -> None:
-    """Before anything is computed; writing looks again."""
+    """Refuses an existing file before the computation; writing checks again."""
     if path.exists() and not overwrite:
-        raise UserError(f"{path}: exists already; choose another name, or add --overwrite")
+        raise UserError(f"{path}: exists already; choose another name, or overwrite it")

@@ -1,0 +1,130 @@
+"""Writes the folder of a registered pair: images, fields, the affine matrix, numbers and a report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from adregnet_jax import provenance
+from adregnet_jax.data.io.images import Image, write_image
+from adregnet_jax.data.io.transforms import write_field, write_matrix
+from adregnet_jax.registration.field import after_field
+from adregnet_jax.registration.results import RegisteredScans
+from adregnet_jax.report import page as html
+from adregnet_jax.report import tables
+from adregnet_jax.report.figures import figure_title, png, registration_figure
+
+# Every file that such a folder can hold.
+FILES = (
+    "warped.nii.gz",
+    "warped_labels.nii.gz",
+    "field.nii.gz",
+    "field.h5",
+    "inverse.nii.gz",
+    "affine.txt",
+    "report.html",
+    "summary.json",
+    "preview.png",
+)
+COLUMNS = (
+    tables.Column("similarity", "{similarity_measure}"),
+    tables.Column("before", "{similarity_before:.3f}"),
+    tables.Column("after", "{similarity:.3f}"),
+    tables.Column("landmarks", "{landmarks:.0f}"),
+    tables.Column("TRE before, mm", "{tre_before_mm:.2f} ({tre_before_sd_mm:.2f})"),
+    tables.Column("TRE, mm", "{tre_mm:.2f} ({tre_sd_mm:.2f})"),
+    tables.Column("Dice before", "{dice_before:.3f}"),
+    tables.Column("Dice", "{dice:.3f}"),
+    tables.Column("Jacobian", "{jacobian_min:.3f} to {jacobian_max:.3f}"),
+    tables.Column("folded, %", "{folded_percent:.4f}"),
+    tables.Column("folded volume, %", "{folded_volume_percent:.4f}"),
+)
+LABEL_COLUMNS = (
+    tables.Column("label", "{label}"),
+    tables.Column("Dice before", "{dice_before:.3f}"),
+    tables.Column("Dice", "{dice:.3f}"),
+)
+PROTOCOL = """\
+Similarity: global NCC, or mutual information in nats for different contrasts, of intensities between the
+0.5 and 99.5 percentiles, where the scans overlap. TRE: distance between the mapped fixed landmarks and the
+moving ones, mean (sample SD). Dice: mean over the labels; moving labels warped as one trilinear image a
+label, the largest wins. Jacobian: determinant of the whole map, affine included; folded: 0 or less by
+central differences; folded volume: by tetrahedra. "Before": the scans where their headers put them."""
+
+
+def write_results(
+    folder: Path, registered: RegisteredScans, *, composite: bool = False, preview: bool = False
+) -> None:
+    """Writes the files of a result into an existing folder.
+
+    summary.json comes last, so that its presence means a complete folder.
+
+    Args:
+      folder: an empty folder.
+      registered: the registered scans.
+      composite: also write field.h5.
+      preview: write preview.png alone.
+    """
+    if preview:
+        (folder / "preview.png").write_bytes(png(_figure(registered)))
+        return
+    measurement = registered.measurement
+    affine = registered.scans.fixed.affine
+    matrix = np.asarray(registered.matrix, np.float64)
+    inverse = np.asarray(registered.inverse.displacement)
+    write_image(folder / "warped.nii.gz", registered.warped)
+    write_field(folder / "field.nii.gz", measurement.displacement, affine)
+    write_field(folder / "inverse.nii.gz", inverse, np.asarray(registered.scans.moving.affine))
+    write_matrix(folder / "affine.txt", matrix)
+    if measurement.warped_labels is not None:
+        write_image(folder / "warped_labels.nii.gz", Image(measurement.warped_labels, affine))
+    if composite:
+        back = jnp.asarray(np.linalg.inv(matrix))
+        before_affine = np.asarray(after_field(registered.field, back).displacement)
+        write_field(folder / "field.h5", before_affine, affine, matrix=np.asarray(registered.matrix))
+    (folder / "report.html").write_text(_page(registered), encoding="utf-8")
+    summary = registered.summary() | {"origin": provenance.origin()}
+    if "options" in summary:
+        summary["options"] = summary["options"] | {"composite": composite}
+    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    (folder / "summary.json").write_text(text, encoding="utf-8")
+
+
+def as_text(row: tables.Row) -> str:
+    """The measurements for the terminal, one a line."""
+    cells = [(column.heading, column.text(row)) for column in COLUMNS]
+    return "\n".join(f"{heading:<17}{text}" for heading, text in cells if text != "-")
+
+
+def _figure(registered: RegisteredScans) -> Figure:
+    measurement, fixed = registered.measurement, registered.scans.fixed
+    return registration_figure(
+        measurement.fixed,
+        measurement.moving,
+        measurement.warped,
+        measurement.displacement,
+        measurement.jacobian,
+        spacing_mm=fixed.spacing_mm,
+        affine=fixed.affine,
+        title=figure_title(measurement.row),
+    )
+
+
+def _page(registered: RegisteredScans) -> str:
+    row, record = registered.measurement.row, registered.record
+    lines = [f"{name}: {source['path']}" for name, source in record.get("sources", {}).items()]
+    method = f"method: {record['options']['method']}, " if "options" in record else ""
+    lines.append(f"{method}modality: {registered.modality}")
+    lines.append(", ".join(f"{name} {value:.1f} s" for name, value in registered.seconds.items()))
+    sections = [
+        html.Section("Before and after", html.picture(png(_figure(registered)), "three planes")),
+        html.Section("Alignment", tables.to_html([row], COLUMNS)),
+    ]
+    if row["dice_by_label"]:
+        table = tables.to_html(row["dice_by_label"], LABEL_COLUMNS)
+        sections.append(html.Section("Dice by label", table))
+    return html.page("Registration of two scans", "\n".join([*lines, "", PROTOCOL]), sections)
