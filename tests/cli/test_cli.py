@@ -6,6 +6,7 @@ import functools
 import gzip
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from adregnet_jax.cli.app import app
+from adregnet_jax.cli.execution import start_jax
 from adregnet_jax.config import AffineConfig, InstanceConfig, ModelConfig, instance_preset
 from adregnet_jax.data.io.images import Image, read_image, write_image
 from adregnet_jax.data.io.points import read_points, write_points
@@ -93,9 +95,9 @@ def no_figures(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
-    """The cache on disk and malloc's settings are of whole processes, this one has other tests."""
-    monkeypatch.setattr("adregnet_jax.launch.main.use_compilation_cache", lambda: None)
-    monkeypatch.setattr("adregnet_jax.launch.main.keep_freed_memory", lambda: None)
+    """The cache on disk and malloc's settings belong to a whole process, and this one runs other tests."""
+    monkeypatch.setattr("adregnet_jax.launch.process.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("adregnet_jax.launch.process.keep_freed_memory", lambda: None)
 
 
 @pytest.fixture
@@ -861,6 +863,59 @@ def test_an_interruption_leaves_nothing(files, tmp_path, number, status):
     assert process.returncode == status, told
     assert "Traceback" not in told
     assert names(tmp_path) - {"cache"} == {"in"}
+
+
+def test_a_sample_is_a_pair_to_register(scans, nothing_measured, tmp_path):
+    folder = tmp_path / "a pair"
+    printed = succeed("sample", folder).stdout
+    assert names(folder) == {"fixed.nii.gz", "fixed.csv", "moving.nii.gz", "moving.csv"}
+    _, _, command = printed.partition("adregnet ")
+    succeed(*shlex.split(command.replace("\\\n", " ")), "--preview")
+    fixed, moving = scans.call_args.args
+    assert 0 < np.abs(fixed.values - moving.values).mean() < 0.2
+    points_mm = [read_points(folder / f"{scan}.csv") for scan in ("fixed", "moving")]
+    assert 3 < np.linalg.norm(points_mm[0] - points_mm[1], axis=1).mean() < 30
+    again, other = tmp_path / "again", tmp_path / "other"
+    succeed("sample", again)
+    succeed("sample", other, "--seed", 1)
+    same, different = ((path / "fixed.csv").read_text() for path in (again, other))
+    assert same == (folder / "fixed.csv").read_text() != different
+    assert "exists and is not empty" in refusal("sample", folder)
+    assert "isn't ours" in refusal("sample", files_of_others(folder), "--overwrite")
+
+
+def files_of_others(folder):
+    (folder / "thesis.txt").touch()
+    return folder
+
+
+def test_a_gpu_without_its_plugin(monkeypatch):
+    cpu = jax.devices("cpu")
+
+    def devices(platform=None):
+        if platform in ("gpu", "cuda"):
+            raise RuntimeError(f"Unknown backend: '{platform}' requested")
+        return cpu
+
+    monkeypatch.setattr(jax, "devices", devices)
+    for name in ("gpu", "cuda:0"):
+        with pytest.raises(UserError, match=rf"--device {name}: .*pip install 'adregnet-jax\[cuda12\]'"):
+            start_jax(name)
+    with pytest.raises(UserError, match="--device tpu: there is no such device; JAX has cpu:0, cpu:1"):
+        monkeypatch.setattr(jax, "devices", create_autospec(devices, side_effect=[RuntimeError, cpu[:2]]))
+        start_jax("tpu")
+
+
+def test_a_jax_that_is_not_supported_is_refused(monkeypatch, files, scans, tmp_path):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.9.2")
+    expected = "JAX is 0.9.2; expected 0.10 or newer"
+    for arguments in (
+        [*pair(files), "-o", tmp_path / "out"],
+        ["info", files / "field.nii.gz"],
+        ["pack", tmp_path, "-o", tmp_path / "packed"],
+    ):
+        assert expected in refusal(*arguments)
+    scans.assert_not_called()
 
 
 def test_help_needs_no_jax():

@@ -1,8 +1,16 @@
 """The command line: overrides by type, mistakes as one line, and the compilation cache."""
 
+import ast
+import importlib.metadata
 import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import create_autospec
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from adregnet_jax.config import Config
 from adregnet_jax.errors import UserError
@@ -10,6 +18,8 @@ from adregnet_jax.launch import main as launch_main
 from adregnet_jax.launch import process
 from adregnet_jax.launch.config_file import override
 from adregnet_jax.launch.main import main
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_overrides_take_the_type_of_their_field():
@@ -132,3 +142,52 @@ def test_processes_without_anything_that_starts_them(monkeypatch):
 
 def fail_to_join(**options):
     raise ValueError("no coordinator")
+
+
+def test_the_supported_versions_of_jax_are_those_of_the_requirements():
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    (requirement,) = (Requirement(line) for line in lines if line.startswith("jax>"))
+    lowest, below = process.SUPPORTED_JAX
+    assert requirement.specifier == SpecifierSet(f">={lowest},<{below}")
+
+
+@pytest.mark.parametrize(
+    ("version", "supported"),
+    [("0.9.9", False), ("0.10", True), ("0.10.2.dev3", True), ("0.12.99", True), ("0.13.0", False)],
+)
+def test_the_version_of_jax_is_checked(monkeypatch, version, supported):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    if supported:
+        process.check_jax_version()
+        return
+    with pytest.raises(UserError, match=rf"JAX is {version}; expected 0\.10 or newer.*pip install 'jax>=0"):
+        process.check_jax_version()
+
+
+def test_programs_refuse_a_jax_that_is_not_installed(monkeypatch, tmp_path, capsys):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    path = tmp_path / "config.py"
+    path.write_text("from adregnet_jax.config import Config as get_config\n")
+    run = create_autospec(lambda config, workdir: None)
+    assert main(run, "", [f"--config={path}", f"--workdir={tmp_path}"]) == 2
+    assert capsys.readouterr().err.startswith("error: JAX isn't installed: pip install")
+    run.assert_not_called()
+
+
+@pytest.mark.parametrize("name", ["adregnet_jax/__init__.py", "train.py", "eval.py"])
+def test_an_old_interpreter_gets_as_far_as_its_refusal(name):
+    ast.parse((ROOT / name).read_text(encoding="utf-8"), feature_version=(3, 7))
+
+
+@pytest.mark.parametrize("statement", ["import adregnet_jax.cli.app", "import train", "import eval"])
+def test_an_old_interpreter_is_refused(statement):
+    program = f"import sys; sys.version_info = (3, 10, 13); {statement}"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    expected = "needs Python 3.11 or newer, and this is Python 3.10.13: run it with a newer one"
+    assert done.stderr == f"error: adregnet_jax {expected}\n"
