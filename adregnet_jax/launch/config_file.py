@@ -10,6 +10,7 @@ import runpy
 import typing
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -80,7 +81,7 @@ def _check_path(config: Config, argument: str) -> None:
             raise UserError(f"--config.{'.'.join(names)} is a group: set one of {', '.join(_fields(node))}")
 
 
-def _check_fields(node, path: str) -> None:
+def _check_fields(node: Any, path: str) -> None:
     """Refuses values of another type, and attributes made by mistake: `config.model.chanels = ...`."""
     types = typing.get_type_hints(type(node))
     for name, value in vars(node).items():
@@ -93,7 +94,7 @@ def _check_fields(node, path: str) -> None:
             _check_fields(value, f"{path}.{name}")
 
 
-def _fits(value, kind) -> bool:
+def _fits(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is tuple:
         *kinds, last = typing.get_args(kind)
         if not isinstance(value, tuple):
@@ -119,5 +120,5 @@ def _did_you_mean(name: str, fields: Sequence[str]) -> str:
     return f"; there are {', '.join(fields)}" if fields else ""
 
 
-def _fields(node) -> list[str]:
+def _fields(node: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(node)]

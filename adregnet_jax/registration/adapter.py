@@ -1,8 +1,8 @@
 """Adapts a pair of scans to the grid, axes and contrast a network was trained on, and maps its field back.
 
-A network has seen scans of one orientation and one voxel size. Networks trained on synthetic anatomy know no
-millimetres: every body part filled a grid with about the same number of voxels. They match what looks alike,
-so a moving scan of another contrast is first brought to the contrast of the fixed one.
+A network is trained on scans of one orientation and one voxel size. Networks trained on synthetic anatomy
+don't know millimetres: every body part filled a grid of about the same number of voxels. They match similar
+appearance, so a moving scan of another contrast is first matched to the contrast of the fixed one.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ def predict_displacement(
     tile: int | None = None,
     runs: int | None = None,
 ) -> jax.Array:
-    """What a network says of two scans on one grid, which need not be a grid that it knows.
+    """Predicts the displacement between two scans on one grid, which needn't be like the network's grid.
 
-    Scans are turned, resampled, padded and brought to one contrast, as it knows them, and the displacement is
-    brought back.
+    The scans are reoriented, resampled, padded and matched in contrast as in training, and the displacement
+    is mapped back to their grid.
 
     Args:
-      network: with its parameters.
+      network: the network and its parameters.
       fixed: intensities in [0, 1].
       moving: [x, y, z] on the grid of the fixed scan, intensities in [0, 1].
-      tile: width in voxels, of the network's grid, of the tiles that it gets, or None for the whole volume.
-      runs: of those that `network.scans.voxels` asks for, the first so many; None: all.
+      tile: width in voxels of the network's grid of the tiles it gets; None: the whole volume.
+      runs: how many of the runs in `network.scans.voxels` to make; None: all.
 
     Returns:
       [x, y, z, 3] in voxels of the fixed scan.
 
     Raises:
-      UserError: on the network's grid, the scan is smaller than what the network halves to one voxel.
+      UserError: the scan is too small on the network's grid.
     """
-    if network.scans.same_contrast:  # at full resolution: mixed, tissues and background can't be told apart
+    if network.scans.same_contrast:  # at full resolution: averaged voxels mix tissues and background
         moving = match_contrast(moving, fixed.values)
     extent_mm = np.array(fixed.shape) * fixed.spacing_mm
     first, *finer = _spacings_mm(network.scans, extent_mm, fixed.values.size)[:runs]
@@ -63,8 +63,14 @@ def predict_displacement(
     return displacement
 
 
-def _predict(network: TrainedNetwork, spacing_mm: np.ndarray | None, fixed: Image, moving, tile) -> jax.Array:
-    """What one run of the network says, on a grid of this spacing or on that of the scans."""
+def _predict(
+    network: TrainedNetwork,
+    spacing_mm: np.ndarray | None,
+    fixed: Image,
+    moving: np.ndarray,
+    tile: int | None,
+) -> jax.Array:
+    """The displacement of one run of the network, on a grid of this spacing or on the scans' own grid."""
     turn = _turn(fixed.affine, network.scans.axes)
     turned = [nib.orientations.apply_orientation(values, turn) for values in (fixed.values, moving)]
     affine = fixed.affine @ nib.orientations.inv_ornt_aff(turn, fixed.shape)
@@ -72,7 +78,7 @@ def _predict(network: TrainedNetwork, spacing_mm: np.ndarray | None, fixed: Imag
     target = shape
     if spacing_mm is not None:
         target = np.maximum(np.rint(shape * nib.affines.voxel_sizes(affine) / spacing_mm), 1).astype(int)
-    multiple = network.model.multiple  # type: ignore[attr-defined]  # of every network
+    multiple = network.model.multiple  # type: ignore[attr-defined]  # every network has it
     if target.min() < multiple:
         raise UserError(
             f"{fixed.name}: {' x '.join(map(str, target))} voxels on the grid of {network.name}, which takes"
@@ -80,7 +86,7 @@ def _predict(network: TrainedNetwork, spacing_mm: np.ndarray | None, fixed: Imag
         )
     scale = shape / target
     offset = (scale - 1) / 2
-    # Sizes that the network would pad to anyhow: it is compiled for each of them, and these are few.
+    # To sizes the network would pad to itself: it is compiled for each size, and these are few.
     padding = [(0, -n % multiple) for n in target]
     if (shape != target).any():
         turned = [resample(values, scale, offset, tuple(target.tolist()))[0] for values in turned]
@@ -95,14 +101,14 @@ def _predict(network: TrainedNetwork, spacing_mm: np.ndarray | None, fixed: Imag
 
 
 def _turn(affine: np.ndarray, axes: str | None) -> np.ndarray:
-    """The orientation change, as nibabel writes it, to the nearest one whose axes point to `axes`."""
+    """nibabel's transform from the nearest orientation of `affine` to the orientation `axes`."""
     here = nib.orientations.io_orientation(affine)
     there = here if axes is None else nib.orientations.axcodes2ornt(axes)
     return nib.orientations.ornt_transform(here, there)
 
 
 def _spacings_mm(scans: TrainingDomain, extent_mm: np.ndarray, voxels: int) -> list[np.ndarray | None]:
-    """Of the grid of each run of the network, [3], or None: that of the scan, so wide, of so many voxels."""
+    """Voxel size [3] of the grid of each run of the network; None: that of the scan."""
     if scans.voxels is not None:
         first, *finer = scans.voxels
         wanted = [first, *(more for more in finer if more <= voxels)]

@@ -1,8 +1,8 @@
 """Rigid and affine registration of two scans of any grids, by their images alone.
 
-Both scans are resampled to coarser grids along their own axes; points of the fixed grid go through the world
-to the moving grid. Everything is reckoned from the geometric centres of the two grids, so that far world
-origins cost no digits. Many starts are tried on the coarsest grid, side by side; the best ones go on.
+Both scans are resampled to coarser grids along their own axes; points of the fixed grid are mapped through
+the world to the moving grid. Coordinates are relative to the geometric centres of the two grids, so that far
+world origins cost no digits. Many starts are tried in parallel on the coarsest grid; the best ones continue.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +25,17 @@ from adregnet_jax.ops.sampling import sample
 
 PARAMETERS = {"rigid": 6, "affine": 12}
 MIN_VOXELS = 8  # along an axis of a coarse grid, where the scan has as many
-KEPT = (4, 1)  # candidates that go on after the first level, with all starts, and the second; later one
+KEPT = (4, 1)  # candidates kept after the first level, with all starts, and after the second; then one
 LEARNING_RATE = 0.25  # of a level's spacing: the first steps, in mm at the rim of the scan
 LAST_RATE = 0.02  # share of the learning rate that is left at the end of a level
 ADAM_EPSILON = 1e-6
-FLAT = 1e-3  # SD of an image that says nothing about its place
+FLAT = 1e-3  # standard deviation of an image without information on its place
+
+
+# Voxels [x, y, z], where they count (None: everywhere) and the linear part [3, 3] of the affine.
+_Scan = tuple[jax.Array, jax.Array | None, np.ndarray]
+_Shape = tuple[int, int, int]
+_Shapes = tuple[tuple[_Shape, _Shape], ...]  # of the fixed and the moving grid, by level
 
 
 class _Level(NamedTuple):
@@ -55,10 +62,10 @@ def align_affine(
     moving_mask: jax.Array | None = None,
     config: AffineConfig,
 ) -> jax.Array:
-    """The rigid or affine map from the fixed to the moving world under which the scans are most similar.
+    """Finds the rigid or affine map from the fixed to the moving world that makes the scans most similar.
 
-    Pure: it goes under `jit` (with affines and `config` closed over) and `vmap`. It is compiled once for all
-    scans whose shapes, and whose shapes on the levels, are the same.
+    Pure: it works under `jit` (with affines and `config` closed over) and `vmap`. It is compiled once for all
+    scans with the same shapes on all levels.
 
     Points that leave the moving scan don't count. The similarity counts in full where the overlap is at least
     `config.min_overlap` of the smaller scan, and in proportion to the overlap below that.
@@ -115,8 +122,10 @@ def align_affine(
 
 
 @functools.partial(jax.jit, static_argnames=("shapes", "config"))
-def _aligned(scans, moving_inverse, shapes, config):
-    """The map between the worlds around the two centres: [3, 3], and [3] in mm."""
+def _aligned(
+    scans: tuple[_Scan, _Scan], moving_inverse: jax.Array, shapes: _Shapes, config: AffineConfig
+) -> tuple[jax.Array, jax.Array]:
+    """The map between the worlds around the two centres: a matrix [3, 3] and a shift [3] in mm."""
     levels = [_level(scans, moving_inverse, pair) for pair in shapes]
     (fixed, _, linear), _ = scans
     # Of a box: the root mean square distance from its centre.
@@ -132,7 +141,7 @@ def _aligned(scans, moving_inverse, shapes, config):
             best_start = starts[jnp.argmin(before)]
         candidates = candidates[jnp.argsort(losses)[: KEPT[n] if n < len(KEPT) else 1]]
 
-    # On the way through the levels nothing has watched that it stays better than where it came from.
+    # Going through the levels doesn't guarantee that the result is better than its start.
     finalists = jnp.stack([starts[0], best_start, candidates[0]])
     losses = jax.lax.map(lambda theta: _loss(theta, levels[-1], radius_mm, config), finalists)
     informative = (_spread(levels[0].fixed, levels[0].fixed_counts) > FLAT) & (
@@ -141,13 +150,20 @@ def _aligned(scans, moving_inverse, shapes, config):
     return _map(jnp.where(informative, finalists[jnp.argmin(losses)], starts[0]), radius_mm)
 
 
-def _descend(starts, level, radius_mm, spacing_mm, steps, config):
-    """Adam from every start: the best parameters on the way [k, p], their losses, those of the starts."""
+def _descend(
+    starts: jax.Array,
+    level: _Level,
+    radius_mm: jax.Array,
+    spacing_mm: float,
+    steps: int,
+    config: AffineConfig,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Adam from every start: the best parameters met [k, p], their losses, and the losses of the starts."""
     rates = optax.cosine_decay_schedule(LEARNING_RATE * spacing_mm, max(steps, 1), LAST_RATE)
     optimiser = optax.adam(rates, eps=ADAM_EPSILON)
 
-    def from_one(start):
-        def step(carry, _):
+    def from_one(start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
             theta, moments, best, best_loss = carry
             loss, gradient = jax.value_and_grad(_loss)(theta, level, radius_mm, config)
             better = loss < best_loss
@@ -155,16 +171,16 @@ def _descend(starts, level, radius_mm, spacing_mm, steps, config):
             updates, moments = optimiser.update(gradient, moments)
             return (theta + updates, moments, best, best_loss), loss
 
-        carry = (start, optimiser.init(start), start, jnp.inf)
-        # One more, so that the last step is looked at, and a start where there are no steps.
+        carry: Any = (start, optimiser.init(start), start, jnp.inf)
+        # One more, so that the last step is evaluated, and the start if there are no steps.
         (_, _, best, best_loss), losses = jax.lax.scan(step, carry, length=steps + 1)
         return best, best_loss, losses[0]
 
     return jax.vmap(from_one)(starts)
 
 
-def _loss(theta, level, radius_mm, config):
-    """Minus the similarity, in proportion to the overlap where that is too small."""
+def _loss(theta: jax.Array, level: _Level, radius_mm: jax.Array, config: AffineConfig) -> jax.Array:
+    """Minus the similarity, reduced in proportion where the overlap is too small."""
     linear, shift_mm = _map(theta, radius_mm)
     to_voxels = jnp.matmul(level.to_voxels, linear, precision="highest")
     first = _linear(level.to_voxels, shift_mm) + _middle(level.moving.shape)
@@ -191,7 +207,7 @@ def _loss(theta, level, radius_mm, config):
     return (least - similarity) * jnp.minimum(1, overlap / config.min_overlap)
 
 
-def _map(theta, radius_mm):
+def _map(theta: jax.Array, radius_mm: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Parameters [6 or 12], all in mm at the rim of the scan, as a matrix [3, 3] and a shift [3] in mm.
 
     Shift, rotation, scales, shears: a stretch along three axes, which a square keeps from reflecting, then
@@ -207,17 +223,17 @@ def _map(theta, radius_mm):
     return linear, theta[:3]
 
 
-def _skew(vector):
+def _skew(vector: jax.Array) -> jax.Array:
     x, y, z = vector
     return jnp.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
 
 
-def _symmetric(values):
+def _symmetric(values: jax.Array) -> jax.Array:
     xx, yy, zz, yz, xz, xy = values
     return jnp.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
 
 
-def _starts(level, radius_mm, config):
+def _starts(level: _Level, radius_mm: jax.Array, config: AffineConfig) -> jax.Array:
     """[k, p]: rotations about the geometric centres and the centres of mass; the first one is no rotation."""
     directions = np.array(list(itertools.product((0.0, 1.0, -1.0), repeat=3)))
     directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1)
@@ -229,7 +245,7 @@ def _starts(level, radius_mm, config):
         _centre_of_mass(level.moving, level.moving_counts, level.moving_mm),
     )
 
-    def start(rotation, centres):
+    def start(rotation: jax.Array | np.ndarray, centres: tuple[jax.Array, jax.Array]) -> jax.Array:
         theta = jnp.zeros(PARAMETERS[config.kind]).at[3:6].set(rotation)
         here_mm, there_mm = centres
         turned_mm = _linear(_map(theta, radius_mm)[0], here_mm)
@@ -243,8 +259,8 @@ def _starts(level, radius_mm, config):
     )
 
 
-def _centre_of_mass(image, counts, points_mm):
-    """[3] mm: of how far intensities are from that of the border, which is background in any contrast."""
+def _centre_of_mass(image: jax.Array, counts: jax.Array, points_mm: jax.Array) -> jax.Array:
+    """[3] mm, weighted by the difference from the border's intensity, which is background in any contrast."""
     border = np.ones(image.shape, bool)
     border[1:-1, 1:-1, 1:-1] = False
     background = jnp.nanmedian(jnp.where(counts > 0, image, jnp.nan)[border])
@@ -252,14 +268,15 @@ def _centre_of_mass(image, counts, points_mm):
     return jnp.einsum("xyz,xyzi->i", mass, points_mm, precision="highest") / jnp.maximum(jnp.sum(mass), 1e-6)
 
 
-def _spread(image, counts):
-    """SD of the intensities that count; 0 if none do."""
+def _spread(image: jax.Array, counts: jax.Array) -> jax.Array:
+    """Standard deviation of the intensities that count; 0 if none do."""
     total = jnp.maximum(jnp.sum(counts), 1)
     mean = jnp.sum(counts * image) / total
     return jnp.sqrt(jnp.sum(counts * (image - mean) ** 2) / total)
 
 
-def _level(scans, moving_inverse, shapes):
+def _level(scans: tuple[_Scan, _Scan], moving_inverse: jax.Array, shapes: tuple[_Shape, _Shape]) -> _Level:
+    """Both scans on the grids of one level."""
     images, counts, points_mm, volumes_mm3 = [], [], [], []
     for (scan, mask, scan_linear), shape in zip(scans, shapes, strict=True):
         image, count = _resampled(scan, mask, shape)
@@ -284,13 +301,13 @@ def _level(scans, moving_inverse, shapes):
     )
 
 
-def _linear(matrix, vectors):
+def _linear(matrix: jax.Array | np.ndarray, vectors: jax.Array | np.ndarray) -> jax.Array:
     """[3, 3] times vectors [..., 3]; GPUs would multiply with 10 bits of mantissa."""
     return jnp.einsum("ij,...j->...i", matrix, vectors, precision="highest")
 
 
-def _resampled(scan, mask, shape):
-    """A scan without what doesn't count, smoothed and on a coarser grid, and where it counts there."""
+def _resampled(scan: jax.Array, mask: jax.Array | None, shape: _Shape) -> tuple[jax.Array, jax.Array]:
+    """A masked scan smoothed to a coarser grid, and where it counts there."""
     if mask is None:
         return jax.image.resize(jnp.asarray(scan, jnp.float32), shape, "linear"), jnp.ones(shape)
     counts = jnp.asarray(mask) > 0
@@ -303,20 +320,27 @@ def _resampled(scan, mask, shape):
     return counts * image / jnp.maximum(weight, 0.5), counts
 
 
-def _level_shape(shape, affine, spacing_mm):
+def _level_shape(shape: Sequence[int], affine: np.ndarray, spacing_mm: float) -> _Shape:
     """Voxels along each axis of a grid of about `spacing_mm`, no finer than the scan."""
     sizes_mm = np.linalg.norm(affine[:3, :3], axis=0)
-    return tuple(
+    x, y, z = (
         min(n, max(MIN_VOXELS, round(float(n * mm / spacing_mm))))
         for n, mm in zip(shape, sizes_mm, strict=True)
     )
+    return x, y, z
 
 
-def _middle(shape):
+def _middle(shape: Sequence[int]) -> np.ndarray:
     return (np.array(shape, np.float32) - 1) / 2
 
 
-def _check(fixed, moving, affines, masks, config):
+def _check(
+    fixed: jax.Array,
+    moving: jax.Array,
+    affines: Sequence[np.ndarray],
+    masks: Sequence[jax.Array | None],
+    config: AffineConfig,
+) -> None:
     if fixed.ndim != 3 or moving.ndim != 3 or 0 in fixed.shape + moving.shape:
         raise ValueError(f"scans must be [x, y, z] and not empty, got {fixed.shape} and {moving.shape}")
     for name, affine in zip(("fixed_affine", "moving_affine"), affines, strict=True):
@@ -332,7 +356,7 @@ def _check(fixed, moving, affines, masks, config):
     config.check()
 
 
-def _invertible(affine):
+def _invertible(affine: np.ndarray) -> bool:
     sizes_mm = np.linalg.norm(affine[:3, :3], axis=0)
     # Of axes of length 1: far from 0 whatever the unit.
     return (

@@ -1,15 +1,16 @@
-"""Instance optimisation: two scans aligned by their images alone, with a network's start or without weights.
+"""Instance optimisation: registration of two scans by their images alone, with or without a network's start.
 
 The displacement is found coarse to fine. A discrete search finds large motions on a grid of features; then,
 level by level, Adam moves a grid of control points, which is interpolated to the voxels. Landmarks and labels
-have no part in it.
+take no part.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,14 +35,17 @@ from adregnet_jax.ops.sampling import warp
 from adregnet_jax.ops.search import search_displacement
 from adregnet_jax.registration.results import Registration
 
-SEARCH_POOLING = 2  # voxels of the coarsest level for one of the search, at least
-SEARCH_RADIUS = 6  # in voxels of the search, at most: its memory grows with the cube
+SEARCH_POOLING = 2  # least number of voxels of the coarsest level per voxel of the search
+SEARCH_RADIUS = 6  # most voxels of the search: its memory grows with the cube
 LOGARITHM_STEPS = 8
-ADAM_EPSILON = 1e-2  # control points whose gradient is far smaller rest, where they would be driven by noise
-MIN_SHAPE = (2, 2, 2)  # of a displacement that is zero everywhere
+ADAM_EPSILON = 1e-2  # keeps control points with far smaller gradients from following noise
+MIN_SHAPE = (2, 2, 2)  # grid of a displacement that is zero everywhere
+Features = dict[str, jax.Array]  # [b, x, y, z, c] of fixed, moving and their masks, on one level
+Shape = tuple[int, int, int]
+
 LEAST_DETERMINANT = 0.05  # below it, a fold is near, or hidden between voxels
 UNFOLDING_ROUNDS = 50
-TOLERANCE_STEPS = 10  # between two looks at the loss, where a pair may stop early
+TOLERANCE_STEPS = 10  # between two checks of whether a pair can stop early
 
 
 def align(
@@ -86,7 +90,7 @@ def align(
     searched = [pooling * factor for factor in factors[0]]
     multiple = [math.lcm(*column) for column in zip(*factors, searched, strict=True)]
     padding = ((0, 0), *((0, -n % m) for n, m in zip(shape, multiple, strict=True)), (0, 0))
-    # What the padding adds doesn't count; images and start repeat their edges into it.
+    # Padding doesn't count; images and start repeat their edges into it.
     inside = jnp.ones_like(fixed) if fixed_mask is None else (fixed_mask > 0).astype(fixed.dtype)
     scans = {
         "fixed": jnp.pad(fixed, padding, mode="edge"),
@@ -122,8 +126,10 @@ def align(
     )
 
 
-def _small_deformation(levels, start, spacings_mm, config):
-    """A sum: the start, which keeps its detail, and the interpolated control points of every level."""
+def _small_deformation(
+    levels: list[Features], start: jax.Array, spacings_mm: list[np.ndarray], config: InstanceConfig
+) -> tuple[jax.Array, None]:
+    """The sum of the start, which keeps its detail, and the interpolated control points of every level."""
     correction = jnp.zeros((len(start), *MIN_SHAPE, 3))
     for level, spacing_mm, steps, stride in zip(
         levels, spacings_mm, config.steps, config.strides, strict=True
@@ -135,12 +141,14 @@ def _small_deformation(levels, start, spacings_mm, config):
         control = jnp.zeros((len(start), *_control_shape(shape, stride), 3))
         control = _minimise(_displaced, control, before, level, spacing_mm, steps, config)
         correction = correction + resize_displacement(control, shape)
-    shape = np.maximum(start.shape[1:4], correction.shape[1:4])
-    return resize_displacement(start, shape) + resize_displacement(correction, shape), None
+    finest = np.maximum(start.shape[1:4], correction.shape[1:4]).tolist()
+    return resize_displacement(start, finest) + resize_displacement(correction, finest), None
 
 
-def _diffeomorphism(levels, start, spacings_mm, config):
-    """The flow of a stationary velocity, which lives on the control points."""
+def _diffeomorphism(
+    levels: list[Features], start: jax.Array, spacings_mm: list[np.ndarray], config: InstanceConfig
+) -> tuple[jax.Array, jax.Array]:
+    """The flow of a stationary velocity given at control points, and its inverse."""
     velocity = _logarithm(
         resize_displacement(start, _control_shape(levels[0]["fixed"].shape[1:4], config.strides[0]))
     )
@@ -156,21 +164,30 @@ def _diffeomorphism(levels, start, spacings_mm, config):
     return exponential(velocity), exponential(-velocity)
 
 
-def _displaced(control, before, shape):
+def _displaced(control: jax.Array, before: jax.Array, shape: Shape) -> tuple[jax.Array, None]:
     return before + resize_displacement(control, shape), None
 
 
-def _flowed(velocity, _, shape):
-    return tuple(resize_displacement(_flow(sign * velocity), shape) for sign in (1, -1))
+def _flowed(velocity: jax.Array, _: None, shape: Shape) -> tuple[jax.Array, jax.Array]:
+    forth, back = (resize_displacement(_flow(sign * velocity), shape) for sign in (1, -1))
+    return forth, back
 
 
-def _flow(velocity):
+def _flow(velocity: jax.Array) -> jax.Array:
     # Smoothed, so that neighbouring control points can't pass each other between two squarings.
     return exponential(box_mean(velocity, 3))
 
 
-def _minimise(fields_of, control, before, level, spacing_mm, steps, config):
-    """The control points [b, ...] after Adam: each pair on its own, and each with an end of its own."""
+def _minimise(
+    fields_of: Callable[..., tuple[jax.Array, jax.Array | None]],
+    control: jax.Array,
+    before: jax.Array | None,
+    level: Features,
+    spacing_mm: np.ndarray,
+    steps: int,
+    config: InstanceConfig,
+) -> jax.Array:
+    """The control points [b, ...] after Adam; each pair is optimised, and stopped, on its own."""
     optimiser = optax.adam(config.learning_rate, eps=ADAM_EPSILON)
     points = math.prod(control.shape[1:4])
     features = {
@@ -178,16 +195,16 @@ def _minimise(fields_of, control, before, level, spacing_mm, steps, config):
         for name, scan in level.items()
     }
 
-    def one_pair(control, before, features):
+    def one_pair(control: jax.Array, before: jax.Array | None, features: Features) -> jax.Array:
         features = {name: scan[None] for name, scan in features.items()}
         before = None if before is None else before[None]
 
-        def loss(control):
+        def loss(control: jax.Array) -> jax.Array:
             forth, back = fields_of(control[None], before, features["fixed"].shape[1:4])
             # Times the points, so that the gradient of one of them doesn't shrink with their number.
             return points * _energy(forth, back if config.symmetric else None, features, spacing_mm, config)
 
-        def step(state, _):
+        def step(state: Any, _: None) -> tuple[Any, jax.Array]:
             control, moments = state
             value, gradient = jax.value_and_grad(loss)(control)
             updates, moments = optimiser.update(gradient, moments)
@@ -197,24 +214,30 @@ def _minimise(fields_of, control, before, level, spacing_mm, steps, config):
         if not config.tolerance:
             return jax.lax.scan(step, state, length=steps)[0][0]
 
-        def go_on(carry):
+        def unfinished(carry: Any) -> jax.Array:
             _, _, improves, done = carry
             return improves & (done < steps)
 
-        def some_steps(carry):
+        def some_steps(carry: Any) -> Any:
             state, last, _, done = carry
             state, values = jax.lax.scan(step, state, length=min(TOLERANCE_STEPS, steps))
             improves = last - values[-1] > config.tolerance * jnp.abs(values[-1])
             return state, values[-1], improves, done + TOLERANCE_STEPS
 
         start = (state, jnp.inf, True, 0)
-        return jax.lax.while_loop(go_on, some_steps, start)[0][0]
+        return jax.lax.while_loop(unfinished, some_steps, start)[0][0]
 
     return jax.vmap(one_pair)(control, before, features)
 
 
-def _energy(forth, back, features, spacing_mm, config):
-    """What is minimised: dissimilarity, and what a displacement costs."""
+def _energy(
+    forth: jax.Array,
+    back: jax.Array | None,
+    features: Features,
+    spacing_mm: np.ndarray,
+    config: InstanceConfig,
+) -> jax.Array:
+    """The minimised energy: dissimilarity plus regularisation of the displacement."""
     similarity = functools.partial(_dissimilarity, config=config)
     fixed, moving = features["fixed"], features["moving"]
     fixed_mask, moving_mask = features["fixed_mask"], features.get("moving_mask")
@@ -222,17 +245,25 @@ def _energy(forth, back, features, spacing_mm, config):
     if back is not None:
         inside = jnp.ones_like(fixed_mask) if moving_mask is None else moving_mask
         total = (total + similarity(moving, fixed, back, inside, fixed_mask)) / 2
-    spacing_mm = jnp.asarray(spacing_mm, forth.dtype)[None]
+    spacings_mm = jnp.asarray(spacing_mm, forth.dtype)[None]
     if config.smoothness:
-        total += config.smoothness * smoothness_loss(forth, spacing_mm)
+        total += config.smoothness * smoothness_loss(forth, spacings_mm)
     if config.bending:
-        total += config.bending * bending_energy_loss(forth, spacing_mm)
+        total += config.bending * bending_energy_loss(forth, spacings_mm)
     if config.jacobian:
         total += config.jacobian * jacobian_loss(forth)
     return total
 
 
-def _dissimilarity(still, moving, displacement, still_mask, moving_mask, *, config):
+def _dissimilarity(
+    still: jax.Array,
+    moving: jax.Array,
+    displacement: jax.Array,
+    still_mask: jax.Array,
+    moving_mask: jax.Array | None,
+    *,
+    config: InstanceConfig,
+) -> jax.Array:
     warped = warp(moving, displacement)
     mask = still_mask
     if moving_mask is not None:
@@ -244,14 +275,16 @@ def _dissimilarity(still, moving, displacement, still_mask, moving_mask, *, conf
     return ssd_loss(still, warped, mask=mask)
 
 
-def _search_pooling(factor, spacing_mm, config):
-    """How many voxels of the coarsest level make one of the search, along each axis."""
+def _search_pooling(factor: Shape, spacing_mm: Sequence[float], config: InstanceConfig) -> int:
+    """How many voxels of the coarsest level one voxel of the search spans, along each axis."""
     finest_mm = min(np.multiply(spacing_mm, factor))
     return max(SEARCH_POOLING, math.ceil(config.search_range_mm / SEARCH_RADIUS / finest_mm))
 
 
-def _searched(level, pooling, cell_mm, config, *, masked):
-    """Where to start: the discrete search's displacement on its own grid, or zeros."""
+def _searched(
+    level: Features, pooling: int, cell_mm: np.ndarray, config: InstanceConfig, *, masked: bool
+) -> jax.Array:
+    """The start: the displacement of the discrete search on its own grid, or zeros without a search."""
     if not config.search_range_mm:
         return jnp.zeros((len(level["fixed"]), *MIN_SHAPE, 3))
     fixed, moving = (_pooled(mind_ssc(level[name]), (pooling,) * 3) for name in ("fixed", "moving"))
@@ -266,20 +299,20 @@ def _searched(level, pooling, cell_mm, config, *, masked):
     return jax.lax.stop_gradient(search_displacement(fixed, moving, radius.astype(int), **masks))
 
 
-def _unfolded(displacement):
-    """The displacement, smoothed where it folds, wider with every round, until it doesn't.
+def _unfolded(displacement: jax.Array) -> jax.Array:
+    """The displacement, smoothed where it folds, over a wider region with every round, until it doesn't.
 
-    To a gradient it is the identity, which it is where nothing folds.
+    Its gradient is that of the identity, which it is where nothing folds.
     """
 
-    def folds(displacement):
+    def folds(displacement: jax.Array) -> jax.Array:
         return jacobian_determinant(displacement)[..., None] < LEAST_DETERMINANT
 
-    def go_on(carry):
+    def unfinished(carry: Any) -> jax.Array:
         _, folded, rounds = carry
         return jnp.any(folded) & (rounds < UNFOLDING_ROUNDS)
 
-    def smooth(carry):
+    def smooth(carry: Any) -> Any:
         displacement, folded, rounds = carry
         share = box_mean(box_mean(folded.astype(displacement.dtype), 3), 3)
         near = jnp.minimum(1, 4 * share)  # fades out, where a hard edge would fold anew
@@ -288,36 +321,44 @@ def _unfolded(displacement):
 
     still = jax.lax.stop_gradient(displacement)
     start = (still, folds(still), 0)
-    return displacement + jax.lax.stop_gradient(jax.lax.while_loop(go_on, smooth, start)[0] - still)
+    return displacement + jax.lax.stop_gradient(jax.lax.while_loop(unfinished, smooth, start)[0] - still)
 
 
-def _logarithm(displacement):
-    """A velocity whose flow is near the displacement, by correcting what its flow lacks."""
+def _logarithm(displacement: jax.Array) -> jax.Array:
+    """A velocity whose flow is near the displacement, found by adding the difference repeatedly."""
 
-    def correct(velocity, _):
+    def correct(velocity: jax.Array, _: None) -> tuple[jax.Array, None]:
         return velocity + displacement - _flow(velocity), None
 
     return jax.lax.scan(correct, displacement, length=LOGARITHM_STEPS)[0]
 
 
-def _pooled(scan, factor):
-    """[b, x, y, z, c] averaged over blocks, whose sides divide those of the scan."""
+def _pooled(scan: jax.Array, factor: Shape) -> jax.Array:
+    """[b, x, y, z, c] averaged over blocks of `factor` voxels, which divides the size of the scan."""
     b, c = scan.shape[0], scan.shape[-1]
     split = [size for n, f in zip(scan.shape[1:4], factor, strict=True) for size in (n // f, f)]
     return jnp.mean(scan.reshape(b, *split, c), axis=(2, 4, 6))
 
 
-def _axis_factors(factor, spacing_mm):
-    """Voxels along each axis that make one of `factor` times the finest spacing."""
-    finest = min(spacing_mm)
-    return tuple(max(1, round(factor * finest / size)) for size in spacing_mm)
+def _axis_factors(factor: int, spacing_mm: Sequence[float]) -> Shape:
+    """Voxels along each axis that span `factor` times the finest spacing."""
+    x, y, z = (max(1, round(factor * min(spacing_mm) / size)) for size in spacing_mm)
+    return x, y, z
 
 
-def _control_shape(shape, stride):
-    return tuple(max(2, -(-n // stride)) for n in shape)
+def _control_shape(shape: Sequence[int], stride: int) -> Shape:
+    x, y, z = (max(2, -(-n // stride)) for n in shape)
+    return x, y, z
 
 
-def _check(fixed, moving, spacing_mm, start, masks, config):
+def _check(
+    fixed: jax.Array,
+    moving: jax.Array,
+    spacing_mm: Sequence[float],
+    start: jax.Array | None,
+    masks: Sequence[jax.Array | None],
+    config: InstanceConfig,
+) -> None:
     if fixed.ndim != 5 or fixed.shape[-1] != 1 or moving.shape != fixed.shape:
         raise ValueError(f"images must be [b, x, y, z, 1] on one grid, got {fixed.shape} and {moving.shape}")
     if start is not None and start.shape != (*fixed.shape[:4], 3):

@@ -1,4 +1,4 @@
-"""Registration of a batch of pairs as one pure function."""
+"""Registration of a batch of pairs by a network, as one pure function."""
 
 from __future__ import annotations
 
@@ -83,22 +83,22 @@ def register(
 def register_sharded(
     params: Any, fixed: jax.Array, moving: jax.Array, *, model: nn.Module, mesh: Mesh
 ) -> Registration:
-    """`register` by a network, of volumes too large for one device: each has a slab along x.
+    """`register` for volumes too large for one device: each device holds a slab along x.
 
-    Pure: it goes under `jit` (with `model` and `mesh` static or closed over).
+    Pure: it works under `jit` (with `model` and `mesh` static or closed over).
 
     Args:
       params: parameters of `model`.
       fixed: [b, x, y, z, 1], intensities in [0, 1].
       moving: [b, x, y, z, 1], on the same grid.
       model: `AdRegNet` or `VoxelMorph`.
-      mesh: its axis `space` has the devices that share a volume; along other axes they do the same.
+      mesh: its axis `space` holds the devices that share a volume; other axes repeat the computation.
 
     Returns:
-      A `Registration` whose arrays are divided along x.
+      A `Registration` whose arrays are sharded along x.
 
     Raises:
-      UserError: the width of the volumes doesn't split into slabs that the network takes.
+      UserError: the volumes' width doesn't divide into slabs the network accepts.
       ValueError: shapes that differ or are not [b, x, y, z, 1].
 
     Examples:
@@ -109,7 +109,7 @@ def register_sharded(
     check_images(fixed, moving)
     check_width(fixed.shape[1], mesh.shape[SPACE], model.multiple)
 
-    def register_slab(params, fixed, moving):
+    def register_slab(params: Any, fixed: jax.Array, moving: jax.Array) -> Registration:
         prediction = cast(Prediction, model.apply({"params": params}, fixed, moving))
         warped = warp(moving, prediction.displacement)
         return Registration(prediction.displacement, warped, prediction.pyramid, prediction.match_entropy)
@@ -130,19 +130,19 @@ def dropout_sd_mm(
     samples: int,
     spacing_mm: Sequence[float] | jax.Array,
 ) -> jax.Array:
-    """How far the displacement scatters over networks drawn by dropout (Monte-Carlo dropout).
+    """Standard deviation of the displacement over networks drawn by dropout (Monte-Carlo dropout).
 
-    The samples are made one after the other and summed up on the way: the memory is that of two of them.
+    The samples are computed one after the other into running sums: the memory is that of two samples.
     Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016; the running sums are Welford's.
 
     Args:
       params: parameters of `model`, trained with dropout.
       fixed: [b, x, y, z, 1], intensities in [0, 1].
       moving: [b, x, y, z, 1], on the same grid.
-      key: of the dropout; the same key draws the same networks for every pair.
+      key: random key of the dropout; the same key draws the same networks for every pair.
       model: the network, with a dropout rate above 0: at 0, the result is 0 everywhere.
       samples: how many networks are drawn, 2 or more.
-      spacing_mm: three numbers, of the grid.
+      spacing_mm: voxel size along each axis.
 
     Returns:
       [b, x, y, z] mm: the length of the vector of the three components' sample SDs.
@@ -153,7 +153,7 @@ def dropout_sd_mm(
     if samples < 2:
         raise ValueError(f"an SD takes two samples or more, got {samples}")
 
-    def add(n, sums):
+    def add(n: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         mean, squares = sums
         rngs = {"dropout": jax.random.fold_in(key, n)}
         prediction = cast(Prediction, model.apply({"params": params}, fixed, moving, rngs=rngs))

@@ -1,6 +1,6 @@
-"""Two scans of any grid in, one field in the world out: what the command line does with a pair.
+"""Registration of two scans with grids of their own, to one displacement field in the world.
 
-Affine registration brings the moving scan to the fixed one, the deformable registration runs on the grid of
+Affine registration maps the moving scan to the fixed one, deformable registration runs on the grid of
 the fixed scan, and the two become one field, so that the moving scan is interpolated once.
 """
 
@@ -12,6 +12,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +40,8 @@ from adregnet_jax.registration.options import Modality
 from adregnet_jax.registration.results import RegisteredScans
 from adregnet_jax.weights.trained_network import TrainedNetwork
 
-MIN_BACKGROUND = 0.5  # share of the border that has one and the same value, where that is the background
-MASK_TOLERANCE_MM = 0.1  # how far apart the corners of a mask and of its scan may lie
+MIN_BACKGROUND = 0.5  # a value is the background if at least this share of the border has it
+MASK_TOLERANCE_MM = 0.1  # greatest distance between the corners of a mask and of its scan
 
 _reverse_field = jax.jit(reverse_field, static_argnames="shape")
 _after_field = jax.jit(after_field)
@@ -61,40 +62,40 @@ def register_scans(
     apart: bool = False,
     on_stage: Callable[[str], None] | None = None,
 ) -> RegisteredScans:
-    """Aligns a moving scan with a fixed scan, each with a grid, a spacing and an orientation of its own.
+    """Registers a moving scan to a fixed scan; grid, spacing and orientation may differ.
 
     Args:
       fixed: the scan whose grid the result has.
-      moving: the scan that is moved.
-      affine: settings of the affine registration that goes first; None: the scans are aligned in the world.
+      moving: the scan that is warped.
+      affine: settings of the affine registration to start with; None: start where the headers put the scans.
       instance: settings of the instance optimisation; None: no such optimisation.
-      network: a trained network, as from `load_pretrained`, which goes before the instance optimisation and
-        gets the scans on a grid that it knows; None: no network.
-      tile: width in voxels of the tiles that the network gets, or None for the whole volume.
+      network: a trained network, as from `load_pretrained`, which gets the scans on a grid like those of its
+        training; the instance optimisation starts from its result. None: no network.
+      tile: width in voxels of the tiles the network gets; None: the whole volume.
       modality: "mono": intensities of one kind. "multi": of different contrast: the affine step compares by
         mutual information, and the optimisation only where both scans have a foreground. Its squared local
         NCC is blind to the sign of contrast, as between T1 and T2, but along the rim of a stripped brain
         three tissues meet the background. Where contrasts have less in common, as in MR and CT, set
         `instance.similarity` to "mind".
-      fixed_mask: on the grid of the fixed scan; what is 0 there does not count.
+      fixed_mask: on the grid of the fixed scan, 0 where the scan doesn't count.
       moving_mask: on the grid of the moving scan, likewise.
       apart: accept scans that don't overlap in the world; the affine step starts from their centres.
       on_stage: called with the name of each stage when it begins.
 
     Returns:
-      A `RegisteredScans`. Where a scan has one value everywhere, it is the identity, and there is a warning.
+      A `RegisteredScans`. If a scan has one value everywhere, it is the identity, with a warning.
 
     Raises:
-      UserError: scans apart in the world, masks that are empty or on another grid, a scan that is too small
-        for the network.
-      ValueError: settings that make no sense, neither a network nor an affine step nor instance settings.
+      UserError: scans that don't overlap in the world, masks that are empty or on another grid, a scan too
+        small for the network, settings that make no sense.
+      ValueError: neither a network nor affine nor instance settings.
     """
     if affine is None and instance is None and network is None:
-        raise ValueError("there is nothing to register by: give affine or instance settings, or a network")
+        raise ValueError("expected affine settings, instance settings or a network, got none of them")
     pair = (fixed, moving)
     if constant := [scan.name for scan in pair if np.ptp(scan.values) == 0]:
         warnings.warn(
-            f"{' and '.join(constant)}: every voxel has the same value: there is nothing to align, and the"
+            f"{' and '.join(constant)}: every voxel has the same value: there is nothing to register, and the"
             " result is the identity",
             stacklevel=2,
         )
@@ -132,7 +133,7 @@ def register_scans(
         displacement, inverse = field.displacement[None], None
         if network is not None:
             known = Image(rescaled[0], fixed.affine, fixed.name)
-            # Detail is what the optimisation finds by itself: the first run is start enough.
+            # The optimisation finds detail by itself: the first run is enough of a start.
             runs = None if instance is None else 1
             displacement = predict_displacement(network, known, np.asarray(moved), tile=tile, runs=runs)[None]
         if instance is not None:
@@ -171,14 +172,16 @@ def register_scans(
 
 
 @functools.partial(jax.jit, static_argnames=("spacing_mm", "config"))
-def _refined(fixed, moving, **options):
-    """Displacement and inverse of `align`; the warped images, which nobody uses, aren't computed."""
+def _refined(fixed: jax.Array, moving: jax.Array, **options: Any) -> tuple[jax.Array, jax.Array | None]:
+    """Displacement and inverse of `align`, without the warped images, which aren't needed."""
     found = align(fixed, moving, **options)
     return found.displacement, found.inverse
 
 
-def _stopwatch(on_stage):
-    """A function that begins a stage and ends the one before, and the seconds of the stages so far."""
+def _stopwatch(
+    on_stage: Callable[[str], None] | None,
+) -> tuple[Callable[[str], None], dict[str, float]]:
+    """A function that ends a stage and begins the next, and the seconds of the finished stages."""
     seconds: dict[str, float] = {}
     running: list[tuple[str, float]] = []
 
@@ -195,7 +198,9 @@ def _stopwatch(on_stage):
     return begin, seconds
 
 
-def _on_grid_of(fixed: Image, moving: Image, values, mask, matrix):
+def _on_grid_of(
+    fixed: Image, moving: Image, values: jax.Array, mask: jax.Array | None, matrix: np.ndarray
+) -> tuple[jax.Array, jax.Array | None]:
     """The moving scan on the fixed grid, [x, y, z], and where it counts, [1, x, y, z, 1] or None."""
     grid = field_from_affine(jnp.asarray(matrix), fixed.shape, jnp.asarray(fixed.affine, jnp.float32))
     # A finer moving grid is smoothed first, as `preprocessing.resample` does, against aliasing.
@@ -211,11 +216,11 @@ def _on_grid_of(fixed: Image, moving: Image, values, mask, matrix):
     return moved, _batch(counts > 0.5).astype(jnp.float32)
 
 
-def _batch(values):
+def _batch(values: jax.Array) -> jax.Array:
     return values[None, ..., None]
 
 
-def _mask(mask: Image | None, scan: Image):
+def _mask(mask: Image | None, scan: Image) -> jax.Array | None:
     """[x, y, z] of 0 and 1, or None."""
     if mask is None:
         return None
@@ -231,8 +236,8 @@ def _mask(mask: Image | None, scan: Image):
     return jnp.asarray(mask.values > 0, jnp.float32)
 
 
-def _foreground(scan: Image, mask):
-    """[x, y, z] of 0 and 1: what lies inside of a constant background, and in the mask; or the mask."""
+def _foreground(scan: Image, mask: jax.Array | None) -> jax.Array | None:
+    """[x, y, z] of 0 and 1: the mask without a constant background; the mask itself if there is none."""
     border = np.ones(scan.shape, bool)
     border[1:-1, 1:-1, 1:-1] = False
     values, counts = np.unique(scan.values[border], return_counts=True)

@@ -16,15 +16,15 @@ from adregnet_jax.nn.tiles import predict_in_tiles
 
 @dataclasses.dataclass(frozen=True)
 class TrainingDomain:
-    """What scans a network was trained on. What is None is taken as a scan has it.
+    """The grid and contrast of the scans a network was trained on; None leaves a scan as it is.
 
     Attributes:
-      axes: where the three axes point to, as "RAS".
+      axes: directions of the three axes, such as "RAS".
       spacing_mm: size of the voxels along each of these axes.
-      voxels: instead of a spacing: a scan of any size is brought to about so many isotropic voxels. With more
-        than one number, the network runs once for each of them, on what the runs before left over; but not on
-        more voxels than the scan has, after the first.
-      same_contrast: pairs had one contrast, by and large; False: as those have that the network is for.
+      voxels: instead of a spacing, a scan of any size is resampled to about this many isotropic voxels. With
+        several numbers the network runs once for each, every run refining the ones before; after the first,
+        numbers above that of the scan's voxels are left out.
+      same_contrast: the two scans of a pair had about the same contrast.
     """
 
     axes: str | None = None
@@ -35,13 +35,13 @@ class TrainingDomain:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedNetwork:
-    """A network with its parameters, and the scans that they are good for.
+    """A network with its parameters, and the kind of scans it was trained on.
 
     Attributes:
       model: `AdRegNet`, or another with the same inputs and outputs.
       params: its parameters.
-      scans: what `predict_displacement` brings others to.
-      name: what messages and records call it.
+      scans: the grid and contrast that `predict_displacement` adapts other scans to.
+      name: its name in messages and records.
     """
 
     model: nn.Module
@@ -51,9 +51,9 @@ class TrainedNetwork:
 
     @functools.cached_property
     def displacement(self) -> Callable[..., jax.Array]:
-        """(params, fixed, moving, tile=None) -> [b, x, y, z, 3], compiled once for each shape."""
+        """The function (params, fixed, moving, tile=None) -> [b, x, y, z, 3], compiled per shape."""
 
-        def displace(params, fixed, moving, tile=None):
+        def displace(params: Any, fixed: jax.Array, moving: jax.Array, tile: int | None = None) -> jax.Array:
             if tile is not None:
                 return predict_in_tiles(self.model, params, fixed, moving, tile=tile)
             return cast(Prediction, self.model.apply({"params": params}, fixed, moving)).displacement

@@ -290,7 +290,7 @@ def test_options_that_contradict(files, tmp_path):
         ),
         (["--method", "network", "--diffeomorphic"], "use --method both"),
         (["--rigid", "--no-affine"], "contradict"),
-        (["--tiles", 32, "--method", "instance"], "no network to give --tiles to"),
+        (["--tiles", 32, "--method", "instance"], "no network that could run on tiles: use --method both"),
         (["--set", "smothness=1"], "did you mean smoothness?"),
         (["--set", "smoothness"], "expected NAME=VALUE"),
         (["--set", "factors=(4,2,1)"], "one entry per level"),
