@@ -169,7 +169,7 @@ def pairs_csv(*rows: str, columns: str = "split,fixed,moving") -> Make:
 
 def three_splits(**changes: Make) -> Make:
     """A pair in each split, of small scans; `changes` are other files of these names, without suffix."""
-    names = [f"{split}_{scan}" for split in files.SPLITS for scan in ("fixed", "moving")]
+    names = [f"{split}_{role}" for split in files.SPLITS for role in ("fixed", "moving")]
     rows = [f"{split},{split}_fixed.nii,{split}_moving.nii" for split in files.SPLITS]
     makes = [changes.get(name) or scan(f"{name}.nii") for name in names]
     return make_all(config(), pairs_csv(*rows), *makes)
