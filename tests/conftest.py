@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-# Tests compile many small programs and run each once: without LLVM's optimisations and XLA's fusion
-# emitters they take a fraction of the time. Flags that are already set are left alone, so that a run with
-# optimisations is one variable away.
-flags = os.environ.get("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+from tests.xla_flags import QUICK_TO_COMPILE
+
+# Flags that are already set are left alone, so that a run with optimisations is one variable away.
+flags = os.environ.get("XLA_FLAGS", QUICK_TO_COMPILE)
 if "xla_force_host_platform_device_count" not in flags:
     flags += " --xla_force_host_platform_device_count=4"  # for what is divided among devices
 os.environ["XLA_FLAGS"] = flags

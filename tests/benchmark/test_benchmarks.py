@@ -15,9 +15,9 @@ from adregnet_jax.data.io import nifti
 from adregnet_jax.data.splits import load_splits
 from adregnet_jax.launch.config_file import load_config
 from adregnet_jax.metrics import dice
+from tests.xla_flags import QUICK_TO_COMPILE
 
 ROOT = Path(__file__).parents[2]
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 ROUTES = {"adregnet_jax", "lax", "PyTorch", "padded slices", "grid_sample", "grid_sample, from displacement"}
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from adregnet_jax.errors import UserError
 from adregnet_jax.training import loop
+from tests.xla_flags import QUICK_TO_COMPILE
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -40,7 +41,7 @@ STEPS = 12
 
 def command(config: Path, workdir: Path, *options: str) -> subprocess.Popen:
     # Each process has one CPU device.
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE, "JAX_PLATFORMS": "cpu"}
     arguments = [sys.executable, "train.py", "--config", str(config), "--workdir", str(workdir), *options]
     return subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
