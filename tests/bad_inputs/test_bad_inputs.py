@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from adregnet_jax.cli import app
 from adregnet_jax.errors import UserError
-from tests.bad_inputs.cases import CASES, Case
+from tests.bad_inputs.case import Case
+from tests.bad_inputs.cases import CASES
 
 ROOT = Path(__file__).parents[2]
 MEMORY = 2 * 2**30  # bytes of address space, of the commands that run in a process of their own
@@ -32,13 +35,24 @@ def no_settings_of_processes(monkeypatch):
     monkeypatch.setattr("adregnet_jax.launch.main.keep_freed_memory", lambda: None)
 
 
-def test_there_is_a_case_for_every_entry_point():
-    assert len({case.name for case in CASES}) == len(CASES) >= 80
+def test_every_case_has_a_name_of_its_own():
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize(
+    "entry_point",
+    [
+        *(f"adregnet {name}" for name in typer.main.get_command(app).commands),
+        "train.py",
+        "eval.py",
+        "adregnet_jax.benchmark",
+        "adregnet_jax.evaluation.ablation",
+        "adregnet_jax.evaluation.collect",
+    ],
+)
+def test_there_is_a_case_for_every_entry_point(entry_point):
     commands = [case.command for case in CASES if isinstance(case.command, str)]
-    adregnet = ("register", "batch", "apply", "invert", "compose", "convert", "info", "export")
-    others = ("train.py", "eval.py", "adregnet_jax.benchmark", "adregnet_jax.evaluation.ablation")
-    wanted = {*(f"adregnet {name}" for name in adregnet), *others, "adregnet_jax.evaluation.collect"}
-    assert not {name for name in wanted if not any(f"{c} ".startswith(f"{name} ") for c in commands)}
+    assert any(f"{command} ".startswith(f"{entry_point} ") for command in commands)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
