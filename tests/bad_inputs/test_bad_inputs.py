@@ -114,7 +114,11 @@ def run(program: str) -> None:
     elif program.endswith(".py"):
         runpy.run_path(str(ROOT / program), run_name="__main__")
     else:
-        sys.exit(importlib.import_module(program).main())
+        module = importlib.import_module(program)
+        if hasattr(module, "__path__"):  # a package: its __main__
+            runpy.run_module(program, run_name="__main__")
+        else:
+            sys.exit(module.main())
 
 
 def in_child(argv: list[str]) -> tuple[int, str, str]:
