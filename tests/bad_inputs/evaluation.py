@@ -98,7 +98,7 @@ EVALUATION = [
         "adregnet_jax.evaluation.ablation --config config.py --workdir run"
         " --config.model.cross_attention=false",
         config(),
-        "the config must be of the full network",
+        "expected the full network",
     ),
     Case(
         "ablation_row_without_a_row",
@@ -168,12 +168,12 @@ EVALUATION = [
         "benchmark_batch",
         "adregnet_jax.benchmark --config config.py --batch 0",
         config(),
-        "optimiser.batch_size must be at least 1",
+        "optimiser.batch_size is 0: expected 1 or more",
     ),
     Case(
         "benchmark_syntax", "adregnet_jax.benchmark --config config.py", config("("), "config.py: SyntaxError"
     ),
-    Case("collect_nothing", COLLECT, nothing, "cases.csv: there is no such file: run eval.py"),
+    Case("collect_nothing", COLLECT, nothing, "cases.csv: no such file: run eval.py"),
     Case("collect_without_output", "adregnet_jax.evaluation.collect run", nothing, "--output"),
     Case(
         "collect_empty",
@@ -209,7 +209,7 @@ EVALUATION = [
         "collect_encoding",
         COLLECT,
         raw("run/eval/cases.csv", b"name\n\xfc\n"),
-        "not a CSV file that can be read",
+        "can't be read as CSV",
     ),
     Case(
         "collect_endless_cell",
@@ -234,13 +234,13 @@ EVALUATION = [
         "collect_against_others",
         f"{COLLECT} --against other.csv",
         make_all(ONE_CASE, cases_csv("other.csv", [measured("phantom_9")])),
-        "has other cases than these runs",
+        "its cases differ from those of these runs",
     ),
     Case(
         "collect_against_less",
         f"{COLLECT} --against other.csv",
         make_all(ONE_CASE, text("other.csv", "name,dice\nphantom_1,1\nphantom_2,1\n")),
-        r"other.csv \(tre_mm\): tre_mm of no case is in both tables",
+        r"other.csv \(tre_mm\): no case has a tre_mm in both tables",
     ),
     Case(
         "collect_into_a_file",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from adregnet_jax.cli import app
+from adregnet_jax.cli.app import app
 from adregnet_jax.errors import UserError
 from tests.bad_inputs.case import Case
 from tests.bad_inputs.cases import CASES
