@@ -1,11 +1,11 @@
-"""Does affine registration find known transforms on a real scan, and how long does it take?
+"""Measures whether affine registration recovers known transforms of a real scan, and its time.
 
     python benchmarks/affine.py --images FILE [FILE ...] [--trials 20] [--similarity ncc] [--json FILE]
 
 Each trial makes a moving scan from the fixed one: rotated by up to 30 degrees about a random axis, each axis
 scaled by 0.8 to 1.25, shifted by up to 40 mm, in a world whose origin is elsewhere, on a grid of other voxels
-whose axes are permuted and flipped, with noise. The moving grid is as large as the fixed one and knows
-nothing of the shift: what is shifted out of it is lost. With `--similarity mi` its intensities are inverted
+whose axes are permuted and flipped, with noise. The moving grid is as large as the fixed one and
+ignores the shift: parts shifted out of it are lost. With `--similarity mi` its intensities are inverted
 and changed by a gamma, too. Beyond the fixed scan its border is repeated, so that no edge of the field of
 view gives the transform away.
 

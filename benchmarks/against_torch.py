@@ -12,7 +12,7 @@ compiled by TorchInductor as well, which needs a C++ compiler. Its Adam is the f
 convolutions are oneDNN's, as PyTorch's are (`ops.cpu.onednn`).
 
 Before anything is timed, our displacement, warped image and loss are checked against those of PyTorch's model
-in float64, with parameters that are nowhere 0: what differs by more than 1e-4 of the largest displacement,
+in float64, with parameters that are nowhere 0: a difference of more than 1e-4 of the largest displacement,
 intensity or loss is refused; so are gradients that differ by more than 1e-2 of the norm of the same
 parameter's, in up to 64^3 voxels of 16 channels (float64 takes too much memory beyond). PyTorch's float32 has
 to give the same outputs to 1e-2: its group norm of volumes that are channels last subtracts a square of means
@@ -48,7 +48,7 @@ from adregnet_jax.training.step import make_optimiser, make_train_step, registra
 
 PASSES = ("forward", "training step")
 TERMS = ("ncc", "smoothness", "jacobian")  # of the loss
-SPREAD = 0.1  # of what is added to the initial parameters, in SDs of a kernel that keeps the variance
+SPREAD = 0.1  # of the noise added to the initial parameters, in SDs of a kernel that keeps the variance
 
 
 def everywhere_not_zero(params):
@@ -115,7 +115,7 @@ def exact(torch, config, params, batch, *, with_gradients):
 
 
 def gradients_of(torch, model):
-    # What no output depends on has a gradient of zeros in JAX, and none here.
+    # Parameters that no output depends on have a gradient of zeros in JAX, and none here.
     return {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in model.named_parameters()

@@ -1,11 +1,11 @@
-"""How does the memory of exact attention grow with the number of keys, in blocks and by plain softmax?
+"""Measures how the memory of exact attention grows with the number of keys, in blocks and by plain softmax.
 
     python benchmarks/attention_memory.py [--queries 2048] [--keys 1024 4096 ...] [--channels 32]
         [--json FILE]
 
 MiB of temporaries by XLA's plan, compiled and not run: `blocked_attention` of the package and
-softmax(Q K^T / sqrt(d)) V as it is written, forward and with the gradients in all three inputs; beside them
-the keys and values themselves.
+softmax(Q K^T / sqrt(d)) V as written, forward and with the gradients in all three inputs; for comparison, the
+keys and values themselves.
 """
 
 import comparison

@@ -1,4 +1,4 @@
-"""What the scripts share: their options, routes through JAX, results checked against each other.
+"""Shared by the scripts: their options, routes through JAX, and comparisons of their results and times.
 
 Each script prints a table and, with `--json FILE`, writes {"benchmark", "command", "machine", "rows"}, where
 the rows are those of the table (`adregnet_jax.benchmark.timing`).

@@ -1,4 +1,4 @@
-"""How well do classical methods register the hippocampus test pairs, on exactly the arrays that ours gets?
+"""Measures classical methods on the hippocampus test pairs, on exactly the arrays that the network gets.
 
     python benchmarks/hippocampus_peers.py FOLDER [--limit 0] [--json FILE] [--csv FILE]
 

@@ -1,11 +1,11 @@
-"""How much memory and time does instance optimisation take at a size?
+"""Measures memory and time of instance optimisation at a size.
 
     python benchmarks/instance.py [--shape 256 256 106] [--spacing 1.0 1.0 2.5] [--effort default]
         [--json FILE]
 
-A random smooth scan of the given size and the same one moved by two voxels, from nothing, as `adregnet
-register --no-affine` does. Prints the seconds of compilation and of one call, XLA's own account of its
-temporaries, and the peak of the whole process.
+The pair is a random smooth scan of the given size and the same one moved by two voxels, registered as by
+`adregnet register --method instance --no-affine`. Prints the seconds of compilation and of one call,
+XLA's own account of its temporaries, and the peak of the whole process.
 """
 
 import resource

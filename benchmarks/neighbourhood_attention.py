@@ -1,4 +1,4 @@
-"""How fast is neighbourhood attention over 27 voxels, beside padded slices under autodiff?
+"""Compares the speed of neighbourhood attention over 27 voxels with padded slices under autodiff.
 
     python benchmarks/neighbourhood_attention.py [--shape 48 64 48] [--channels 8] [--rounds 5] [--json FILE]
 

@@ -1,9 +1,10 @@
-"""How much memory and time does the shipped network take at a size, its door included?
+"""Measures memory and time of the bundled network at a size, with the adaptation of the scans.
 
     python benchmarks/network.py [--shape 160 192 224] [--spacing 1.0 1.0 1.0] [--rounds 3] [--json FILE]
 
-A random smooth scan of the given size and the same one moved by two voxels, as `adregnet register --method
-network --no-affine` does: turned, resampled, both runs of the network, the field brought back. Prints the
+The pair is a random smooth scan of the given size and the same one moved by two voxels, processed as by
+`adregnet register --method network --no-affine`: turned, resampled, both runs of the network, the field
+mapped back. Prints the
 seconds to load the weights, those of the first call, which compiles or takes programs from the cache on disk,
 the median of later calls, and the peak of the whole process.
 """

@@ -1,4 +1,4 @@
-"""Instance optimisation beside the classical programs, on the same pairs in one run.
+"""Compares instance optimisation with classical programs on the same pairs in one run.
 
     python benchmarks/peers.py --breathing-ct FOLDER [--cases 1 2 3 4 5] [--brains FOLDER] [--efforts default]
         [--methods convexadam greedy demons syn syn_cc] [--diffeomorphic] [--json FILE]
@@ -9,7 +9,7 @@ Every method gets the same two arrays: CT clipped to -1000..300 HU, brains at th
 method that is not installed is left out with a line: pip install convexAdam picsl_greedy antspyx SimpleITK.
 
 Prints a row a pair and method: mean TRE or mean Dice, the share of folds by central differences and by
-tetrahedra, the seconds of the registration alone (ours: the compilation is given beside it, and is cached on
+tetrahedra, the seconds of the registration alone (ours: compilation in a column of its own, and cached on
 disk from the second start on), and for ours how far field and inverse, composed, are from the identity, in
 voxels that map into the grid. Ours are the presets for one person (CT) and two (brains); "ours, inverted" has
 the moving brain in inverted contrast, (1 - v) ** 1.5 in the head, and the heads (above 0) as masks, much as
@@ -135,7 +135,7 @@ def ours(scans, name, config):
     field, inverse = jax.block_until_ready(program(*images, **masks))
     seconds = time.perf_counter() - compiled
     inverse = jax.jit(invert)(field) if inverse is None else inverse
-    # Where the inverse leads out of the grid, the field has only its border to go on with.
+    # Where the inverse leads out of the grid, the field is extrapolated from its border.
     target = identity_grid(field.shape[1:4]) + inverse
     inside = np.asarray(inside_grid(target, field.shape[1:4]))
     error = np.linalg.norm(np.asarray(jax.jit(compose)(field, inverse)), axis=-1)[inside]
@@ -248,7 +248,7 @@ def syn(scans, **settings):
 
 
 def score(scans, displacement):
-    """What the displacement is worth."""
+    """TRE or Dice of a displacement, and its folds."""
     field = jnp.asarray(displacement, jnp.float32)[None]
     row = {"TRE mm": None, "Dice": None}
     if scans.landmarks:

@@ -1,4 +1,4 @@
-"""How does the memory of a training step on each device fall with devices along `data` and along `space`?
+"""Measures the memory of a training step on each device against the number of devices along two axes.
 
     python benchmarks/sharding.py [--config configs/X.py] [--config.field=value ...] [--shape 64 32 32]
         [--axes data space] [--devices 1 2 4 8] [--json FILE]
@@ -7,7 +7,7 @@ Prints a row for each axis and number of devices: the bytes of the compiled step
 batch) and of its temporaries, on each device, as XLA's `memory_analysis` gives them. Nothing is run. Along
 `data` the batch has as many pairs as the most devices; along `space` it is one pair. Without --config, it is
 a network of channels 4 and 8. The devices are fake ones of the CPU, whose programs hold more temporaries than
-a GPU's: what counts is how they fall.
+a GPU's: only their decrease is meaningful.
 """
 
 import argparse

@@ -100,7 +100,7 @@ class Pointwise(nn.Conv3d):
 
 
 class JoinedPointwise(Pointwise):
-    """Of several volumes, whose channels count as if they were concatenated."""
+    """Several volumes, as if their channels were concatenated."""
 
     def forward(self, *volumes):
         return super().forward(torch.cat(volumes, dim=1))

@@ -1,4 +1,4 @@
-"""How long does a training step take, how long its compilation, and how long `import adregnet_jax`?
+"""Measures the time of a training step, of its compilation and of `import adregnet_jax`.
 
     python benchmarks/training_step.py [--shape 48 64 48] [--channels 8 16 32 64] [--rounds 5] [--json FILE]
 

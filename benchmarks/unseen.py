@@ -1,4 +1,4 @@
-"""What is a network worth on scans that nobody showed it, alone and before instance optimisation?
+"""Measures a network on unseen kinds of scans, alone and before instance optimisation.
 
     python benchmarks/unseen.py [--breathing-ct FOLDER [--cases 1 2 3 4 5]] [--brains FOLDER]
         [--hippocampus FOLDER [--limit 0]] [--weights DIR] [--effort default] [--methods affine network ...]

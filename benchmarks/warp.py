@@ -1,4 +1,4 @@
-"""How fast is the warp of an image with its gradient in the displacement, beside PyTorch's grid_sample?
+"""Compares the speed of the warp and its gradient in the displacement with PyTorch's grid_sample.
 
     python benchmarks/warp.py [--sizes 64 128] [--rounds 5] [--json FILE]
 
