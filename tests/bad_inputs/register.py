@@ -65,6 +65,15 @@ REGISTER = [
         make_all(pair(), text("out/mine", "")),
         "out holds mine, which isn't ours to overwrite",
     ),
+    Case(
+        "sample_on_files", "adregnet sample out", text("out/mine", ""), "out exists and is not empty: choose"
+    ),
+    Case(
+        "masks_for_nothing",
+        f"{PAIR} --method network --no-affine --fixed-mask fixed.nii.gz",
+        pair(),
+        "masks have no effect with --method network and --no-affine: drop them, or use --method both",
+    ),
     Case("output_is_a_file", PAIR, make_all(pair(), text("out", "")), "out is a file; expected a folder"),
     Case(
         "output_below_a_file",
