@@ -1,4 +1,4 @@
-"""Which data a run was given: a short name for the files of a folder or a CSV."""
+"""A fingerprint of the data files of a run, which shows whether they changed between two starts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from adregnet_jax.config import DataConfig
 
-HEAD_BYTES = 2**16  # of each file: whole scans would take minutes at every start
+HEAD_BYTES = 2**16  # read of each file: whole scans would take minutes at every start
 
 
 def data_fingerprint(config: DataConfig) -> dict[str, Any] | None:
-    """Number, bytes and SHA-256 of the files that the config names; None of data that are made from a seed.
+    """Number, bytes and SHA-256 of the files that the config names; None for generated data.
 
-    The SHA-256 is of the names, beside the folder or the CSV, the sizes and the first 64 KiB of each file, in
-    the order of their names: it does not change when the folder moves, and it does when a scan is replaced.
+    The SHA-256 covers the names (relative to the folder or the CSV), the sizes and the first 64 KiB of the
+    files, sorted by name: it stays the same when the folder moves, and changes when a scan is replaced.
     """
     match config.kind:
         case "files":
@@ -48,7 +48,7 @@ def _of_files(root: Path, files: Iterable[Path]) -> dict[str, Any]:
         try:
             with path.open("rb") as file:
                 head = file.read(HEAD_BYTES)
-        except OSError:  # a file beside the data that nobody may read must not stop the run
+        except OSError:  # an unreadable file next to the data must not stop the run
             head = b""
         total.update(f"{name.as_posix()}\0{bytes_}\0".encode() + head)
         size, count = size + bytes_, count + 1

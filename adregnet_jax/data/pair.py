@@ -1,4 +1,4 @@
-"""A fixed and a moving scan on one grid, with what is known about them. NumPy only."""
+"""A pair of scans on one grid, with masks, landmarks, labels and the true displacement. NumPy only."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ class Pair:
     moving_landmarks: np.ndarray | None = None  # [n, 3]
     fixed_labels: np.ndarray | None = None  # [x, y, z] int
     moving_labels: np.ndarray | None = None  # [x, y, z] int
-    displacement: np.ndarray | None = None  # [x, y, z, 3] voxels, the truth where it is known
-    same_contrast: bool = True  # whether intensities of the two scans mean the same
+    displacement: np.ndarray | None = None  # [x, y, z, 3] voxels, the true one if it is known
+    same_contrast: bool = True  # whether equal intensities mean equal tissue in both scans
     native_scale: np.ndarray = dataclasses.field(default_factory=lambda: np.ones(3))
     native_offset: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3))
     native_spacing_mm: np.ndarray | None = None  # [3]; None: the same as spacing_mm
 
     def to_native(self, points: np.ndarray) -> np.ndarray:
-        """Points [n, 3] in voxels of this grid, in voxels of the scan as it was on disk."""
+        """Converts points [n, 3] from voxels of this grid to voxels of the scan on disk."""
         return points * self.native_scale + self.native_offset
 
 
 @dataclasses.dataclass(frozen=True)
 class PairMaker:
-    """Reads or makes a pair when it is called. Whose scans they are is known before.
+    """Reads or generates a pair when it is called; the subjects are known before.
 
     Attributes:
-      fixed, moving: names of the subjects, by which a split is told.
-      make: reads or makes the pair.
+      fixed, moving: names of the subjects, which identify a split.
+      make: reads or generates the pair.
     """
 
     fixed: str

@@ -1,7 +1,7 @@
 """From pairs to batches: augmentation, collation, and the endless shuffled training set.
 
-Everything random is a function of (seed, position in the endless set), so `training_batches(...)[step]` is
-the batch of that step however often training was interrupted before it.
+All randomness is a function of (seed, position in the endless set), so `training_batches(...)[step]` is the
+batch of that step however often training was interrupted before it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adregnet_jax.data.pair import Pair
 from adregnet_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
-LANDMARK_ROOM = 100  # landmark counts are rounded up to it: pairs of different counts share a compilation
+LANDMARK_ROOM = 100  # counts are padded to multiples of it, so that different ones share a compilation
 
 
 def collate(
@@ -28,10 +28,10 @@ def collate(
     """Stacks pairs of one shape into the arrays that the model and the losses take.
 
     Args:
-        pairs: b of them.
-        with_labels: the label maps, too.
-        with_truth: the true displacement, too.
-        with_contrast: which pairs are of one contrast, too.
+        pairs: b pairs.
+        with_labels: add the label maps.
+        with_truth: add the true displacement.
+        with_contrast: add whether the two scans of each pair have the same contrast.
 
     Returns:
         fixed, moving and mask [b, x, y, z, 1]; spacing_mm [b, 3]; fixed_landmarks and moving_landmarks
@@ -41,11 +41,11 @@ def collate(
         with contrast, same_contrast [b], 1 or 0.
 
     Raises:
-        UserError: shapes that differ, or labels or a truth asked for and missing.
+        UserError: the shapes differ, or labels or the true displacement are missing.
     """
     shapes = {pair.name: pair.fixed.shape for pair in pairs}
     if len(set(shapes.values())) > 1:
-        raise UserError(f"the pairs of a batch have one shape, here are {shapes}: set optimiser.batch_size=1")
+        raise UserError(f"the pairs of a batch must have one shape, got {shapes}: set optimiser.batch_size=1")
     room = max(1, math.ceil(max(_landmark_count(pair) for pair in pairs) / LANDMARK_ROOM) * LANDMARK_ROOM)
     landmark_valid = [np.arange(room) < _landmark_count(pair) for pair in pairs]
     masks = [np.ones(pair.fixed.shape) if pair.mask is None else pair.mask for pair in pairs]
@@ -70,9 +70,9 @@ def collate(
 
 
 def augment(pair: Pair, rng: np.random.Generator, config: DataConfig) -> Pair:
-    """A random variant of a training pair: mirrored, exchanged, of other brightness, as `config` says.
+    """A random variant of a training pair: mirrored, exchanged, or with changed brightness, as configured.
 
-    Of scans that change places the true displacement is not known, and left out.
+    When the scans change places, the true displacement becomes unknown and is dropped.
     """
     fixed, moving, mask = pair.fixed, pair.moving, pair.mask
     fixed_labels, moving_labels = pair.fixed_labels, pair.moving_labels
@@ -124,13 +124,13 @@ def training_batches(
     make_batch: Callable[[Sequence[Pair]], Batch] = collate,
     rows: Sequence[int] | None = None,
 ) -> grain.MapDataset[Batch]:
-    """The endless training set: `[step]` is the batch of that step, or of that batch `rows` alone.
+    """The endless training set: `[step]` is the batch of that step, or only its `rows`.
 
-    Each pass over the pairs has its own order, but for synthetic ones, whose motion grows with their number.
-    Batches are always full: the last one of a pass takes its missing elements from the next pass.
+    Each pass over the pairs has its own order, except for synthetic pairs, whose difficulty grows with their
+    number. Batches are always full: the last one of a pass is completed from the next pass.
     """
     if not pairs:
-        raise UserError("the training split is empty, at least 1 pair is needed: check the data settings")
+        raise UserError("the training split is empty; expected at least 1 pair: check the data settings")
     elements = grain.MapDataset.source(pairs).seed(seed)
     if config.kind != "synthetic":
         elements = elements.shuffle()
@@ -142,7 +142,7 @@ def training_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Of each `batch_size` elements in a row, those at `rows`: the others are never made."""
+    """Selects `rows` of each `batch_size` consecutive elements; the others are never generated."""
 
     elements: grain.MapDataset[Pair]
     rows: Sequence[int]
@@ -157,7 +157,7 @@ class _Rows:
 
 
 def iterate_from(batches: grain.MapDataset[Batch], step: int, *, workers: int = 1) -> Iterator[Batch]:
-    """The batches of `step`, `step + 1`, ...; `workers` threads make the next ones in the background."""
+    """Iterates over the batches from `step` on; `workers` threads prepare the next ones in the background."""
     options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)
     return iter(batches[step:].to_iter_dataset(options))
 
@@ -170,7 +170,7 @@ def _labels(pair: Pair, name: str) -> np.ndarray:
     labels = getattr(pair, name)
     if labels is None:
         raise UserError(
-            f"the pair {pair.name} has no labels: loss.dice needs them, set it to 0 or add labels"
+            f"the pair {pair.name} has no labels, which loss.dice needs: set it to 0, or add labels"
         )
     return np.asarray(labels, np.int32)
 
@@ -178,7 +178,7 @@ def _labels(pair: Pair, name: str) -> np.ndarray:
 def _truth(pair: Pair) -> np.ndarray:
     if pair.displacement is None:
         raise UserError(
-            f"the true displacement of the pair {pair.name} is not known: loss.field needs it, set it to 0,"
+            f"the true displacement of the pair {pair.name} is not known; loss.field needs it: set it to 0,"
             " or train on synthetic or phantom pairs without data.exchange"
         )
     return np.asarray(pair.displacement, np.float32)

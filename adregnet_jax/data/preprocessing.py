@@ -1,12 +1,13 @@
-"""From scans as they are on disk to arrays for the network: intensities, crop, resampling. NumPy and SciPy.
+"""Preprocessing of scans for the network: intensities, crop, resampling. NumPy and SciPy.
 
-A crop-and-resample is two numbers an axis, `scale` and `offset`: `native_voxel = scale * voxel + offset`.
-Images and landmarks both go through exactly these two, so that landmarks stay exact to floating point.
+A crop with resampling is given by two numbers per axis: `native_voxel = scale * voxel + offset`. Images and
+landmarks are both transformed by these two, so that landmarks stay exact to floating point.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Bool, Float, Num
 from scipy import ndimage
 
 from adregnet_jax.errors import UserError
@@ -14,10 +15,12 @@ from adregnet_jax.errors import UserError
 AIR_BELOW_HU = -400.0  # lung, bowel gas and the air outside; soft tissue and the couch's shell are above
 CONTRAST_BINS = 64
 OTHER_CONTRAST = 0.05  # gain in correlation
-SEARCH_SPACING_MM = 3.0  # body and lungs are looked for on a coarse grid: fast, and small leaks close
+SEARCH_SPACING_MM = 3.0  # body and lungs are searched for on a coarse grid: fast, and small leaks close
 
 
-def rescale_percentiles(volume: np.ndarray, name: str, low: float = 0.5, high: float = 99.5) -> np.ndarray:
+def rescale_percentiles(
+    volume: Num[np.ndarray, ...], name: str, low: float = 0.5, high: float = 99.5
+) -> Float[np.ndarray, ...]:
     """Clips a volume at two percentiles of all its voxels and maps them to [0, 1] (section IV-A).
 
     A scan in which both percentiles coincide (mostly background) is scaled from its minimum to its maximum.
@@ -31,18 +34,20 @@ def rescale_percentiles(volume: np.ndarray, name: str, low: float = 0.5, high: f
     return rescale_window(volume, float(bottom), float(top))
 
 
-def rescale_window(volume: np.ndarray, low: float, high: float) -> np.ndarray:
+def rescale_window(volume: Num[np.ndarray, ...], low: float, high: float) -> Float[np.ndarray, ...]:
     """Clips to [low, high], for CT in Hounsfield units, and maps that range to [0, 1] (section IV-B)."""
     return np.clip((volume - low) / (high - low), 0, 1).astype(np.float32)
 
 
-def match_contrast(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """A moving scan in the contrast of the fixed one, where theirs differ.
+def match_contrast(
+    moving: Float[np.ndarray, "x y z"], fixed: Float[np.ndarray, "x y z"]
+) -> Float[np.ndarray, "x y z"]:
+    """Maps a moving scan to the contrast of the fixed one, if their contrasts differ.
 
-    Each intensity of the moving scan becomes the mean of the fixed scan where it occurs, which takes scans
-    that lie on each other by and large. It is kept where it raises the correlation with the fixed scan by
-    more than `OTHER_CONTRAST`: among synthetic pairs, by 0.29 in the median where contrasts differ, and by
-    less than 0.03 in nine of ten where they don't.
+    Each intensity of the moving scan becomes the mean of the fixed scan at the voxels where it occurs; the
+    scans must roughly overlap. The result is used if it raises the correlation with the fixed scan by more
+    than `OTHER_CONTRAST`. Among synthetic pairs, it rises by 0.29 in the median where contrasts differ, and
+    by less than 0.03 in nine of ten pairs where they don't.
 
     Args:
       moving: [x, y, z], intensities in [0, 1].
@@ -55,13 +60,13 @@ def match_contrast(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
       Guimond et al., Three-dimensional multimodal brain warping using the demons algorithm and adaptive
       intensity corrections, IEEE TMI 2001.
     """
-    # What the body encloses belongs to it: where contrast is inverted, the brightest tissue is 0.
+    # Enclosed voxels of value 0 belong to the body: with inverted contrast, the brightest tissue is 0.
     inside = ndimage.binary_fill_holes(moving > 0)
     bins = np.where(inside, 1 + np.clip(moving * CONTRAST_BINS, 0, CONTRAST_BINS - 1).astype(int), 0).ravel()
     counts = np.bincount(bins, minlength=1 + CONTRAST_BINS).astype(float)
     sums = np.bincount(bins, fixed.ravel(), minlength=1 + CONTRAST_BINS)
     around = sums[0] / max(counts[0], 1)
-    # Neighbours lend their counts to bins with few voxels, or none; but not what is around the body.
+    # Bins with few or no voxels borrow from their neighbours, but not from the background (bin 0).
     counts, sums = (ndimage.gaussian_filter1d(values[1:], 1.0, mode="constant") for values in (counts, sums))
     filled = counts > 1e-6
     if not filled.any():
@@ -81,12 +86,15 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def resample(
-    volume: np.ndarray, scale: np.ndarray, offset: np.ndarray, shape: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a volume on another grid: `out[p] = volume[scale * p + offset]`, trilinear.
+    volume: Num[np.ndarray, "_ _ _"],
+    scale: Float[np.ndarray, 3],
+    offset: Num[np.ndarray, 3],
+    shape: tuple[int, int, int],
+) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
+    """Resamples a volume trilinearly: `out[p] = volume[scale * p + offset]`.
 
-    Along axes where voxels grow (scale > 1) a Gaussian of SD (scale - 1) / 2 voxels, as in scikit-image, goes
-    first against aliasing. With scale 1 and whole offsets this is a plain crop and zero padding.
+    Along axes where voxels grow (scale > 1), a Gaussian of SD (scale - 1) / 2 voxels, as in scikit-image, is
+    applied first against aliasing. With scale 1 and integer offsets this is a plain crop with zero padding.
 
     Args:
       volume: [x, y, z] float32.
@@ -95,7 +103,7 @@ def resample(
       shape: of the result.
 
     Returns:
-      The resampled volume [x, y, z] float32, 0 in padding, and a mask of bool that is False in padding.
+      The resampled volume [x, y, z] float32, 0 in padding, and a bool mask that is False in padding.
     """
     smooth = ndimage.gaussian_filter(volume, np.maximum(scale - 1, 0) / 2, mode="nearest", truncate=3.0)
     resampled = ndimage.affine_transform(smooth, scale, offset, shape, order=1, mode="nearest")
@@ -108,11 +116,14 @@ def resample(
 
 
 def resample_to_grid(
-    volume: np.ndarray, affine: np.ndarray, shape: tuple[int, int, int], target_affine: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a volume where the voxels of another grid lie in the world, trilinear.
+    volume: Num[np.ndarray, "_ _ _"],
+    affine: Float[np.ndarray, "4 4"],
+    shape: tuple[int, int, int],
+    target_affine: Float[np.ndarray, "4 4"],
+) -> tuple[Float[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
+    """Resamples a volume trilinearly at the world positions of another grid's voxels.
 
-    A grid that is the same gives the same values, bit for bit.
+    The same grid gives the same values, bit for bit.
 
     Args:
       volume: [x, y, z] float32.
@@ -121,7 +132,7 @@ def resample_to_grid(
       target_affine: [4, 4] voxel -> RAS mm of the result.
 
     Returns:
-      The resampled volume [x, y, z] float32, 0 outside of the old grid, and a mask of bool, False there.
+      The resampled volume [x, y, z] float32, 0 outside the old grid, and a bool mask that is False there.
     """
     if volume.shape == tuple(shape) and np.array_equal(affine, target_affine):
         return volume.astype(np.float32), np.ones(shape, bool)
@@ -137,12 +148,14 @@ def resample_to_grid(
     return np.where(inside, resampled, 0).astype(np.float32), inside
 
 
-def thorax_boxes(hu: np.ndarray, spacing_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def thorax_boxes(
+    hu: Num[np.ndarray, "x y z"], spacing_mm: Float[np.ndarray, 3]
+) -> tuple[Float[np.ndarray, "2 3"], Float[np.ndarray, "2 3"]]:
     """Bounding boxes of the body and of the lungs in a chest CT.
 
-    The body is the largest connected object that is not air, the lungs are the air that an axial slice's
-    body encloses. A lung that a narrow scan cuts at its left or right side counts as enclosed. Where no body
-    (or no lung) is found, the box is the whole volume (or the body's).
+    The body is the largest connected object that is not air; the lungs are the air enclosed by the body in
+    axial slices. A lung cut off at the left or right side of a narrow scan counts as enclosed. If no body (or
+    no lung) is found, its box is the whole volume (or the body's box).
 
     Args:
       hu: [x, y, z] Hounsfield units, x left-right, z along the body.
@@ -196,7 +209,8 @@ def join_boxes(*boxes: np.ndarray) -> np.ndarray:
 
 
 def window_start(shape: np.ndarray, window: np.ndarray, body: np.ndarray, lungs: np.ndarray) -> np.ndarray:
-    """Where a crop window begins, [3]: it covers the voxels from `start` to `start + window`, exclusive.
+    """Start of a crop window [3], which covers the voxels from `start` up to, not including, `start +
+    window`.
 
     Axis by axis, the window is centred on the body where the body fits, else on the lungs, and then moved so
     that it doesn't stick out of the scan while there is scan left on its other side. A window longer than the

@@ -1,4 +1,4 @@
-"""Training, validation and test pairs of a `DataConfig`: made on first use, then kept in memory."""
+"""Training, validation and test pairs of a `DataConfig`, made on first use and kept in memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from adregnet_jax.data.datasets import dirlab, files, ixi, phantom, synthetic
 from adregnet_jax.data.pair import Pair, PairMaker
 
 FIRST_CASE = {split: n * CASES_PER_SPLIT for n, split in enumerate(("train", "validation", "test"))}
-CACHE_BYTES = 4 * 2**30  # a split
-# Folders of scans are dealt out and paired the same way in training and in evaluation.
+CACHE_BYTES = 4 * 2**30  # per split
+# Folders of scans are split and paired the same way in training and in evaluation.
 FILES_SEED = 0
 
 
@@ -23,14 +23,14 @@ Makers = Sequence[PairMaker]
 
 
 class LazyPairs(Sequence[Pair]):
-    """Pairs that are read or made when first asked for, and kept while they fit in `CACHE_BYTES`.
+    """Pairs that are read or generated on first access, and kept as long as they fit in `CACHE_BYTES`.
 
     Attributes:
-      makers: one a pair.
-      keep: whether pairs are kept; False for those that are hardly asked for again.
+      makers: one per pair.
+      keep: whether pairs are kept; False for pairs that are hardly used twice.
     """
 
-    def __init__(self, makers: Makers, *, keep: bool = True):
+    def __init__(self, makers: Makers, *, keep: bool = True) -> None:
         self.makers = makers
         self.keep = keep
         self._kept: dict[int, Pair] = {}
@@ -41,10 +41,10 @@ class LazyPairs(Sequence[Pair]):
 
     @property
     def subjects(self) -> set[str]:
-        """Names of all whose scans are in a pair, moving atlases among them; nothing is read."""
+        """Names of all subjects in the pairs, including moving atlases; reads nothing."""
         return {name for maker in self.makers for name in (maker.fixed, maker.moving)}
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Pair:  # type: ignore[override]  # no slices
         if index in self._kept:
             return self._kept[index]
         pair = self.makers[index]()
@@ -102,7 +102,7 @@ def _phantom(config: DataConfig) -> list[Makers]:
 def _synthetic(config: SyntheticConfig) -> list[Makers]:
     counts = (config.train_cases, config.validation_cases, config.test_cases)
 
-    def maker(split, case):
+    def maker(split: str, case: int) -> PairMaker:
         share = synthetic.curriculum_share(config, case) if split == "train" else 1.0
         make = functools.partial(synthetic.synthetic_pair, config, case, share=share)
         return _maker(f"synthetic_{case:07d}", make)
@@ -124,7 +124,7 @@ def _dirlab(config: DataConfig) -> list[Makers]:
 
 
 def _maker(name: str, make: Callable[[], Pair]) -> PairMaker:
-    """Of a pair whose two scans are of one subject."""
+    """A maker for two scans of one subject."""
     return PairMaker(name, name, make)
 
 

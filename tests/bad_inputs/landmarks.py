@@ -72,7 +72,7 @@ POINTS = [
         "fcsv_of_no_world",
         "adregnet info p.fcsv",
         text("p.fcsv", "1,2,3,4\n"),
-        "coordinates are not told; exp",
+        "coordinates are unknown; exp",
     ),
     Case(
         "empty_markups",

@@ -170,7 +170,7 @@ TRAINING = [
         "train_missing",
         f"{TRAIN} {FILES}=pairs.csv",
         make_all(config(), pairs_csv("train,a.nii,b.nii")),
-        "line 2: fixed is a.nii, which isn't there",
+        "line 2: fixed is a.nii, which doesn't exist",
     ),
     Case(
         "train_two_grids",

@@ -89,7 +89,7 @@ TRANSFORMS = [
         "flat_affine_in_npz",
         "adregnet convert f.npz -o f.nii.gz",
         npz("f.npz", displacement=np.zeros((*SHAPE, 3)), affine=np.diag([1.0, 1, 0, 1])),
-        "affine has a spacing of .*mend",
+        "affine has a spacing of .*fix",
     ),
     Case(
         "perspective_in_npz",
@@ -119,7 +119,7 @@ TRANSFORMS = [
         "scan_as_field",
         "adregnet invert scan.nii -o back.nii.gz",
         scan(),
-        r"no displacement field; expected \(x,",
+        r"not a displacement field; expected \(x,",
     ),
     Case(
         "cut_field",
@@ -190,7 +190,7 @@ TRANSFORMS = [
         "labels_that_are_no_labels",
         "adregnet apply field.nii.gz scan.nii -o w.nii.gz --mode label",
         make_all(field(), scan(values=ramp() / 2)),
-        "labels have to be whole numbers, found 0.5",
+        "labels must be whole numbers, found 0.5",
     ),
     Case(
         "labels_beyond_int32",

@@ -336,7 +336,7 @@ def test_files_that_can_not_be_used(files, scans, tmp_path):
         assert message in line
 
     for arguments, message in [
-        (("--fixed-labels", fixed, "--moving-labels", files / "moving.nii.gz"), "labels have to be whole"),
+        (("--fixed-labels", fixed, "--moving-labels", files / "moving.nii.gz"), "labels must be whole"),
         (
             (
                 "--fixed-labels",
@@ -487,8 +487,8 @@ def test_what_apply_refuses(files, tmp_path):
     (files / "wrong.csv").write_text("a,b\n1,2\n")
     for arguments, message in [
         ((field, files / "far.nii.gz"), "doesn't lead into this image"),
-        ((files / "fixed.nii.gz", files / "moving.nii.gz"), "is no displacement field"),
-        ((field, files / "moving.nii.gz", "--format", "learn2reg"), "is no displacement field"),
+        ((files / "fixed.nii.gz", files / "moving.nii.gz"), "is not a displacement field"),
+        ((field, files / "moving.nii.gz", "--format", "learn2reg"), "is not a displacement field"),
         ((field, files / "moving.nii.gz", "--mode", "label"), "whole numbers"),
         ((field, field), "expected one 3-D volume"),
         ((field, files / "wrong.csv"), "columns are a, b; expected x, y, z"),
@@ -539,7 +539,7 @@ def test_convert(files, tmp_path):
     np.testing.assert_allclose(read_matrix(tmp_path / "b.tfm"), MATRIX)
     assert "kind of file not known" in refusal("convert", field, "-o", tmp_path / "a.mha")
     line = refusal("convert", field, "--from", "learn2reg", "-o", tmp_path / "d.npz")
-    assert "is no displacement field" in line
+    assert "is not a displacement field" in line
 
 
 def test_info(files, tmp_path):

@@ -52,7 +52,7 @@ LANDMARK_NAME = re.compile(r"case(\d+)_(?:dirlab)?300_(t00|t50)_xyz\.txt", re.IG
 
 @dataclasses.dataclass
 class CaseFiles:
-    """What is there of one case, each by phase, "T00" or "T50"."""
+    """The files of one case by phase, "T00" or "T50"."""
 
     images: dict[str, Path] = dataclasses.field(default_factory=dict)
     landmarks: dict[str, Path] = dataclasses.field(default_factory=dict)
@@ -215,7 +215,7 @@ def _crop(
 def _what_would_hold(
     config: DirLabConfig, case: int, shape: np.ndarray, scale: np.ndarray, lungs: np.ndarray
 ) -> str:
-    """The message for lungs of so many voxels that don't fit `shape`, with a shape and a spacing that do."""
+    """The message for lungs that don't fit `shape`, with a shape and a spacing with which they would."""
     spacing_mm = np.array(GEOMETRY[case][1])
     margin = np.maximum(scale - 1, 0)
     enough = np.ceil(np.maximum((lungs + margin) / scale, shape) / 8) * 8
@@ -243,7 +243,7 @@ def split_cases(config: DirLabConfig) -> tuple[tuple[int, ...], int, int]:
 
 
 def report(root: str | Path) -> str:
-    """A table of what is under `root`: a line a case, and what is missing or wrong."""
+    """A table of the cases under `root`, one line each, followed by missing or damaged files."""
     cases = find_cases(root)
     lines = [f"case  {'voxels':<13} {'mm':<17} {'images':<8} landmarks  distance before, mean (SD) mm"]
     problems, usable = [], False

@@ -1,14 +1,14 @@
-"""Pairs of NIfTI files, named by a CSV or found in a folder, on one common shape. NumPy and nibabel.
+"""Pairs of NIfTI files, listed in a CSV or found in a folder, padded to a common shape. NumPy and nibabel.
 
-A CSV has one row a pair and the columns `split` (train, validation or test), `fixed`, `moving`, and, as far
-as there are any, `fixed_labels` and `moving_labels`, `fixed_landmarks` and `moving_landmarks`. Paths are
+A CSV has one row per pair and the columns `split` (train, validation or test), `fixed` and `moving`; optional
+are `fixed_labels` and `moving_labels`, `fixed_landmarks` and `moving_landmarks`. Paths are
 relative to the CSV. Fixed and moving lie on one grid: one shape, one affine. Landmark files are those of
 `adregnet register`, in RAS mm: .fcsv, .mrk.json, and .csv with the header x,y,z. Without this header, in any
 text file, x y z a line are 0-based voxels of their own scan, separated by commas or blanks.
 
-A folder has `images/` with one NIfTI a subject and, as an option, `labels/` with the same file names. Pairs
-are of different subjects, no subject is in two splits. Here shapes may differ: scans are laid centre on
-centre; spacing and axes have to agree.
+A folder has `images/` with one NIfTI file per subject and, optionally, `labels/` with the same file names.
+Each pair has two different subjects, and no subject is in two splits. Here shapes may differ: scans are
+aligned at their centres; spacing and axes must agree.
 
 Every scan is padded with zeros, evenly on both sides, to the largest shape of all files, which is read from
 the headers. Each scan's 0.5 and 99.5 percentiles go to 0 and 1.
@@ -123,7 +123,7 @@ def _rows_of_csv(path: Path) -> list[PairFiles]:
         )
     rows = [_row_of_csv(path, line, cells) for line, cells in table]
     if not rows:
-        raise UserError(f"{path}: has no rows; expected one a pair")
+        raise UserError(f"{path}: has no rows; expected one per pair")
     return rows
 
 
@@ -144,7 +144,7 @@ def _row_of_csv(path: Path, line: int, cells: dict) -> PairFiles:
     for name, file in files.items():
         if not file.is_file():
             raise UserError(
-                f"{path}, line {line}: {name} is {file}, which isn't there; paths start at the CSV"
+                f"{path}, line {line}: {name} is {file}, which doesn't exist; paths are relative to the CSV"
             )
     return PairFiles(split=values["split"], **files)
 
@@ -188,8 +188,8 @@ def _check_splits(rows: Sequence[PairFiles]) -> None:
             other = split_of.get(path.resolve(), row.split)
             if other != row.split:
                 raise UserError(
-                    f"{path} is in the splits {row.split} and {other}: the results would be of scans that "
-                    "were trained on; give each fixed scan to one split"
+                    f"{path} is in the splits {row.split} and {other}: the test would include scans "
+                    "of the training; put each fixed scan into one split"
                 )
 
 
@@ -264,7 +264,7 @@ def _labels(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _landmarks(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-    """In voxels, [n, 3], of a scan."""
+    """Reads landmarks [n, 3] in voxels of a scan."""
     in_the_world = has_header(path)
     if in_the_world:
         points = (read_points(path) - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
@@ -281,7 +281,7 @@ def _landmarks(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> np.nda
 
 
 def _subject(path: Path, base: Path) -> str:
-    """The file within the data, wherever these lie: stems of a CSV's files need not differ."""
+    """The path relative to the data: file names alone may occur twice in a CSV."""
     return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.as_posix()
 
 

@@ -1,8 +1,8 @@
 """IXI brain scans as TransMorph distributes them: 403 to train, 58 to validate, 115 to test, and an atlas.
 
-The folder has Train, Val and Test with a pickle a subject, and atlas.pkl beside them, in any letter case;
-see `SOURCE`. Scans saved as NIfTI do as well: images/ and labels/ with the same file names in each of the
-three folders, and atlas_image.nii.gz and atlas_labels.nii.gz beside them. All scans are aligned to the atlas,
+The folder contains Train, Val and Test with one pickle per subject, and atlas.pkl, in any letter case; see
+`SOURCE`. NIfTI files are accepted as well: images/ and labels/ with the same file names in each of the three
+folders, and atlas_image.nii.gz and atlas_labels.nii.gz next to them. All scans are aligned to the atlas,
 on one grid of 1 mm, with intensities from 0 to 1.
 
 Pickles hold no affine: voxel axes stay as they are, and their directions in the body are unknown here.
@@ -112,8 +112,8 @@ def ixi_splits(config: IxiConfig, seed: int = 0) -> tuple[list[PairMaker], list[
 
 def _expected(config: IxiConfig, problem: str) -> str:
     return (
-        f"IXI folder '{config.root}' (data.ixi.root) {problem}: expected Train, Val and Test with a .pkl a "
-        f"subject, and atlas.pkl, as TransMorph distributes them: {SOURCE}"
+        f"IXI folder '{config.root}' (data.ixi.root) {problem}: expected Train, Val and Test with one .pkl "
+        f"per subject, and atlas.pkl, as TransMorph distributes them: {SOURCE}"
     )
 
 
@@ -206,7 +206,7 @@ def _read(scan: Scan, shape: tuple[int, int, int]) -> Arrays:
     for path, values in ((scan.image, image), (scan.labels, labels)):
         if values.shape != tuple(shape):
             raise UserError(
-                f"{path}: is {values.shape}, data.ixi.shape is {tuple(shape)}: all scans have to be of it"
+                f"{path}: is {values.shape}, data.ixi.shape is {tuple(shape)}: all scans must have this shape"
             )
     low, high = image.min(), image.max()
     if low < -INTENSITY_TOLERANCE or high > 1 + INTENSITY_TOLERANCE:

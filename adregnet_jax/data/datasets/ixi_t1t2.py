@@ -1,8 +1,8 @@
-"""T1 and T2 scans of IXI, as its own site distributes them: the T2 moves to the T1.
+"""T1 and T2 scans of IXI, as its own site distributes them: the T2 is registered to the T1.
 
 The files are called IXI002-Guys-0828-T1.nii.gz and IXI002-Guys-0828-T2.nii.gz, and lie in the folder or in
-folders of it, such as IXI-T1 and IXI-T2 (https://brain-development.org/ixi-dataset/). `prepare_ixi` makes
-scans of one size of them, without skulls.
+subfolders such as IXI-T1 and IXI-T2 (https://brain-development.org/ixi-dataset/). `prepare_ixi` strips the
+skulls and brings the scans to one size.
 
 The two scans of a subject have different grids and lie in one world: the T2 is read where the voxels of the
 T1 are. The T1 is never resampled. There are no labels and no landmarks.
@@ -105,16 +105,16 @@ def _pair(name: str, t1_path: Path, t2_path: Path, shape: tuple[int, ...]) -> Pa
     t1, affine, _ = nifti.read_volume(t1_path)
     if t1.shape != tuple(shape):
         raise UserError(
-            f"{t1_path}: is {t1.shape}, data.ixi.shape is {tuple(shape)}: all T1 scans have to be of it:"
+            f"{t1_path}: is {t1.shape}, data.ixi.shape is {tuple(shape)}: all T1 scans must have this shape:"
             " prepare them by python -m adregnet_jax.data.datasets.prepare_ixi, or set the shape"
         )
     t2, t2_affine, _ = nifti.read_volume(t2_path)
-    # [0, 1] as the network takes it. Of scans that are z-scored already this changes scale and offset only.
+    # To [0, 1] for the network. For z-scored scans, this changes only scale and offset.
     moving, inside = resample_to_grid(rescale_percentiles(t2, str(t2_path)), t2_affine, t1.shape, affine)
     if inside.mean() < LEAST_OVERLAP:
         raise UserError(
-            f"{t2_path}: covers {100 * inside.mean():.0f} % of the grid of {t1_path.name}: they don't lie in"
-            " one world; align them first"
+            f"{t2_path}: covers {100 * inside.mean():.0f} % of the grid of {t1_path.name}: they have no"
+            " common world; align them first"
         )
     return Pair(
         name=name,

@@ -1,4 +1,4 @@
-"""A breathing chest, made from a seed: exact truth for training and tests without any data.
+"""A breathing chest generated from a seed: training and test data with an exactly known displacement.
 
 The anatomy is a density over continuous positions of the *moving* frame (end of exhale), the displacement
 u(p) a closed formula over positions of the *fixed* frame (end of inhale). Then
@@ -9,9 +9,9 @@ so the pull-back law warped(p) = moving(p + u(p)) = fixed(p) holds without inver
 is a resampled copy of the other, and a landmark p_f is p_f + u(p_f) in the moving image exactly. Each image
 then gets its own noise, and the fixed one the lower density of lung that has expanded.
 
-Everything is laid out in a box of `BOX_MM`, centred at 0, that is stretched over the grid: the same case on
-a finer grid is the same chest. Axis 0 runs from the patient's right to left, axis 1 from front to back,
-axis 2 from feet to head. `python -m adregnet_jax.data.datasets.phantom` prints what the cases look like.
+Everything is defined in a box of `BOX_MM`, centred at 0, that is stretched over the grid: the same case on a
+finer grid is the same chest. Axis 0 runs from the patient's right to left, axis 1 from front to back,
+axis 2 from feet to head. `python -m adregnet_jax.data.datasets.phantom` prints statistics of the cases.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -30,7 +31,7 @@ from adregnet_jax.errors import UserError
 
 BOX_MM = np.array([320.0, 240.0, 288.0])
 WINDOW_HU = (-1000.0, 400.0)  # mapped to [0, 1]
-SUPERSAMPLING = 2  # raster points a voxel, along each axis
+SUPERSAMPLING = 2  # raster points per voxel, along each axis
 GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
 BRANCHES_PER_LUNG = 1200  # of vessels, about 11 mm apart
 SHEAR_LAYER_MM = 14.0  # width over which the lung's sliding fades at the chest wall
@@ -52,7 +53,7 @@ class _Anatomy:
     domes: list[list[float]]  # [2, 3] x, y, height of the top of each half of the diaphragm; right, left
     dome_drop: float  # from the top of a dome to its rim
     rib_pitch: float
-    rib_tilt: float  # ribs fall by so many mm a mm from back to front
+    rib_tilt: float  # descent of the ribs, mm per mm from back to front
     rib_phase: float
     lung_hu: float
     lung_gradient_hu: float  # denser at the back, a mm
@@ -79,7 +80,7 @@ def phantom_pair(config: PhantomConfig, case: int) -> Pair:
 
     Args:
       config: grid, number of landmarks and seed.
-      case: 0 or more; which of the endlessly many chests.
+      case: number of the chest, 0 or more; there is no largest one.
 
     Returns:
       A pair whose `displacement` is the truth, in voxels, and whose landmarks lie in the lungs of both scans.
@@ -119,20 +120,22 @@ def phantom_pair(config: PhantomConfig, case: int) -> Pair:
     )
 
 
-def _axes_mm(shape) -> list[np.ndarray]:
+def _axes_mm(shape: Sequence[int]) -> list[np.ndarray]:
     """Positions of the voxels' centres along each axis; single precision keeps the big arrays single."""
     pairs = zip(shape, BOX_MM, strict=True)
     return [(((np.arange(n) + 0.5) / n - 0.5) * mm).astype(np.float32) for n, mm in pairs]
 
 
-def _to_voxels(points_mm, shape) -> np.ndarray:
+def _to_voxels(points_mm: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return (points_mm / BOX_MM + 0.5) * shape - 0.5
 
 
 # From here on x, y and z are mm that broadcast; a depth is the distance to an edge in mm, positive inside.
 
 
-def _ellipse_depth(x, y, half_axes, scale=1.0):
+def _ellipse_depth(
+    x: np.ndarray, y: np.ndarray, half_axes: Sequence[float], scale: float | np.ndarray = 1.0
+) -> np.ndarray:
     """Distance to an ellipse's edge, to first order; `scale` multiplies its half axes."""
     a, b = half_axes
     radius = np.sqrt((x / a) ** 2 + (y / b) ** 2) + 1e-6
@@ -140,24 +143,26 @@ def _ellipse_depth(x, y, half_axes, scale=1.0):
     return scale / slope - radius / slope
 
 
-def _ellipsoid_depth(x, y, z, centre, half_axes):
+def _ellipsoid_depth(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, centre: Sequence[float], half_axes: Sequence[float]
+) -> np.ndarray:
     a, b, c = half_axes
     radius = np.sqrt(((x - centre[0]) / a) ** 2 + ((y - centre[1]) / b) ** 2 + ((z - centre[2]) / c) ** 2)
     return (1 - radius) * min(half_axes)
 
 
-def _cavity_depth(anatomy, x, y, z):
+def _cavity_depth(anatomy: _Anatomy, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     """Inside of the rib cage: an elliptical tube that closes at the lungs' apex."""
     above = np.clip((z - anatomy.shoulder) / (anatomy.apex - anatomy.shoulder), 0, 1)
     return _ellipse_depth(x, y, anatomy.cavity, (1 - above**2.5) ** 0.4)
 
 
-def _spine_depth(anatomy, x, y):
+def _spine_depth(anatomy: _Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x0, y0, radius = anatomy.spine
     return radius - np.hypot(x - x0, y - y0)
 
 
-def _diaphragm_height(anatomy, x, y):
+def _diaphragm_height(anatomy: _Anatomy, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     heights = [
         top - anatomy.dome_drop * (((x - x0) / 62) ** 2 + ((y - y0) / 85) ** 2)
         for x0, y0, top in anatomy.domes
@@ -165,14 +170,14 @@ def _diaphragm_height(anatomy, x, y):
     return 6 * np.logaddexp(heights[0] / 6, heights[1] / 6)  # a maximum without an edge
 
 
-def _lung_depth(anatomy, x, y, z):
+def _lung_depth(anatomy: _Anatomy, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     depth = np.minimum(_cavity_depth(anatomy, x, y, z), 0.8 * (z - _diaphragm_height(anatomy, x, y)))
     mediastinum = _ellipse_depth(x, y - 10, (anatomy.mediastinum, 105))
     depth = np.minimum(depth, -np.maximum(mediastinum, _spine_depth(anatomy, x, y)))
     return np.minimum(depth, -_ellipsoid_depth(x, y, z, *anatomy.heart))
 
 
-def _draw_anatomy(rng) -> _Anatomy:
+def _draw_anatomy(rng: np.random.Generator) -> _Anatomy:
     cavity = (rng.uniform(104, 120), rng.uniform(70, 84))
     dome = rng.uniform(-52, -28)
     return _Anatomy(
@@ -201,11 +206,11 @@ def _draw_anatomy(rng) -> _Anatomy:
     )
 
 
-def _grow_vessels(rng, anatomy, side) -> np.ndarray:
+def _grow_vessels(rng: np.random.Generator, anatomy: _Anatomy, side: int) -> np.ndarray:
     """A tree from the hilum that fills one lung; returns [n, 8]: start, end (mm), start and end radius.
 
-    Points of the lung, shell by shell outwards, each join the node that adds least to their own distance and
-    to the way back to the hilum. A branch is the thicker, the more twigs it feeds.
+    Points of the lung are added in shells, from the hilum outwards. Each joins the node with the least sum of
+    the distance to it and its own way back to the hilum. Branches that feed more twigs are thicker.
     """
     hilum = np.array([side * (anatomy.mediastinum + 6), rng.uniform(2, 18), rng.uniform(10, 30)])
     candidates = rng.uniform(-0.5, 0.5, (16 * BRANCHES_PER_LUNG, 3)) * BOX_MM
@@ -233,7 +238,7 @@ def _grow_vessels(rng, anatomy, side) -> np.ndarray:
     return np.column_stack([nodes[start], nodes[end], start_radius, radius[end]])
 
 
-def _fill_vessels(vessels, spacing) -> tuple[np.ndarray, np.ndarray]:
+def _fill_vessels(vessels: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
     """Points about `spacing` apart that fill the branches evenly [n, 3], and each one's volume [n] (mm3)."""
     start, along = vessels[:, :3], vessels[:, 3:6] - vessels[:, :3]
     length = np.linalg.norm(along, axis=1)
@@ -244,7 +249,7 @@ def _fill_vessels(vessels, spacing) -> tuple[np.ndarray, np.ndarray]:
 
     # A slice is filled along a sunflower's spiral, in the plane of two vectors across the branch.
     count = np.ceil(np.pi * (radius / spacing) ** 2).astype(int)
-    piece = np.repeat(np.arange(len(branch)), count)  # of each point, as is all below
+    piece = np.repeat(np.arange(len(branch)), count)  # per point, like everything below
     turn = _count_up(count)
     reach = radius[piece] * np.sqrt((turn + 0.5) / count[piece])
     angle = GOLDEN_ANGLE * (turn + piece)
@@ -257,13 +262,13 @@ def _fill_vessels(vessels, spacing) -> tuple[np.ndarray, np.ndarray]:
     return points, (np.pi * radius**2 * (length / slices)[branch] / count)[piece]
 
 
-def _count_up(counts) -> np.ndarray:
+def _count_up(counts: np.ndarray) -> np.ndarray:
     """0, 1, ..., counts[0] - 1, 0, 1, ..., counts[1] - 1, and so on."""
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def _rasterise(points, volumes, shape) -> np.ndarray:
-    """Share of each raster cell that is filled [x, y, z]: each point is dealt out to the 8 cells around."""
+def _rasterise(points: np.ndarray, volumes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Filled share of each raster cell [x, y, z]: a point is distributed over the 8 cells around it."""
     position = _to_voxels(points, shape)
     low = np.clip(np.floor(position).astype(int), 0, np.array(shape) - 2)
     upper = np.clip(position - low, 0, 1)
@@ -275,14 +280,14 @@ def _rasterise(points, volumes, shape) -> np.ndarray:
     return np.minimum(share, 1).reshape(shape).astype(np.float32)
 
 
-def _density_hu(anatomy, vessel_share) -> np.ndarray:
+def _density_hu(anatomy: _Anatomy, vessel_share: np.ndarray) -> np.ndarray:
     """The chest on the raster of `vessel_share`, painted from the outside in."""
     shape = vessel_share.shape
     x, y, z = np.ix_(*_axes_mm(shape))
     edge = np.float32((BOX_MM / shape).mean())
     hu = np.full(shape, -1000, np.float32)
 
-    def paint(value, depth):
+    def paint(value: float | np.ndarray, depth: np.ndarray) -> None:
         nonlocal hu
         hu += np.clip(depth / edge + 0.5, 0, 1) * (value - hu)
 
@@ -313,7 +318,7 @@ def _density_hu(anatomy, vessel_share) -> np.ndarray:
     return hu
 
 
-def _draw_breath(rng, anatomy) -> _Breath:
+def _draw_breath(rng: np.random.Generator, anatomy: _Anatomy) -> _Breath:
     vectors = rng.standard_normal((8, 3))
     wavelength_mm = rng.uniform(65, 150, (8, 1))
     vectors *= 2 * np.pi / (wavelength_mm * np.linalg.norm(vectors, axis=1, keepdims=True))
@@ -328,9 +333,9 @@ def _draw_breath(rng, anatomy) -> _Breath:
         waves=np.column_stack([vectors, rng.uniform(0, 2 * np.pi, 8)]).tolist(),
         amplitudes=rng.normal(0, rng.uniform(0.3, 0.6), (8, 3)).tolist(),
     )
-    # Landmarks shall move 4 to 15 mm, 8.5 on average over cases, as in DIR-Lab. Those on vessels move a bit
-    # less than the lung as a whole, which is what is scaled here. Which points of the fixed frame are lung
-    # depends on the scale: hence the rounds.
+    # Landmarks should move 4 to 15 mm, 8.5 on average over cases, as in DIR-Lab. Scaled here is the motion of
+    # the whole lung, which is a bit larger than that of landmarks on vessels. The scale determines which
+    # points of the fixed frame lie in the lung: hence the iterations.
     wanted_mm = 4.2 + 10.8 * rng.beta(1.8, 2.6)
     points = rng.uniform(-0.5, 0.5, (4000, 3)) * BOX_MM
     for _ in range(4):
@@ -341,21 +346,23 @@ def _draw_breath(rng, anatomy) -> _Breath:
     return breath
 
 
-def _displacement_mm(breath, x, y, z):
+def _displacement_mm(
+    breath: _Breath, x: np.ndarray, y: np.ndarray, z: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """u at points of the fixed frame: three arrays, mm."""
     low = 0.5 - 0.5 * np.tanh((z - breath.middle) / breath.fade)  # 1 at the feet, 0 at the head
     narrowing = breath.scale * (0.6 + 0.6 * low)
     u_x = -narrowing * breath.narrowing[0] * np.tanh(x / 80)
     u_y = narrowing * breath.narrowing[1] * (0.5 - 0.5 * np.tanh(y / 50))
 
-    # What lies inside the rib cage slides along ribs and spine, up to a thin layer, but does not press into
-    # them: its irregular motion to the sides fades over a wider layer, or it would fold there.
+    # The content of the rib cage slides along ribs and spine, up to a thin layer, but does not press into
+    # them: its irregular motion sideways fades over a wider layer, because it would fold otherwise.
     anatomy = breath.anatomy
     wall = np.minimum(_cavity_depth(anatomy, x + u_x, y + u_y, z), -_spine_depth(anatomy, x, y + u_y))
     sliding = breath.scale * _smooth_step(wall / SHEAR_LAYER_MM + 0.65)
     across = breath.scale * _smooth_step(wall / (3 * SHEAR_LAYER_MM) + 0.25)
     rise = breath.rise * low * (1 + breath.back * np.tanh(y / 60)) * (1 - 0.35 * np.exp(-((x / 40) ** 2)))
-    irregular = [0.0, 0.0, 0.0]
+    irregular: list[float | np.ndarray] = [0.0, 0.0, 0.0]
     for (*wave_vector, phase), amplitude in zip(breath.waves, breath.amplitudes, strict=True):
         wave = np.sin(wave_vector[0] * x + wave_vector[1] * y + (wave_vector[2] * z + phase))
         irregular = [total + size * wave for total, size in zip(irregular, amplitude, strict=True)]
@@ -363,14 +370,14 @@ def _displacement_mm(breath, x, y, z):
     return u_x + across * v_x, u_y + across * v_y, sliding * (rise + v_z)
 
 
-def _smooth_step(t):
+def _smooth_step(t: np.ndarray) -> np.ndarray:
     """0 below 0, 1 above 1, smooth between."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)
 
 
-def _scan(raster, positions) -> np.ndarray:
-    """HU at voxel positions [..., 3]. The unfiltered spline is the scanner's blur, the same everywhere."""
+def _scan(raster: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """HU at voxel positions [..., 3]. The unfiltered spline acts as the scanner's blur, equal everywhere."""
     coordinates = np.moveaxis((positions + 0.5) * SUPERSAMPLING - 0.5, -1, 0)
     return ndimage.map_coordinates(raster, coordinates, order=2, mode="nearest", prefilter=False)
 
@@ -382,18 +389,20 @@ def _jacobian_determinant(displacement: np.ndarray) -> np.ndarray:
     return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
-def _expand_lung(hu, jacobian) -> np.ndarray:
+def _expand_lung(hu: np.ndarray, jacobian: np.ndarray) -> np.ndarray:
     """Lung tissue keeps its mass: its density at inhale is that at exhale times det(I + du)."""
     lung = np.clip((-450 - hu) / 200, 0, 1)
     return (hu + 1000) * (1 + lung * (jacobian - 1)) - 1000
 
 
-def _to_unit(hu) -> np.ndarray:
+def _to_unit(hu: np.ndarray) -> np.ndarray:
     low, high = WINDOW_HU
     return np.clip((hu - low) / (high - low), 0, 1).astype(np.float32)
 
 
-def _draw_landmarks(rng, config, breath, vessel_share) -> list[np.ndarray]:
+def _draw_landmarks(
+    rng: np.random.Generator, config: PhantomConfig, breath: _Breath, vessel_share: np.ndarray
+) -> list[np.ndarray]:
     """Random points of both lungs, on vessels rather than between them: fixed [n, 3], moving [n, 3]."""
     fixed_mm = rng.uniform(-0.5, 0.5, (2000 + 80 * config.landmarks, 3)) * BOX_MM
     moving_mm = fixed_mm + np.stack(_displacement_mm(breath, *fixed_mm.T), axis=-1)
@@ -405,7 +414,7 @@ def _draw_landmarks(rng, config, breath, vessel_share) -> list[np.ndarray]:
     return [_to_voxels(points[chosen], config.shape) for points in (fixed_mm, moving_mm)]
 
 
-def _affine(shape, spacing_mm) -> np.ndarray:
+def _affine(shape: Sequence[int], spacing_mm: np.ndarray) -> np.ndarray:
     """Voxel -> RAS mm, the centre of the grid at 0."""
     affine = np.diag([*(np.array([-1, -1, 1]) * spacing_mm), 1.0])
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)

@@ -6,7 +6,8 @@ Brain extraction by given masks, N4 bias field correction, z-score within the ma
 window of 160 x 192 x 224 mm around the brain. INPUT holds NIfTI files, in it or in folders of it, such as
 IXI-T1 and IXI-T2; OUTPUT gets them under the same names. MASKS has a mask for each, under the same name or
 with _mask, _brain_mask, _bet or _bet_mask behind it; a brain without skull will do, too. The same command
-again goes on where it stopped. A scan that can't be prepared gets one line, and the others are prepared.
+again continues where it stopped. A scan that can't be prepared is reported in one line; the others are
+prepared.
 
 Axes stay as the file has them: nothing is flipped or turned. So the window's sides follow the file's axes:
 160 mm left to right, 192 down, 224 front to back.
@@ -72,7 +73,7 @@ def prepare(scan: Image, mask: Image, *, bias_correction: bool = True) -> Image:
             f"{scan.name}: every voxel in the mask is {values[brain][0]:g}: is it the right mask?"
         )
     normal = (values - values[brain].mean()) / sd
-    # Not in the paper: what is outside of the brain. At 0, the mean of the brain, its border would vanish.
+    # Not in the paper: the value outside the brain. With 0, the mean of the brain, its border would vanish.
     lowest = normal[brain].min()
     return _around(brain, np.where(brain, normal - lowest, 0), lowest, scan)
 

@@ -1,19 +1,20 @@
-"""Pairs of scans that nobody took: random anatomy, random contrast, random motion, from a seed.
+"""Synthetic scan pairs: random anatomy, random contrast and random motion, generated from a seed.
 
 A case begins with a map of labels in the moving frame and a displacement u(p) over the fixed frame. The map
 is pulled back to the nearest voxel, fixed(p) = moving(p + u(p)). Then the moving map is painted, and the
-image is pulled back by trilinear interpolation, as two scans of a sequence look, the fixed one a little
-softer. Where contrasts differ, its values then go through a random curve, or the fixed map is painted anew,
-as SynthMorph does (Hoffmann et al., IEEE TMI 2022). Each image is blurred, cropped and given noise and a bias
-field of its own.
+image is pulled back by trilinear interpolation: the pair looks like two scans with the same sequence, the
+fixed one slightly softer. Where contrasts differ, the values of the fixed image then pass through a random
+curve, or the fixed map is painted separately, as SynthMorph does (Hoffmann et al., IEEE TMI 2022). Each image
+is blurred, cropped and given its own noise and bias field.
 
-Anatomy is one of three kinds: blobs of any shape; shells with folded edges around paired nuclei, as a head
-has; a trunk with lungs or abdominal organs, ribs, spine and trees of vessels. Motion is one of two: smooth
-waves of several lengths upon a small affine map, as between people; or a shift along one axis that fades, as
-in a breath. It never folds: its determinant, by central differences, is at least `LEAST_DETERMINANT`.
+There are three kinds of anatomy: blobs of any shape; shells with folded edges around paired nuclei, like a
+head; a trunk with lungs or abdominal organs, ribs, spine and trees of vessels. There are two kinds of motion:
+smooth waves of several lengths plus a small affine map, as between people; or a shift along one axis that
+fades, as in breathing. No motion folds: its determinant, by central differences, is at least
+`LEAST_DETERMINANT`.
 
-No scan of anyone is read. `python -m adregnet_jax.data.datasets.synthetic` prints what the cases look
-like; --picture FILE draws some.
+No real scan is used. `python -m adregnet_jax.data.datasets.synthetic` prints statistics of the cases, and
+--picture FILE draws some.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import functools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,23 +42,23 @@ def synthetic_pair(config: SyntheticConfig, case: int, *, share: float = 1.0) ->
 
     Args:
       config: grid, motion, contrast and seed.
-      case: 0 or more; which of the endlessly many pairs.
-      share: from 0 to 1, how hard the case is: the motion goes to this share of `config.largest_motion_mm`
-        at most, and the probability that the contrasts differ grows from 0 at `EASY_SHARE`.
+      case: number of the pair, 0 or more; there is no largest one.
+      share: difficulty from 0 to 1. The motion is at most this share of `config.largest_motion_mm`, and the
+        probability that the contrasts differ grows from 0 at `EASY_SHARE`.
 
     Returns:
       A pair with labels, 0 where there is no structure, and with the displacement that made it, in voxels.
 
     Raises:
-      UserError: settings that make no sense, or a case below 0.
+      UserError: a setting can't be used, or the case is below 0.
     """
     config.check()
     if case < 0:
-        raise UserError(f"synthetic cases count from 0, got {case}")
+        raise UserError(f"synthetic cases are numbered from 0, got {case}")
     rng = np.random.default_rng([config.seed, case])
     spacing_mm = np.asarray(config.spacing_mm, np.float64)
-    moving_labels = _draw_anatomy(rng, tuple(config.shape))
-    displacement = _draw_motion(rng, spacing_mm, tuple(config.shape), share * config.largest_motion_mm)
+    moving_labels = _draw_anatomy(rng, config.shape)
+    displacement = _draw_motion(rng, spacing_mm, config.shape, share * config.largest_motion_mm)
     positions = np.moveaxis(displacement, -1, 0) + _indices(config.shape)
     fixed_labels = _nearest(moving_labels, positions)
 
@@ -88,13 +90,13 @@ def synthetic_pair(config: SyntheticConfig, case: int, *, share: float = 1.0) ->
 
 
 def curriculum_share(config: SyntheticConfig, case: int) -> float:
-    """How hard a training case is, see `synthetic_pair`: it grows with its number, then stays 1."""
+    """Difficulty of a training case for `synthetic_pair`: it grows with the case's number up to 1."""
     if not config.curriculum_cases:
         return 1.0
     return min(1.0, EASY_SHARE + (1 - EASY_SHARE) * case / config.curriculum_cases)
 
 
-def _draw_anatomy(rng, shape) -> np.ndarray:
+def _draw_anatomy(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Labels [x, y, z] int16, numbered from 1 in random order."""
     kind = rng.choice(["blobs", "shells", "trunk"], p=[0.3, 0.35, 0.35])
     labels = _blobs(rng, shape) if kind == "blobs" else np.zeros(shape, np.int16)
@@ -110,13 +112,15 @@ def _draw_anatomy(rng, shape) -> np.ndarray:
     return order[labels]
 
 
-def _blobs(rng, shape) -> np.ndarray:
+def _blobs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     noise = _noise(rng, shape, int(rng.integers(3, 9)), int(rng.integers(5, 14)))
     return np.argmax(noise, axis=0).astype(np.int16)
 
 
-def _shells(rng, labels, x, y, z) -> None:
-    """An ellipsoid in layers with folded edges, deeper ones more on average, and nuclei in pairs."""
+def _shells(
+    rng: np.random.Generator, labels: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray
+) -> None:
+    """An ellipsoid in layers with folded edges, on average more folded with depth, and nuclei in pairs."""
     half_axes = rng.uniform(0.6, 0.95, 3)
     depth = 1 - _radius(x, y, z, (0, 0, 0), half_axes)
     folds = _noise(rng, labels.shape, int(rng.integers(6, 15)))[0]
@@ -129,15 +133,15 @@ def _shells(rng, labels, x, y, z) -> None:
             labels[_radius(x, y, z, (side * abs(centre[0]), *centre[1:]), size) < 1] = number
 
 
-def _trunk(rng, labels, x, y, z) -> None:
-    """From the chest to the pelvis, of which the field of view shows some part."""
+def _trunk(rng: np.random.Generator, labels: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
+    """Chest to pelvis, of which the field of view shows a part."""
     z = z * rng.uniform(0.5, 1.0) + rng.uniform(-0.6, 0.6)  # the diaphragm is at about 0, the head above
     wide, deep = rng.uniform(0.7, 0.95), rng.uniform(0.5, 0.8)
     wall = rng.uniform(0.12, 0.22)
     across = np.sqrt((x / wide) ** 2 + (y / deep) ** 2)
     number = iter(range(1, 100))
 
-    def add(inside):
+    def add(inside: np.ndarray) -> None:
         labels[inside] = next(number)
 
     add(across < 1)
@@ -170,7 +174,13 @@ def _trunk(rng, labels, x, y, z) -> None:
             labels[tree & region] = vessels
 
 
-def _radius(x, y, z, centre, half_axes):
+def _radius(
+    x: np.ndarray,
+    y: np.ndarray,
+    z: np.ndarray,
+    centre: Sequence[float],
+    half_axes: Sequence[float] | np.ndarray,
+) -> np.ndarray:
     """1 on the surface of an ellipsoid, 0 in its centre."""
     a, b, c = half_axes
     return np.sqrt(
@@ -179,8 +189,16 @@ def _radius(x, y, z, centre, half_axes):
     )
 
 
-def _tree(rng, shape, x, y, z, start, generations=8) -> np.ndarray:
-    """Branches that double and thin out, as a mask; `start` in the coordinates x, y, z of the anatomy."""
+def _tree(
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    x: np.ndarray,
+    y: np.ndarray,
+    z: np.ndarray,
+    start: np.ndarray,
+    generations: int = 8,
+) -> np.ndarray:
+    """A mask of branches that double and become thinner; `start` is in the coordinates x, y, z."""
     origin = np.array(
         np.unravel_index(np.argmin((x - start[0]) ** 2 + (y - start[1]) ** 2 + (z - start[2]) ** 2), shape)
     )
@@ -204,11 +222,13 @@ def _tree(rng, shape, x, y, z, start, generations=8) -> np.ndarray:
     return mask
 
 
-def _directions(vectors):
+def _directions(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def _draw_motion(rng, spacing_mm, shape, largest_mm) -> np.ndarray:
+def _draw_motion(
+    rng: np.random.Generator, spacing_mm: np.ndarray, shape: tuple[int, ...], largest_mm: float
+) -> np.ndarray:
     """u [x, y, z, 3] float32 in voxels of the fixed frame, without folds."""
     axes = np.ix_(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape))
     motion = np.zeros((3, *shape), np.float32)  # mm, up to a factor
@@ -231,7 +251,7 @@ def _draw_motion(rng, spacing_mm, shape, largest_mm) -> np.ndarray:
     return np.moveaxis(motion, 0, -1) * np.float32(_unfolding_factor(motion))
 
 
-def _unfolding_factor(motion) -> float:
+def _unfolding_factor(motion: np.ndarray) -> float:
     """The largest of 1, 0.85, 0.85^2, ... by which a displacement [3, x, y, z] does not fold."""
     (a, b, c), (d, e, f), (g, h, i) = (np.gradient(component) for component in motion)
     # det(I + s G) is a polynomial in s, whose coefficients are the invariants of the gradient G.
@@ -244,25 +264,25 @@ def _unfolding_factor(motion) -> float:
     return factor
 
 
-def _paint(rng, labels) -> np.ndarray:
+def _paint(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
     """A value for each label, and a texture: [x, y, z] float32."""
     count = int(labels.max()) + 1
     values = rng.uniform(0, 1, count).astype(np.float32)
     strength = rng.uniform(0, 0.12, count).astype(np.float32)
     if rng.random() < 0.7:
-        values[0] = strength[0] = 0  # nothing around it
+        values[0] = strength[0] = 0  # empty background
     texture = _noise(rng, labels.shape, int(min(labels.shape) / rng.uniform(2.5, 6)))[0]
     return values[labels] + strength[labels] * texture
 
 
-def _recolour(rng, image) -> np.ndarray:
-    """Another value for each value, by a curve that goes up and down; nothing stays nothing."""
+def _recolour(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Maps intensities through a random curve that rises and falls; the background stays 0."""
     curve = np.interp(image, np.linspace(0, 1, 5), rng.uniform(0, 1, 5)).astype(np.float32)
     return np.where(image > 0, curve, 0)
 
 
-def _acquire(rng, image, exponent) -> np.ndarray:
-    """What a scanner makes of it, in [0, 1]: partial volume, thick slices, bias field, noise, a crop."""
+def _acquire(rng: np.random.Generator, image: np.ndarray, exponent: float) -> np.ndarray:
+    """Simulates a scanner, in [0, 1]: partial volume, thick slices, bias field, noise, a crop."""
     width = np.full(3, rng.uniform(0.3, 0.9))
     if rng.random() < 0.3:
         width[rng.integers(3)] += rng.uniform(0.5, 1.5)
@@ -282,7 +302,7 @@ def _acquire(rng, image, exponent) -> np.ndarray:
     return np.clip(image, 0, 1)
 
 
-def _noise(rng, shape, cells, count=1) -> np.ndarray:
+def _noise(rng: np.random.Generator, shape: tuple[int, ...], cells: int, count: int = 1) -> np.ndarray:
     """Smooth random fields [count, x, y, z] float32 of mean 0 and SD 1, `cells` waves across the volume.
 
     Cubic B-splines over a grid of random numbers, one axis after another.
@@ -296,7 +316,7 @@ def _noise(rng, shape, cells, count=1) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _spline_weights(n, cells) -> np.ndarray:
+def _spline_weights(n: int, cells: int) -> np.ndarray:
     """[n, cells + 3]: cubic B-splines at the centres of n voxels over `cells` cells."""
     place = (np.arange(n) + 0.5) / n * cells
     distance = np.abs(place[:, None] - (np.arange(cells + 3) - 1))
@@ -306,12 +326,12 @@ def _spline_weights(n, cells) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def _indices(shape) -> np.ndarray:
+def _indices(shape: tuple[int, ...]) -> np.ndarray:
     return np.indices(shape, dtype=np.float32)
 
 
-def _nearest(labels, positions) -> np.ndarray:
-    """Labels [x, y, z] at positions [3, x, y, z], to the nearest voxel, of the border beyond it."""
+def _nearest(labels: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Labels [x, y, z] of the voxels nearest to positions [3, x, y, z], clamped to the border."""
     index = tuple(
         np.clip(np.rint(place).astype(np.intp), 0, n - 1)
         for place, n in zip(positions, labels.shape, strict=True)
@@ -346,7 +366,7 @@ def main() -> None:
         _draw(pairs[:8], arguments.picture)
 
 
-def _draw(pairs, path: Path) -> None:
+def _draw(pairs: Sequence[Pair], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2 * len(pairs), 8), layout="constrained")
@@ -355,9 +375,11 @@ def _draw(pairs, path: Path) -> None:
         middle = pair.fixed.shape[1] // 2
         rows = {"fixed": pair.fixed, "moving": pair.moving, "labels": pair.fixed_labels}
         for ax, (name, volume) in zip(column, rows.items(), strict=False):
+            assert volume is not None
             ax.imshow(
                 volume[:, middle].T, origin="lower", cmap="nipy_spectral" if name == "labels" else "gray"
             )
+        assert pair.displacement is not None
         length = np.linalg.norm(pair.displacement * pair.spacing_mm, axis=-1)
         column[3].imshow(length[:, middle].T, origin="lower")
         column[3].set_title(f"to {length.max():.0f} mm", fontsize=8)

@@ -1,4 +1,4 @@
-"""Images with their place in the world: NIfTI by nibabel; MetaImage, NRRD and DICOM by SimpleITK. NumPy only.
+"""Images with their position in the world: NIfTI by nibabel; MetaImage, NRRD, DICOM by SimpleITK. NumPy only.
 
 SimpleITK is an extra: `pip install 'adregnet-jax[itk]'`.
 """
@@ -25,7 +25,7 @@ from adregnet_jax.errors import UserError
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ITK_SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
 METAIMAGE_SUFFIXES = (".mha", ".mhd")
-# Of a voxel; MET_LONG is of one size here and of another there.
+# Bytes per voxel; MET_LONG is missing because its size depends on the platform.
 METAIMAGE_BYTES = {"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2}
 METAIMAGE_BYTES |= {"MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4, "MET_DOUBLE": 8}
 METAIMAGE_FIELD = re.compile("([^=:]*)[=:]?(.*)", re.DOTALL)  # matches whatever it is given
@@ -39,12 +39,12 @@ SLICE_TOLERANCE = 0.05  # of the distance between DICOM slices
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Image:
-    """A scan or a label map, and where it lies.
+    """A scan or a label map, with its position in the world.
 
     Attributes:
       values: [x, y, z], index order of the file.
       affine: [4, 4] voxel -> RAS mm.
-      name: what messages call it.
+      name: how messages call it.
 
     Raises:
       ValueError: other shapes.
@@ -54,7 +54,7 @@ class Image:
     affine: np.ndarray
     name: str = "image"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.values.ndim != 3 or self.affine.shape != (4, 4):
             raise ValueError(
                 f"{self.name}: expected values [x, y, z] and an affine [4, 4], "
@@ -124,12 +124,12 @@ def itk_errors_as_os_errors() -> Iterator[None]:
 
 
 def simpleitk(path: Path) -> Any:
-    """The module SimpleITK; a UserError that tells how to install it where it is missing."""
+    """The module SimpleITK; if it is missing, a UserError explains how to install it."""
     try:
         import SimpleITK
     except ImportError:
         raise UserError(f"{path}: this needs SimpleITK: pip install 'adregnet-jax[itk]'") from None
-    SimpleITK.ProcessObject.GlobalWarningDisplayOff()  # what is wrong is raised, and told in one line
+    SimpleITK.ProcessObject.GlobalWarningDisplayOff()  # errors are raised and reported in one line
     return SimpleITK
 
 
@@ -173,10 +173,10 @@ def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_metaimage(path: Path) -> None:
-    """Refuses files on which ITK never ends, or writes beyond its memory.
+    """Refuses files on which ITK would hang or write beyond its memory.
 
-    That is impossible numbers of axes, voxels that are not there, and compressed ones that are damaged or not
-    as many as the header says.
+    These have an impossible number of axes, no voxels, or compressed voxels that are damaged or don't match
+    the number in the header.
     """
     try:
         with path.open("rb") as file:
@@ -189,19 +189,19 @@ def _check_metaimage(path: Path) -> None:
             if not re.fullmatch("[1-9]", axes := fields.get("NDims", "none")):
                 raise UserError(f"{path}: not an image that can be read (NDims is {axes}; expected 3)")
             place = fields.get("ElementDataFile", "")
-            beside = path.parent / place
+            voxel_file = path.parent / place
             elsewhere = place.upper() != "LOCAL" and not re.fullmatch(
                 r"LIST( \d+D?)?|\S*%\d*d\S*( \d+)*", place
             )
-            if elsewhere and not beside.is_file():
-                where = f"its voxels are in {place[:60]!r}, which isn't there"
+            if elsewhere and not voxel_file.is_file():
+                where = f"its voxels are in {place[:60]!r}, which doesn't exist"
                 raise UserError(f"{path}: not an image that can be read ({where})")
             if fields.get("CompressedData", "").lower()[:1] not in ("t", "1"):
                 return
             if place.upper() == "LOCAL":
                 found = _expanded_bytes(path, file)
-            elif beside.is_file():
-                with beside.open("rb") as voxels:
+            elif voxel_file.is_file():
+                with voxel_file.open("rb") as voxels:
                     found = _expanded_bytes(path, voxels)
             else:
                 return
@@ -213,14 +213,14 @@ def _check_metaimage(path: Path) -> None:
     if len(sizes) != int(axes) or not channels.isdecimal():
         shape = fields.get("DimSize", "not there")
         raise UserError(f"{path}: not an image that can be read (DimSize is {shape})")
-    if each and found != (told := math.prod(sizes) * each * int(channels)):
+    if each and found != (declared := math.prod(sizes) * each * int(channels)):
         raise UserError(
-            f"{path}: its header tells of {told} bytes, its voxels are {found}: copy or download it again"
+            f"{path}: its header declares {declared} bytes, its voxels are {found}: copy or download it again"
         )
 
 
 def _expanded_bytes(path: Path, file: BinaryIO) -> int:
-    """Of the rest of a file; nothing of it is kept."""
+    """Size of the rest of a file after decompression, which is not kept."""
     start = file.tell()
     stored_bytes = file.seek(0, os.SEEK_END) - start
     file.seek(start)
@@ -256,7 +256,7 @@ def _read_series(path: Path, itk: Any) -> Any:
         aside_mm = np.linalg.norm(steps - np.outer(steps @ normal, normal), axis=1).max()
         if aside_mm > SLICE_TOLERANCE * np.median(steps_mm):  # ITK would set them upright
             raise UserError(
-                f"{path}: each slice lies {aside_mm:.3g} mm beside the one before (a tilted gantry); "
+                f"{path}: each slice is shifted {aside_mm:.3g} mm against the previous one (tilted gantry); "
                 "expected slices one above the other: resample the series first"
             )
         if not steps_mm.min() > 0 or np.ptp(steps_mm) > SLICE_TOLERANCE * np.median(steps_mm):

@@ -1,6 +1,6 @@
-"""NIfTI volumes in and out, with what can't be registered refused at the door. NumPy and nibabel.
+"""Reads and writes NIfTI volumes, and refuses those that can't be registered. NumPy and nibabel.
 
-Axes stay as they are in the file: axis 0, 1, 2 of an array are the NIfTI i, j, k.
+The order of the axes is that of the file: axes 0, 1, 2 of an array are i, j, k of NIfTI.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import nibabel as nib
 import numpy as np
 from nibabel.openers import ImageOpener
 
-from adregnet_jax.errors import UserError
+from adregnet_jax.errors import UserError, one_line
 
-FORMS_TOLERANCE_MM = 0.1  # how far apart sform and qform may lay a corner
+FORMS_TOLERANCE_MM = 0.1  # largest distance between the corners by sform and by qform
 PACKED_SUFFIXES = (".gz", ".bz2", ".zst")
-LARGEST_EXPANSION = 100  # of a compressed file, from which on more than LARGEST_EXPANDED is refused
+LARGEST_EXPANSION = 100  # of a compressed file that expands to more than LARGEST_EXPANDED
 LARGEST_EXPANDED = 2**30  # bytes
 
 
@@ -39,7 +39,7 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def read_labels(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reads a 3-D label map: as `read_volume`, with values [x, y, z] int32 that have to be whole numbers."""
+    """Reads a 3-D label map like `read_volume`; its values [x, y, z] int32 must be whole numbers."""
     values, affine, spacing_mm = _read(path)
     return label_values(path, values), affine, spacing_mm
 
@@ -62,19 +62,19 @@ def write_volume(path: str | Path, values: np.ndarray, affine: np.ndarray) -> No
 
 
 def make_image(values: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    """A NIfTI image in mm, to be saved."""
+    """A NIfTI image with units of mm."""
     image = nib.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
     return image
 
 
 def stored(values: np.ndarray) -> np.ndarray:
-    """Values in the type that files get: floats as float32, whole numbers as int32, bool as uint8."""
+    """Converts values to the type they are stored with: float32, int32, or uint8 for bool."""
     return values.astype({"f": np.float32, "b": np.uint8}.get(values.dtype.kind, np.int32))
 
 
 def image_values(path: str | Path, values: np.ndarray) -> np.ndarray:
-    """Values as float32, refused where they are NaN or infinite."""
+    """Converts values to float32; refuses NaN and infinity."""
     bad = values.size - np.count_nonzero(np.isfinite(values))
     if bad:
         raise UserError(f"{path}: {bad} of {values.size} voxels are NaN or infinite: replace them, e.g. by 0")
@@ -87,11 +87,11 @@ def image_values(path: str | Path, values: np.ndarray) -> np.ndarray:
 
 
 def label_values(path: str | Path, values: np.ndarray) -> np.ndarray:
-    """Values as int32, refused where they are not whole numbers."""
+    """Converts values to int32; refuses fractions."""
     whole = np.isfinite(values) & (values == np.round(values))
     if not whole.all():
         example = values[~whole][0]
-        raise UserError(f"{path}: labels have to be whole numbers, found {example:g}: is this an image?")
+        raise UserError(f"{path}: labels must be whole numbers, found {example:g}: is this an image?")
     low, high = float(values.min()), float(values.max())
     if low < -(2**31) or high >= 2**31:
         raise UserError(f"{path}: labels go from {low:g} to {high:g}, beyond 2^31: is this an image?")
@@ -99,7 +99,7 @@ def label_values(path: str | Path, values: np.ndarray) -> np.ndarray:
 
 
 def volume_shape(path: str | Path, shape: Sequence[int]) -> tuple[int, int, int]:
-    """The shape without trailing axes of one, refused if it is not that of a 3-D volume."""
+    """The shape without trailing axes of size 1; refuses all but 3-D volumes."""
     found = tuple(int(n) for n in shape)
     while len(found) > 3 and found[-1] == 1:
         found = found[:-1]
@@ -124,9 +124,9 @@ def open_image(path: str | Path) -> Any:
     header = _raw_header(path)
     if not np.all(np.isfinite(header["pixdim"][1:4]) & (header["pixdim"][1:4] != 0)):
         found = " x ".join(f"{size:g}" for size in header["pixdim"][1:4])
-        raise UserError(f"{path}: spacing is {found} mm; expected numbers above 0: mend the file's header")
+        raise UserError(f"{path}: spacing is {found} mm; expected numbers above 0: fix the file's header")
     units = int(header["xyzt_units"]) & 7  # the other bits are the unit of time
-    if units not in (0, 2):  # not told, or mm
+    if units not in (0, 2):  # unknown, or mm
         name = {1: "metres", 3: "micrometres"}.get(units, f"unknown (code {units})")
         raise UserError(f"{path}: units are {name}; expected mm: rescale the affine and set the units to mm")
     try:
@@ -158,30 +158,30 @@ def open_image(path: str | Path) -> Any:
 
 
 def check_affine(path: str | Path, affine: np.ndarray) -> None:
-    """Refuses an affine [4, 4] that maps the volume onto a plane, a line or nowhere, or isn't affine."""
+    """Refuses a matrix [4, 4] that isn't affine, isn't finite, or can't be inverted."""
     if not np.isfinite(affine).all():
-        raise UserError(f"{path}: the affine has numbers that are NaN or infinite: mend the file's header")
+        raise UserError(f"{path}: the affine has numbers that are NaN or infinite: fix the file's header")
     if not np.allclose(affine[3], [0, 0, 0, 1]):
         raise UserError(
             f"{path}: the last row of the affine is {affine[3]}; expected 0 0 0 1: write it again"
         )
     spacing_mm = nib.affines.voxel_sizes(affine)
     if not np.all(spacing_mm > 0):
-        raise UserError(f"{path}: the affine has a spacing of {spacing_mm} mm: mend the file's header")
+        raise UserError(f"{path}: the affine has a spacing of {spacing_mm} mm: fix the file's header")
     if not abs(np.linalg.det(affine[:3, :3] / spacing_mm)) > 1e-3:
-        raise UserError(f"{path}: two axes of the affine are parallel: mend the file's header")
+        raise UserError(f"{path}: two axes of the affine are parallel: fix the file's header")
 
 
 def voxels(path: str | Path, image: Any) -> np.ndarray:
-    """The values of an opened image, scaled, of its own shape; refused if the file is damaged or a bomb."""
+    """Reads the scaled values of an opened image, in its own shape; refuses damaged files and zip bombs."""
     size = math.prod(image.shape) * image.get_data_dtype().itemsize
     try:
         file = Path(image.file_map["image"].filename)
         stored_bytes = file.stat().st_size
         if file.name.lower().endswith(PACKED_SUFFIXES):
             check_expansion(path, stored_bytes, size)
-        elif size > stored_bytes:  # else memory would be taken before that is found
-            raise EOFError(f"its header tells of {size} bytes, it has {stored_bytes}")
+        elif size > stored_bytes:  # found before memory is allocated
+            raise EOFError(f"its header declares {size} bytes, it has {stored_bytes}")
         return np.asanyarray(image.dataobj)
     except MemoryError:
         raise UserError(f"{path}: needs more memory than there is: resample it to larger voxels") from None
@@ -192,17 +192,12 @@ def voxels(path: str | Path, image: Any) -> np.ndarray:
 
 
 def check_expansion(path: str | Path, stored_bytes: int, expanded_bytes: int) -> None:
-    """Refuses a small compressed file that would fill the memory: it is damaged, or made to do so."""
+    """Refuses a small compressed file that would fill the memory: it is damaged or malicious."""
     if expanded_bytes > max(LARGEST_EXPANDED, LARGEST_EXPANSION * stored_bytes):
         raise UserError(
             f"{path}: expands from {stored_bytes / 2**20:.3g} MiB to {expanded_bytes / 2**30:.3g} GiB, by its"
             " header; expected a scan: copy it again, or store it uncompressed if it is one"
         )
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error of another library without its line breaks."""
-    return " ".join(str(error).split())
 
 
 def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -217,7 +212,7 @@ def _coded_forms(image: Any) -> list[tuple[np.ndarray, int]]:
 
 
 def _raw_header(path: str | Path) -> nib.Nifti1Header:
-    """The header as it is in the file: on loading, nibabel mends a spacing of zero to 1 mm by itself."""
+    """The header as stored: when it loads an image, nibabel silently turns a spacing of 0 into 1 mm."""
     try:
         with ImageOpener(str(path)) as file:
             block = file.read(540)  # bytes of a NIfTI-2 header, the longer one
@@ -226,6 +221,6 @@ def _raw_header(path: str | Path) -> nib.Nifti1Header:
     except (OSError, EOFError, ValueError, zlib.error) as error:  # ValueError: a null byte in the name
         raise UserError(f"{path}: can't be read ({one_line(error)}): copy or download it again") from None
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
-        if kind.may_contain_header(block):  # extensions, which may follow, are none of our business
+        if kind.may_contain_header(block):  # without the extensions that may follow
             return kind(block[: kind.template_dtype.itemsize], check=False)
     raise UserError(f"{path}: not a NIfTI file; expected .nii or .nii.gz: convert it first")

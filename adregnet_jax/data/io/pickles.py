@@ -1,4 +1,4 @@
-"""Pickled scans, read without running what a pickle may ask to run. NumPy only.
+"""Reads pickled scans without running any code that a pickle names. NumPy only.
 
 TransMorph distributes brain scans as pickles of a tuple (image, labels). A pickle is a program: it names
 functions, and the usual loader imports and calls them. Here the few names that make up a NumPy array stand
@@ -55,7 +55,7 @@ def read_pickle(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path}: image is {image.dtype}; expected float: does the file hold (labels, image)?"
         )
     if (labels != np.round(labels)).any():
-        raise UserError(f"{path}: labels have to be whole numbers: does the file hold (labels, image)?")
+        raise UserError(f"{path}: labels must be whole numbers: does the file hold (labels, image)?")
     if (np.abs(labels.astype(np.float64)) >= 2**31).any():
         raise UserError(f"{path}: has labels beyond 2^31: does the file hold (labels, image)?")
     return image.astype(np.float32), labels.astype(np.int32)
@@ -89,12 +89,12 @@ class _Ndarray:
 class _Dtype:
     """Stands for `numpy.dtype`: a type of real numbers, made from a code and a byte order."""
 
-    def __init__(self, code: str, *_flags):
+    def __init__(self, code: str, *_flags: Any) -> None:
         if not REAL_DTYPE.fullmatch(code):
             raise UserError(f"holds an array of type {str(code)[:20]!r}; expected real numbers")
         self.dtype = np.dtype(code)
 
-    def __setstate__(self, state: tuple):
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
@@ -103,7 +103,7 @@ class _Array:
 
     values: np.ndarray | None = None
 
-    def __setstate__(self, state: tuple):
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _version, shape, dtype, fortran_order, data = state
         self.fill(data, dtype, shape, "F" if fortran_order else "C")
 
@@ -114,7 +114,7 @@ class _Array:
         self.values = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
 
 
-def _empty_array(*_kind_and_shape) -> _Array:
+def _empty_array(*_kind_and_shape: Any) -> _Array:
     return _Array()
 
 
@@ -125,7 +125,7 @@ def _filled_array(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Lit
 
 
 def _bytes_from_text(text: str, encoding: str) -> bytes:
-    """Bytes as protocols 0 to 2 write them: one character a byte."""
+    """Bytes as protocols 0 to 2 write them: one character per byte."""
     if encoding != "latin1":
         raise UserError(f"holds text in the encoding {str(encoding)[:20]!r}; expected arrays only")
     return text.encode("latin1")

@@ -14,7 +14,7 @@ from adregnet_jax.errors import UserError
 
 COLUMNS = ["x", "y", "z"]
 SUFFIXES = (".csv", ".fcsv", ".mrk.json")
-# What Slicer writes in its files, in words or, up to version 4.10, as a number.
+# Slicer writes the coordinate system as a word or, up to version 4.10, as a number.
 SIGNS = {"RAS": (1, 1, 1), "0": (1, 1, 1), "LPS": (-1, -1, 1), "1": (-1, -1, 1)}
 
 
@@ -58,7 +58,7 @@ def has_header(path: Path) -> bool:
     try:
         first = path.read_text(encoding="utf-8-sig").lstrip().partition("\n")[0]
     except (OSError, UnicodeDecodeError):
-        return False  # who reads it says what is wrong
+        return False  # the reader reports the error
     return [name.strip().lower() for name in first.split(",")] == COLUMNS
 
 
@@ -102,7 +102,7 @@ def _parse_csv(path: Path, text: str) -> list[list[float]]:
 def _parse_fcsv(path: Path, text: str) -> list[list[float]]:
     lines = text.splitlines()
     head = dict(line.lstrip("# ").partition(" = ")[::2] for line in lines if line.startswith("#"))
-    signs = _signs(path, head.get("CoordinateSystem", "not told").strip())
+    signs = _signs(path, head.get("CoordinateSystem", "unknown").strip())
     # The columns are id, x, y, z and what Slicer remembers of the point.
     rows = [
         _numbers(path, number, next(csv.reader([line]))[1:4])

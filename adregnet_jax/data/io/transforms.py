@@ -34,7 +34,7 @@ from adregnet_jax.data.io.images import (
     simpleitk,
     to_itk,
 )
-from adregnet_jax.errors import UserError
+from adregnet_jax.errors import UserError, one_line
 
 Format = Literal["itk", "nifti", "learn2reg"]
 FIELD_SUFFIXES = (*NIFTI_SUFFIXES, ".npz", ".h5")
@@ -55,7 +55,7 @@ def write_field(
     """Writes a field.
 
     Args:
-      path: its suffix tells the kind of file, see the top of this module.
+      path: the suffix determines the kind of file, see the top of this module.
       displacement: [x, y, z, 3] in voxels.
       affine: [4, 4] voxel -> RAS mm.
       format: of a NIfTI file.
@@ -75,7 +75,7 @@ def write_field(
     if format not in INTENTS:
         raise ValueError(f"format must be one of {', '.join(INTENTS)}, got {format!r}")
     if matrix is not None and path.suffix != ".h5":
-        raise ValueError(f"{path}: only .h5 holds a matrix beside the field: compose them first")
+        raise ValueError(f"{path}: only .h5 can hold a matrix with the field: compose them first")
     _check_suffix(path, FIELD_SUFFIXES)
 
     if path.suffix == ".npz":
@@ -98,7 +98,7 @@ def read_field(path: str | Path, format: Format | None = None) -> tuple[np.ndarr
 
     Args:
       path: see the top of this module.
-      format: of a NIfTI file; None to tell it by its shape and intent code.
+      format: of a NIfTI file; None to recognise it by shape and intent code.
 
     Returns:
       displacement [x, y, z, 3] float32 in voxels, affine [4, 4] voxel -> RAS mm.
@@ -194,8 +194,9 @@ def _read_nifti(path: Path, format: Format | None) -> tuple[np.ndarray, np.ndarr
     expected = (*shape[:3], 3) if format == "learn2reg" else (*shape[:3], 1, 3)
     if format is None or shape != expected:
         raise UserError(
-            f"{path}: shape {shape} with intent {intent} is no displacement field; expected (x, y, z, 1, 3) "
-            "with intent 1007 (ITK, LPS mm) or 1006 (RAS mm), (x, y, z, 3) with intent 0 (Learn2Reg, voxels)"
+            f"{path}: shape {shape} with intent {intent} is not a displacement field; expected"
+            " (x, y, z, 1, 3) with intent 1007 (ITK, LPS mm) or 1006 (RAS mm), (x, y, z, 3) with intent 0"
+            " (Learn2Reg, voxels)"
         )
     values = nifti.voxels(path, image).reshape(*shape[:3], 3)
     if format == "learn2reg":
@@ -224,7 +225,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
         zlib.error,
     ) as error:
         raise UserError(
-            f"{path}: not a field ({nifti.one_line(error)}); expected arrays named displacement and affine"
+            f"{path}: not a field ({one_line(error)}); expected arrays named displacement and affine"
         ) from None
     real = displacement.dtype.kind == affine.dtype.kind == "f"
     if not real or displacement.ndim != 4 or displacement.shape[-1] != 3 or affine.shape != (4, 4):
@@ -239,7 +240,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _composite(path: Path, displacement: np.ndarray, affine: np.ndarray, matrix: np.ndarray | None) -> Any:
     itk = simpleitk(path)
     composite = itk.CompositeTransform(3)
-    # What was added last is applied first.
+    # The transform that was added last is applied first.
     if matrix is not None:
         composite.AddTransform(_itk_affine(path, matrix))
     field = to_itk(path, _to_mm(displacement, affine) * LPS, affine)

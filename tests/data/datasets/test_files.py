@@ -114,7 +114,7 @@ def test_only_headers_are_read_before_a_pair_is_asked_for(folder):
         ("train,f.nii,f.nii,f.nii", "line 2: expected as many cells"),
         ("train,f.nii,", "only one of fixed and moving"),
         ("train,,", "fixed and moving are empty"),
-        ("train,f.nii,none.nii", "none.nii, which isn't there"),
+        ("train,f.nii,none.nii", "none.nii, which doesn't exist"),
     ],
 )
 def test_bad_rows(folder, row, message):

@@ -158,7 +158,7 @@ def test_cases_are_told_and_drawn(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("config", "case", "told"),
     [
-        (SMALL, -1, "count from 0"),
+        (SMALL, -1, "numbered from 0"),
         (dataclasses.replace(SMALL, shape=(8, 40, 40)), 0, "at least 16 voxels"),
     ],
 )

@@ -249,10 +249,10 @@ def test_a_metaimage_of_impossible_axes(tmp_path, axes):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b"DimSize = 40 30 20", b"DimSize = 40 30 21", "tells of 100800 bytes, its voxels are 96000"),
+        (b"DimSize = 40 30 20", b"DimSize = 40 30 21", "declares 100800 bytes, its voxels are 96000"),
         (b"DimSize = 40 30 20", b"DimSize = 40 30", "DimSize is 40 30"),
-        (b"MET_FLOAT", b"MET_SHORT", "tells of 48000 bytes"),
-        (b"= LOCAL", b"= LOCA", "voxels are in 'LOCA', which isn't there"),
+        (b"MET_FLOAT", b"MET_SHORT", "declares 48000 bytes"),
+        (b"= LOCAL", b"= LOCA", "voxels are in 'LOCA', which doesn't exist"),
     ],
 )
 def test_a_metaimage_whose_header_tells_of_other_voxels(tmp_path, old, new, message):

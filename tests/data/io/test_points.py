@@ -66,7 +66,7 @@ def test_csv_files_that_are_no_points(tmp_path, text, message):
 
 def test_files_of_slicer_that_are_no_points(tmp_path):
     assert "coordinates are 2" in refusal(tmp_path / "a.fcsv", "# CoordinateSystem = 2\n1,1,2,3\n")
-    assert "coordinates are not told" in refusal(tmp_path / "a.fcsv", "1,1,2,3\n")
+    assert "coordinates are unknown" in refusal(tmp_path / "a.fcsv", "1,1,2,3\n")
     assert "line 2" in refusal(tmp_path / "a.fcsv", "# CoordinateSystem = RAS\n1,1,2\n")
     assert "markups" in refusal(tmp_path / "a.mrk.json", "{}")
     assert "markups" in refusal(tmp_path / "a.mrk.json", "not JSON")

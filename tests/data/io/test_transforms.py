@@ -83,18 +83,18 @@ def test_a_matrix_becomes_part_of_the_field(tmp_path):
         through_field = nib.affines.apply_affine(AFFINE, voxel + DISPLACEMENT[voxel])
         there = nib.affines.apply_affine(affine, voxel + displacement[voxel])
         np.testing.assert_allclose(there, nib.affines.apply_affine(MATRIX, through_field), atol=1e-4)
-    with pytest.raises(ValueError, match=r"only \.h5 holds a matrix"):
+    with pytest.raises(ValueError, match=r"only \.h5 can hold a matrix"):
         write_field(tmp_path / "a.nii", DISPLACEMENT, AFFINE, matrix=MATRIX)
 
 
 def test_a_format_can_be_told_where_the_file_does_not(tmp_path):
     path = save(tmp_path / "a.nii", DISPLACEMENT[:, :, :, None])
-    assert "is no displacement field" in refusal(lambda: read_field(path), path)
+    assert "is not a displacement field" in refusal(lambda: read_field(path), path)
     write_field(tmp_path / "b.nii", DISPLACEMENT, AFFINE)
     mm = nib.load(tmp_path / "b.nii").get_fdata().astype(np.float32)
     save(path, mm)
     np.testing.assert_allclose(read_field(path, "itk")[0], DISPLACEMENT, atol=2e-6)
-    assert "is no displacement field" in refusal(lambda: read_field(path, "learn2reg"), path)
+    assert "is not a displacement field" in refusal(lambda: read_field(path, "learn2reg"), path)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_format_can_be_told_where_the_file_does_not(tmp_path):
 )
 def test_images_that_are_no_field(tmp_path, shape, intent):
     path = save(tmp_path / "a.nii.gz", np.ones(shape, np.float32), intent)
-    assert "is no displacement field" in refusal(lambda: read_field(path), path)
+    assert "is not a displacement field" in refusal(lambda: read_field(path), path)
 
 
 def test_npz_files_that_are_no_field(tmp_path):
