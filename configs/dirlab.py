@@ -5,8 +5,8 @@
         --config.data.dirlab.root=DIR-LAB-FOLDER --config.data.dirlab.test_case=1
     python eval.py  (the same arguments)
 
-One run a case that is left out. Hardware: one GPU of the A100 class. Result: not yet run (the original images
-can't be redistributed, and no such GPU was at hand).
+One run per left-out case. Hardware: one GPU of the A100 class. Result: not yet run (the original images
+can't be redistributed, and no such GPU was available).
 
 The network is our default. For the paper's equations as written, add `--config.model.align_features=False
 --config.model.position_aware=False --config.model.feature_residual=False

@@ -5,13 +5,13 @@
     python eval.py  (the same arguments)
     python eval.py --instance  (the same arguments: refined on the test pair itself, by its images)
 
-The shipped network, which was trained on synthetic anatomy alone, is trained on with the three cases that
-are neither the test case nor the one that validates.
+Training starts from the bundled network, which was trained on synthetic anatomy only, and uses the three
+cases that are neither test nor validation case.
 
 Hardware: a CPU core, 60 steps in about 3 minutes. Measured on breathing-CT cases in DIR-Lab's format (a real
 CT that moves by the real landmarks of cases 1-5; the original images can't be redistributed), best checkpoint
 by the validation case, TRE of cases 1 to 5, each left out once: before 3.78 4.27 6.77 9.51 7.15 (mean 6.29),
-network alone 1.22 1.28 1.81 1.54 1.57 (1.48), no folded voxel; by the weights that were shipped before the
+network alone 1.22 1.28 1.81 1.54 1.57 (1.48), no folded voxel; by the weights that were bundled before the
 present ones. Registering a pair by its images alone at full resolution, without training, comes to 0.92 mm
 (`benchmarks/peers.py`).
 """

@@ -1,17 +1,17 @@
-"""The shipped network, trained on with a folder of your own scans.
+"""Fine-tuning of the bundled network on a folder of your own scans.
 
     python train.py --config configs/finetune.py --workdir runs/finetune --config.data.files.pairs=FOLDER
     adregnet register fixed.nii.gz moving.nii.gz --output out --weights runs/finetune
 
-FOLDER holds images/ with one NIfTI a subject, of one spacing, and labels/ where there are any: see
+FOLDER holds images/ with one NIfTI file per subject, all with one spacing, and optionally labels/: see
 `adregnet_jax.data.datasets.files`, also for a CSV of pairs. In training, scans keep their
-voxels; `register` brings others to their spacing and axes. By images only; --config.loss.dice=1
+voxels; `register` brings others to their spacing and axes. Trains on images only; --config.loss.dice=1
 --config.loss.dice_labels="(1, 2)" adds labels.
 
-The network knows motions of some 14 voxels and less: bring scans of 200 voxels and more to about 100 first
+The network handles motions of up to about 14 voxels: resample scans of 200 voxels and more to about 100 first
 (`nibabel.processing.resample_to_output`, or any other resampler).
 
-Hardware: anything; a CPU core makes a step of 64^3 voxels in about a second. The same way was measured with
+Hardware: anything; one CPU core takes about a second per step of 64^3 voxels. The same way was measured with
 configs/hippocampus.py and configs/dirlab_cpu.py, this config itself not.
 """
 

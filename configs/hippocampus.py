@@ -4,14 +4,15 @@
         --config.data.files.pairs=FOLDER
     python eval.py  (the same arguments)
 
-FOLDER holds images/ and labels/ with one NIfTI a subject under the same names: the scans of the Medical
-Segmentation Decathlon's task 4, 1 mm, cropped. Labels 1 and 2 are the anterior and the posterior part. The
+FOLDER holds images/ and labels/ with one NIfTI file per subject under the same names: the scans of the
+Medical Segmentation Decathlon's task 4, 1 mm, cropped. Labels 1 and 2 are the anterior and the posterior
+part. The
 test is 200 pairs: each test subject with five others.
 
-The shipped network, which was trained on synthetic anatomy alone, is trained on.
+Training starts from the bundled network, which was trained on synthetic anatomy only.
 
-Hardware: one CPU core, 2.5 steps a second alone on it, 53 minutes. Two more commands train on from there, at
-softer losses with more tries, in another 125 and 13 minutes on one core:
+Hardware: one CPU core, 2.5 steps per second without other load, 53 minutes. Two more commands continue from
+there, with weaker regularisation and more refinements, in another 125 and 13 minutes on one core:
 
     python train.py --config configs/hippocampus.py --workdir runs/hippocampus_2 \
         --config.data.files.pairs=FOLDER --config.init_from=runs/hippocampus --config.model.refinements=3 \
@@ -26,7 +27,7 @@ softer losses with more tries, in another 125 and 13 minutes on one core:
         --config.optimiser.epochs=1
 
 Weakly supervised, with the labels of the training scans, from the second command's network, 5000 steps to its
-best checkpoint, about an hour on a core of its own (88 minutes beside other work):
+best checkpoint, about an hour on a core without other load (88 minutes with it):
 
     python train.py --config configs/hippocampus.py --workdir runs/hippocampus_labels \
         --config.data.files.pairs=FOLDER --config.init_from=runs/hippocampus_2 --config.model.refinements=3 \

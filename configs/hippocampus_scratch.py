@@ -1,4 +1,4 @@
-"""As configs/hippocampus.py, but from random parameters: to measure what the parts of the network are worth.
+"""Like configs/hippocampus.py, but from random parameters: measures the contribution of each part.
 
     python train.py --config configs/hippocampus_scratch.py --workdir runs/scratch \
         --config.data.files.pairs=FOLDER
@@ -6,7 +6,7 @@
         --workdir runs/table_v --config.data.files.pairs=FOLDER \
         --config.optimiser.epochs=3 --config.optimiser.steps_per_epoch=300
 
-Hardware: a CPU core, 2.7 steps a second, 62 minutes with other work beside it. Measured, network alone, mean
+Hardware: one CPU core, 2.7 steps per second, 62 minutes under other load. Measured, network alone, mean
 Dice of the 200 pairs, 0.574 before (labels warped by nearest neighbour): images only 0.741, 0.04 % of the
 voxels folded; with labels 0.827, 0.13 %.
 """

@@ -3,8 +3,9 @@
     python train.py --config configs/ixi.py --workdir runs/ixi --config.data.ixi.root=IXI-FOLDER
     python eval.py  (the same arguments)
 
-IXI-FOLDER is the preprocessed data that TransMorph distributes: Train, Val, Test and atlas.pkl. Labels only
-score the test. Hardware: one GPU of the A100 class. Result: not yet run (no such GPU was at hand).
+IXI-FOLDER is the preprocessed data that TransMorph distributes: Train, Val, Test and atlas.pkl. Labels are
+used only to score the test. Hardware: one GPU of the A100 class. Result: not yet run (no such GPU was
+available).
 
 The network is our default. For the paper's equations as written, add `--config.model.align_features=False
 --config.model.position_aware=False --config.model.feature_residual=False

@@ -1,13 +1,13 @@
-"""T1 to T2 on IXI: full width, the T2 of each subject moves to its T1; images only.
+"""T1 to T2 on IXI: full width, the T2 of each subject is registered to its T1; images only.
 
     python -m adregnet_jax.data.datasets.prepare_ixi IXI-FOLDER PREPARED --masks MASKS
     python train.py --config configs/ixi_t1t2.py --workdir runs/ixi_t1t2 --config.data.ixi.root=PREPARED
     python eval.py  (the same arguments)
 
-IXI-FOLDER holds IXI-T1 and IXI-T2 as IXI distributes them, MASKS their brain masks. `prepare_ixi` says at
-its end which shapes it wrote: they follow the axes of the files, and data.ixi.shape has to be that of the T1
-scans. --config.data.ixi.same_subject=False takes the T2 of other subjects, which have to be aligned before.
-Hardware: one GPU of the A100 class. Result: not yet run (neither the scans nor such a GPU were at hand).
+IXI-FOLDER holds IXI-T1 and IXI-T2 as IXI distributes them, MASKS their brain masks. Finally, `prepare_ixi`
+prints the shapes it wrote: they follow the axes of the files, and data.ixi.shape must be that of the T1
+scans. --config.data.ixi.same_subject=False takes the T2 of other subjects, which must be aligned first.
+Hardware: one GPU of the A100 class. Result: not yet run (neither the scans nor such a GPU were available).
 
 The paper gives no loss for two contrasts: eq. 17 compares intensities. Here it is the squared difference of
 MIND-SSC.

@@ -1,13 +1,14 @@
-"""Registration of scans that nobody showed it: 128 voxels a side and more channels, for an A100.
+"""Registration of unseen kinds of scans, trained on synthetic anatomy: 128^3 voxels, more channels, on an
+A100.
 
     python train.py --config configs/synthetic.py --workdir runs/synthetic
     adregnet pack runs/synthetic --output weights
 
-What `configs/synthetic_cpu.py` does, at a size for GPUs. Eight pairs a step are made by as many
-CPU cores as `data.workers` says; the field is synthesised to full resolution.
+`configs/synthetic_cpu.py` at a size for GPUs. `data.workers` CPU cores generate the eight pairs of a step;
+the field is synthesised at full resolution.
 
-Hardware: meant for one A100 or more (a pair on each, batch_size divides); never run, memory and time are not
-measured: `python -m adregnet_jax.benchmark --config configs/synthetic.py --memory-only` plans the former.
+Hardware: meant for one or more A100s, whose number divides batch_size. Never run: time and memory were not
+measured; `python -m adregnet_jax.benchmark --config configs/synthetic.py --memory-only` plans the memory.
 """
 
 from adregnet_jax.config import (

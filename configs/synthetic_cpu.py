@@ -1,21 +1,21 @@
-"""Registration of scans that nobody showed it: trained on synthetic anatomy, on two CPU cores.
+"""Registration of unseen kinds of scans, trained on synthetic anatomy on two CPU cores.
 
     python train.py --config configs/synthetic_cpu.py --workdir runs/synthetic
     adregnet pack runs/synthetic --output weights
 
-No data is read: `adregnet_jax.data.datasets.synthetic` makes new pairs for every step. The same command
-continues an interrupted run. The field is synthesised to half the resolution of the grid (`stem_stride`), at
-three levels, each of which matches within one voxel: 14 voxels in all.
+No data is read: `adregnet_jax.data.datasets.synthetic` generates new pairs for every step. The same command
+continues an interrupted run. The field is synthesised at half the resolution of the grid (`stem_stride`), on
+three levels that each match within one voxel: 14 voxels in total.
 
-Anatomy that is never the same twice leaves nothing to learn but matching. With the settings of the other
-configs, which learn one anatomy, nothing was learned here in 800 steps: so like features match from the start
-(`cosine_logits`, `shared_projection`), and the matches are the field that the heads correct
-(`match_residual`). The first cases have one contrast and small motions. Of pairs of two contrasts, the moving
-scan is brought to the contrast of the fixed one, as `register` does.
+Because no anatomy occurs twice, the network can only learn to match. With the settings of the other configs,
+which learn one anatomy, it learned nothing in 800 steps. Here, similar features match from the start
+(`cosine_logits`, `shared_projection`), and the heads correct the field given by the matches
+(`match_residual`). The first cases have one contrast and small motions. In pairs with two contrasts, the
+moving scan is matched to the contrast of the fixed one, as `register` does.
 
-Hardware: two CPU cores, 0.75 steps a second, so two hours for all of it; the generator keeps ahead
-(`waiting_share` in metrics.jsonl: 0.001). How the shipped weights were trained, which differs a little, and
-what they are worth: adregnet_jax/weights/MODEL_CARD.md.
+Hardware: two CPU cores, 0.75 steps per second, two hours in total; the generator keeps up
+(`waiting_share` in metrics.jsonl: 0.001). The bundled weights were trained slightly differently:
+adregnet_jax/weights/MODEL_CARD.md describes how, and their accuracy.
 """
 
 from adregnet_jax.config import (
