@@ -31,14 +31,14 @@ def main(
     *,
     several_processes: bool = False,
 ) -> int:
-    """Calls `run(config, workdir)` with what the command line says.
+    """Calls `run(config, workdir)` according to the command line.
 
-    With `several_processes`, there are options by which processes join into one run.
+    `several_processes` adds options that join processes into one run.
 
     Returns:
-        The exit status: 0, or 2 after a `UserError`, of which one line goes to stderr.
+        The exit status: 0, or 2 after a `UserError`, which is printed to stderr as one line.
     """
-    # Of a failed save Orbax and its coroutines tell in a hundred lines, we in one.
+    # Orbax and its coroutines report a failed save in a hundred lines; we print one.
     logging.set_verbosity(logging.FATAL)
     standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
     try:
@@ -63,8 +63,7 @@ def main(
 def parse(
     description: str | None, argv: Sequence[str], *, several_processes: bool = False
 ) -> tuple[Config, Path, dict[str, Any] | None]:
-    """The config, with the overrides of the command line, the working directory, and what `join_processes`
-    is told, if the run has several processes."""
+    """The config with overrides, the workdir, and the arguments of `join_processes` for several processes."""
     parser = OneLineParser(
         description=description,
         allow_abbrev=False,

@@ -42,7 +42,7 @@ def use_compilation_cache() -> None:
 
     The folder is JAX_COMPILATION_CACHE_DIR, or else adregnet_jax/ in the user's cache folder.
     """
-    import jax  # a misspelt field is told of before JAX is loaded
+    import jax  # here, so that a misspelt field is reported without waiting for JAX
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -71,7 +71,7 @@ def join_processes(**options: Any) -> None:
     """Makes this process one of a run of several, before JAX looks for devices.
 
     Args:
-        options: of `jax.distributed.initialize`; none where SLURM or Open MPI tell them.
+        options: of `jax.distributed.initialize`; none under SLURM or Open MPI, which provide them.
 
     Raises:
         UserError: the others can't be found.

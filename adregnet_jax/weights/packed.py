@@ -1,7 +1,7 @@
-"""Weights as two files that can be handed on: arrays, and what has to be known of them. One set is shipped.
+"""Packed weights: two files to share, arrays and their description. One set comes with the package.
 
 `weights.npz` holds the parameters by name, float16, and nothing else: no pickle is read. `weights.json` holds
-the settings of the network, the grids that it knows, how it was trained, and a checksum of all that.
+the network's settings, the grids it was trained on, its training record, and a checksum of everything.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def pack_weights(
       folder: an existing one.
       params: of the network.
       config: its settings, as config.json of its run has them.
-      scans: what it was trained on.
-      training: whatever is to be told of its training, as JSON can hold it.
+      scans: grid and contrast of the training scans.
+      training: its training record, as JSON can store it.
 
     Returns:
       The checksum.
@@ -148,8 +148,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def _checksum(record: dict[str, Any], arrays: bytes) -> str:
-    told = {key: value for key, value in record.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode() + arrays).hexdigest()
+    described = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode() + arrays).hexdigest()
 
 
 def _advice(folder: Path) -> str:
