@@ -117,7 +117,7 @@ def folded_volume_percent(
 ) -> float:
     """The non-diffeomorphic volume by tetrahedra (`ops.jacobian.folded_volume`) in the mask, in percent."""
     inside = None if mask is None else jnp.asarray(mask, bool)[None]
-    return 100 * float(_folded_volume(jnp.asarray(displacement, jnp.float32)[None], inside)[0])
+    return 100 * float(_folded_volume(jnp.asarray(displacement, jnp.float32)[None], mask=inside)[0])
 
 
 def distances_mm(

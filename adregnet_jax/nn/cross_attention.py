@@ -66,7 +66,9 @@ class CrossAttention(nn.Module):
         def attend(first, parameters, moving, fixed):
             tokens = self._tokens(parameters, moving, fixed)
             radius = self.config.neighbourhood_radius
-            return self._match(parameters, *attend_slices(first, *tokens, radius=radius, whole=whole[0]))
+            return self._match(
+                parameters, *attend_slices(*tokens, first=first, radius=radius, whole=whole[0])
+            )
 
         # Both directions; of each voxel, its heads have queries, keys and values of c channels together.
         radius, heads = self.config.neighbourhood_radius, self.config.heads

@@ -112,7 +112,7 @@ class InstanceNorm(nn.Module):
     def __call__(self, volume: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (volume.shape[-1],))
         offset = self.param("offset", nn.initializers.zeros, (volume.shape[-1],))
-        return instance_norm(volume, scale, offset, self.negative_slope)
+        return instance_norm(volume, scale, offset, negative_slope=self.negative_slope)
 
 
 class ConvBlock(nn.Module):

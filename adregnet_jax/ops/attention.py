@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from adregnet_jax.ops.arrays import AnyArray
 
 
 def blocked_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, block: int = 512
-) -> tuple[jax.Array, jax.Array]:
+    query: Float[AnyArray, "b q d"],
+    key: Float[AnyArray, "b k d"],
+    value: Float[AnyArray, "b k c"],
+    *,
+    block: int = 512,
+) -> tuple[Float[Array, "b q c"], Float[Array, "b q"]]:
     """`softmax(Q K^T / sqrt(d)) V` (eq. 10, 11) and the entropy of its weights.
 
     The softmax runs online over the blocks, in float32, and each block is computed again in the backward

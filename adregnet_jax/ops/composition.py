@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.sampling import warp
 
 DAMPING = 0.6  # undamped, a stretch to the double would not converge
 
 
-def compose(first: jax.Array, second: jax.Array) -> jax.Array:
+def compose(
+    first: Float[AnyArray, "b x y z 3"], second: Float[AnyArray, "b x y z 3"]
+) -> Float[Array, "b x y z 3"]:
     """The one displacement that does what warping by `first`, then by `second` does.
 
     `warp(warp(m, first), second) = warp(m, compose(first, second))`, hence
@@ -27,10 +32,10 @@ def compose(first: jax.Array, second: jax.Array) -> jax.Array:
     """
     if first.shape != second.shape:
         raise ValueError(f"displacements live on different grids: {first.shape} and {second.shape}")
-    return second + warp(first, second)
+    return warp(first, second) + second
 
 
-def invert(displacement: jax.Array, *, iterations: int = 20) -> jax.Array:
+def invert(displacement: Float[AnyArray, "b x y z 3"], *, iterations: int = 20) -> Float[Array, "b x y z 3"]:
     """The displacement back: `compose(u, invert(u))` is zero, wherever the map stays inside its grid.
 
     By the fixed point `v(q) = -u(q + v(q))`, damped: it converges where the map `p + u(p)` doesn't fold and
@@ -53,10 +58,10 @@ def invert(displacement: jax.Array, *, iterations: int = 20) -> jax.Array:
         # Each eigenvalue e of the gradient of u shrinks the error by 1 - DAMPING (1 + e).
         return inverse - DAMPING * (inverse + warp(displacement, inverse)), None
 
-    return jax.lax.scan(improve, -displacement, length=iterations)[0]
+    return jax.lax.scan(improve, -jnp.asarray(displacement), length=iterations)[0]
 
 
-def exponential(velocity: jax.Array, *, squarings: int = 6) -> jax.Array:
+def exponential(velocity: Float[AnyArray, "b x y z 3"], *, squarings: int = 6) -> Float[Array, "b x y z 3"]:
     """The displacement after flowing for a unit of time along a stationary velocity: scaling and squaring.
 
     A diffeomorphism up to interpolation, whose inverse is `exponential(-velocity)`.
@@ -76,4 +81,4 @@ def exponential(velocity: jax.Array, *, squarings: int = 6) -> jax.Array:
     def square(displacement, _):
         return compose(displacement, displacement), None
 
-    return jax.lax.scan(square, velocity / 2**squarings, length=squarings)[0]
+    return jax.lax.scan(square, jnp.asarray(velocity) / 2**squarings, length=squarings)[0]

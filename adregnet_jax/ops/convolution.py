@@ -62,6 +62,9 @@ def check_implementation(name: str) -> None:
 
     For "onednn" it also turns off JAX's cache of compiled programs on disk (`ops.cpu.onednn.prepare`).
 
+    Args:
+      name: of the implementation.
+
     Raises:
       ValueError: an unknown one.
       UserError: oneDNN where it can't be used.

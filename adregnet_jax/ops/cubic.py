@@ -7,11 +7,15 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Real
 
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.sampling import Padding
 
 
-def sample_cubic(volume: jax.Array, coordinates: jax.Array, *, padding: Padding = "border") -> jax.Array:
+def sample_cubic(
+    volume: Real[AnyArray, "x y z"], coordinates: Real[AnyArray, "*points 3"], *, padding: Padding = "border"
+) -> Float[Array, "*points"]:
     """Values of one volume at voxel coordinates, by the cubic B-spline through its voxels.
 
     Smoother than trilinear samples and without their blur; it may overshoot the range of the volume at edges.
@@ -56,8 +60,16 @@ def sample_cubic(volume: jax.Array, coordinates: jax.Array, *, padding: Padding 
     return samples
 
 
-def inside_grid(coordinates: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Whether coordinates [..., 3] lie in a voxel of the grid, its outer half included: [...] bool."""
+def inside_grid(coordinates: Real[AnyArray, "*points 3"], shape: tuple[int, ...]) -> Bool[Array, "*points"]:
+    """Whether coordinates lie in a voxel of the grid, at most half a voxel beyond its outermost centres.
+
+    Args:
+      coordinates: [..., 3] in voxels.
+      shape: (x, y, z) of the grid.
+
+    Returns:
+      [...] bool.
+    """
     return jnp.all((coordinates >= -0.5) & (coordinates <= jnp.array(shape) - 0.5), axis=-1)
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.slabs import halo, slab_count, slab_start, whole_width
 
 GAUSSIAN_TRUNCATE = 3.5  # half-width of a Gaussian window in SD, as scikit-image cuts it for SSIM
 
 
-def box_sum(volume: jax.Array, width: int) -> jax.Array:
+def box_sum(volume: Float[AnyArray, "b x y z c"], width: int) -> Float[Array, "b x y z c"]:
     """Sum over a cube around each voxel; what lies beyond the border counts as 0.
 
     Three one-dimensional sums: a window of `width**3` voxels costs 3 * `width` additions. Running sums would
@@ -38,7 +40,7 @@ def box_sum(volume: jax.Array, width: int) -> jax.Array:
     return _box_sum(volume, width)
 
 
-def _box_sum(volume: jax.Array, width: int) -> jax.Array:
+def _box_sum(volume: AnyArray, width: int) -> jax.Array:
     # Without the barrier XLA folds the sums of a volume that is a constant, at minutes of compilation.
     volume = lax.optimization_barrier(jnp.moveaxis(volume, -1, 1))  # [b, c, x, y, z]: z vectorises
     for axis in (2, 3, 4):
@@ -47,7 +49,7 @@ def _box_sum(volume: jax.Array, width: int) -> jax.Array:
     return jnp.moveaxis(volume, 1, -1)
 
 
-def box_mean(volume: jax.Array, width: int) -> jax.Array:
+def box_mean(volume: Float[AnyArray, "b x y z c"], width: int) -> Float[Array, "b x y z c"]:
     """Mean over the voxels inside the volume of a cube around each voxel.
 
     Args:
@@ -64,8 +66,16 @@ def box_mean(volume: jax.Array, width: int) -> jax.Array:
     return box_sum(volume, width) / counts[..., None]
 
 
-def window_counts(shape: tuple[int, ...], width: int) -> jax.Array:
-    """How many voxels of the window of each voxel lie inside the volume: [x, y, z]."""
+def window_counts(shape: tuple[int, ...], width: int) -> Float[Array, "x y z"]:
+    """Counts the voxels inside the volume of the window around each voxel.
+
+    Args:
+      shape: (x, y, z) of the volume, or of a slab.
+      width: of the window, an odd number of voxels.
+
+    Returns:
+      [x, y, z].
+    """
     radius = width // 2
     counts = []
     for axis, n in enumerate(shape):
@@ -77,7 +87,9 @@ def window_counts(shape: tuple[int, ...], width: int) -> jax.Array:
     return counts[0][:, None, None] * counts[1][:, None] * counts[2]
 
 
-def gaussian_filter(volume: jax.Array, sigma: float, *, width: int | None = None) -> jax.Array:
+def gaussian_filter(
+    volume: Float[AnyArray, "b x y z c"], sigma: float, *, width: int | None = None
+) -> Float[Array, "b x y z c"]:
     """Gaussian mean over the voxels inside the volume.
 
     Args:
@@ -96,6 +108,7 @@ def gaussian_filter(volume: jax.Array, sigma: float, *, width: int | None = None
     if width is None:
         width = 2 * int(GAUSSIAN_TRUNCATE * sigma + 0.5) + 1
     _check(volume, width)
+    volume = jnp.asarray(volume)
     for axis in (1, 2, 3):
         # A dense product along the axis: its gradient is one more product, where eleven shifted slices
         # cost several times the forward pass.
@@ -117,7 +130,7 @@ def gaussian_filter(volume: jax.Array, sigma: float, *, width: int | None = None
     return volume
 
 
-def _check(volume: jax.Array, width: int) -> None:
+def _check(volume: AnyArray, width: int) -> None:
     if volume.ndim != 5:
         raise ValueError(f"volume must be [b, x, y, z, c], got shape {volume.shape}")
     if width < 1 or width % 2 == 0:

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Num
 
 from adregnet_jax.ops.slabs import slab_start
 
 
-def identity_grid(shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
+def identity_grid(shape: Sequence[int], *, dtype: jnp.dtype | type = jnp.float32) -> Num[Array, "x y z 3"]:
     """Voxel coordinates of every voxel.
 
     Args:

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Shaped
 
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.slabs import halo, slab_count, slab_start, whole_width
 
 
-def spatial_gradient(volume: jax.Array, *, spacing: float | Sequence[float] = 1.0) -> jax.Array:
+def spatial_gradient(
+    volume: Float[AnyArray, "b x y z c"], *, spacing: float | Sequence[float] = 1.0
+) -> Float[Array, "b x y z c 3"]:
     """Derivatives along the three spatial axes, as `numpy.gradient` takes them.
 
     Central differences inside, one-sided differences on the outermost voxels.
@@ -34,7 +38,7 @@ def spatial_gradient(volume: jax.Array, *, spacing: float | Sequence[float] = 1.
     return jnp.stack(_gradient(volume, np.broadcast_to(spacing, 3).tolist()), axis=-1)
 
 
-def jacobian_determinant(displacement: jax.Array) -> jax.Array:
+def jacobian_determinant(displacement: Float[AnyArray, "b x y z 3"]) -> Float[Array, "b x y z"]:
     """Determinant of the Jacobian of the map `p + u(p)`: `det(I + du/dp)`.
 
     1 is no change of volume, 0 or less is a fold. The paper writes det(grad Phi), without the identity: the
@@ -60,10 +64,10 @@ def jacobian_determinant(displacement: jax.Array) -> jax.Array:
     return xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx)
 
 
-def _gradient(volume, spacing):
+def _gradient(volume: AnyArray, spacing: Sequence[float]) -> list[jax.Array]:
     """Derivatives of [b, x, y, z, ...] along the three spatial axes."""
     if slab_count() == 1:
-        return jnp.gradient(volume, *spacing, axis=(1, 2, 3))
+        return list(jnp.gradient(volume, *spacing, axis=(1, 2, 3)))
     width = volume.shape[1]
     extended = halo(volume, 1, 1)
     step = extended[:, 1:] - extended[:, :-1]
@@ -75,7 +79,9 @@ def _gradient(volume, spacing):
     return [along_x / spacing[0], *jnp.gradient(volume, *spacing[1:], axis=(2, 3))]
 
 
-def folded_volume(displacement: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def folded_volume(
+    displacement: Float[AnyArray, "b x y z 3"], *, mask: Shaped[AnyArray, "b x y z"] | None = None
+) -> Float[Array, " b"]:
     """Share of the volume that the map `p + u(p)` turns inside out, by tetrahedra.
 
     No fold between voxels hides from them, as it may from central differences.

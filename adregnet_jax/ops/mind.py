@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.filters import box_mean
-from adregnet_jax.ops.slabs import halo, mean_over_slabs
+from adregnet_jax.ops.slabs import halo, mean_over_slabs, slab_count
 
 # The six neighbours of a voxel, and the twelve pairs of them that are no opposites.
 NEIGHBOURS = np.array([(-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1)])
@@ -17,7 +18,9 @@ PAIRS = [(a, b) for a, b in itertools.combinations(range(6), 2) if np.any(NEIGHB
 VARIANCE_RANGE = (1e-3, 1e3)  # of the local variance, in means over the volume
 
 
-def mind_ssc(volume: jax.Array, *, radius: int = 1, dilation: int = 2) -> jax.Array:
+def mind_ssc(
+    volume: Float[AnyArray, "b x y z 1"], *, radius: int = 1, dilation: int = 2
+) -> Float[Array, "b x y z 12"]:
     """Self-similarity context: how alike the patches around a voxel are, two by two.
 
     `exp(-(D - min D) / V)`, where D are the twelve mean squared differences between patches at neighbours of
@@ -42,8 +45,10 @@ def mind_ssc(volume: jax.Array, *, radius: int = 1, dilation: int = 2) -> jax.Ar
     if volume.ndim != 5 or volume.shape[-1] != 1:
         raise ValueError(f"volume must be [b, x, y, z, 1], got shape {volume.shape}")
     shape = volume.shape[1:4]
-    padded = halo(volume, dilation, dilation, repeat_border=True)
-    padded = jnp.pad(padded, ((0, 0), (0, 0), *[(dilation, dilation)] * 2, (0, 0)), mode="edge")
+    padding = [(dilation, dilation)] * 3
+    if slab_count() > 1:
+        volume, padding[0] = halo(volume, dilation, dilation, repeat_border=True), (0, 0)
+    padded = jnp.pad(volume, ((0, 0), *padding, (0, 0)), mode="edge")
 
     def neighbour(index):
         first = dilation * (1 + NEIGHBOURS[index])

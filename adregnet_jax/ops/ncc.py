@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.filters import box_sum, window_counts
 from adregnet_jax.ops.sampling import warp
 
 
 def local_squared_ncc(
-    fixed: jax.Array,
-    warped: jax.Array,
+    fixed: Float[AnyArray, "b x y z"],
+    warped: Float[AnyArray, "b x y z"],
     window: int,
-    mask: jax.Array | None = None,
-) -> jax.Array:
+    *,
+    mask: Float[AnyArray, "b x y z"] | None = None,
+) -> Float[Array, "b x y z"]:
     """The squared NCC of two images in the window around each voxel, 0 to 1; 0 where one of them is flat.
 
     Args:
@@ -45,18 +48,19 @@ def local_squared_ncc(
 
 
 def ncc_ascent(
-    fixed: jax.Array,
-    moving: jax.Array,
-    displacement: jax.Array,
+    fixed: Float[AnyArray, "b x y z 1"],
+    moving: Float[AnyArray, "b x y z 1"],
+    displacement: Float[AnyArray, "b x y z 3"],
     window: int,
-) -> jax.Array:
+) -> Float[Array, "b x y z 3"]:
     """Where each voxel would have to go for the images to become more alike.
 
     The gradient of the sum over all voxels of `local_squared_ncc(fixed, warp(moving, displacement))` by the
     displacement: blind to gain and offset of either image, and to the size of the volume.
 
     Args:
-      fixed, moving: [b, x, y, z, 1], of means near 0.
+      fixed: [b, x, y, z, 1], of a mean near 0.
+      moving: [b, x, y, z, 1], of a mean near 0.
       displacement: [b, x, y, z, 3] in voxels.
       window: as for `local_squared_ncc`.
 

@@ -28,7 +28,9 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import map_nearby
 from adregnet_jax.ops.slabs import whole_width
@@ -38,8 +40,12 @@ _GROUP = 8  # channels in one written-out sum
 
 
 def neighbourhood_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, radius: int = 1
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    query: Float[AnyArray, "b x y z d"],
+    key: Float[AnyArray, "b x y z d"],
+    value: Float[AnyArray, "b x y z c"],
+    *,
+    radius: int = 1,
+) -> tuple[Float[Array, "b x y z c"], Float[Array, "b x y z 3"], Float[Array, "b x y z"]]:
     """Scaled dot-product attention over the (2r+1)^3 voxels around each query voxel (eq. 10, restricted).
 
     Args:
@@ -64,8 +70,8 @@ def neighbourhood_attention(
     _, _, ny, nz, d = query.shape
     whole = whole_width(query.shape[1])
     attended, offset, entropy = map_nearby(
-        lambda first, _, *arrays: attend_slices(first, *arrays, radius=radius, whole=whole),
-        [query, key, value],
+        lambda first, _, *arrays: attend_slices(*arrays, first=first, radius=radius, whole=whole),
+        [jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)],
         reach=radius,
         slice_bytes=attention_bytes(ny * nz, radius, d, value.shape[-1]),
         limit_bytes=limit_bytes("attention"),
@@ -74,14 +80,42 @@ def neighbourhood_attention(
 
 
 def attention_bytes(voxels: int, radius: int, d: int, c: int) -> int:
-    """Of intermediates of `attend_slices` with queries of `d` channels and values of `c`."""
+    """Bytes of the intermediates of `attend_slices`.
+
+    Args:
+      voxels: how many there are.
+      radius: of the neighbourhood, in voxels.
+      d: channels of the queries.
+      c: channels of the values.
+
+    Returns:
+      The number of bytes.
+    """
     return 4 * voxels * (2 * (2 * radius + 1) ** 3 + 2 * d + 2 * c)
 
 
 def attend_slices(
-    first: int | jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, *, radius: int, whole: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As `neighbourhood_attention`, of slices from x = `first` on of a volume that is `whole` slices wide."""
+    query: Float[Array, "b x y z d"],
+    key: Float[Array, "b x y z d"],
+    value: Float[Array, "b x y z c"],
+    *,
+    first: int | jax.Array,
+    radius: int,
+    whole: int,
+) -> tuple[Float[Array, "b x y z c"], Float[Array, "b x y z 3"], Float[Array, "b x y z"]]:
+    """`neighbourhood_attention` within some slices of a volume.
+
+    Args:
+      query: [b, x, y, z, d].
+      key: [b, x, y, z, d].
+      value: [b, x, y, z, c].
+      first: index along x, in the whole volume, of the first slice; it may be traced.
+      radius: of the neighbourhood, in voxels.
+      whole: how many slices the whole volume has.
+
+    Returns:
+      As `neighbourhood_attention`.
+    """
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     logits = _correlate(_planar(scaled), _planar(key), radius)
     # The softmax runs in float32 whatever the dtype of the features.

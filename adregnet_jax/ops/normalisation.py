@@ -7,20 +7,22 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import chunk, slices_a_chunk
 from adregnet_jax.ops.slabs import sum_over_slabs, whole_width
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def instance_norm(
-    volume: jax.Array,
-    scale: jax.Array,
-    offset: jax.Array,
+    volume: Float[AnyArray, "b x y z c"],
+    scale: Float[AnyArray, " c"],
+    offset: Float[AnyArray, " c"],
+    *,
     negative_slope: float = 1.0,
     epsilon: float = 1e-5,
-) -> jax.Array:
+) -> Float[Array, "b x y z c"]:
     """Each channel of each volume to mean 0 and SD 1, then `scale`, `offset` and a leaky ReLU.
 
     Whatever the dtype of the volume, the arithmetic is float32. Sums of large volumes go chunk by chunk.
@@ -38,6 +40,11 @@ def instance_norm(
     Reference:
       Ulyanov et al., Instance Normalization, arXiv:1607.08022.
     """
+    return _instance_norm(volume, scale, offset, negative_slope, epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _instance_norm(volume, scale, offset, negative_slope, epsilon):
     return _forward(volume, scale, offset, negative_slope, epsilon)[0]
 
 
@@ -77,7 +84,7 @@ def _backward(negative_slope, epsilon, saved, gradient):
     return to_volume, jnp.sum(sums[1], axis=0), jnp.sum(sums[0], axis=0)
 
 
-instance_norm.defvjp(_forward, _backward)
+_instance_norm.defvjp(_forward, _backward)
 
 
 def _spread(values):

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.slabs import halo, slab_count
 
 
-def resize(volume: jax.Array, shape: Sequence[int]) -> jax.Array:
+def resize(volume: Float[AnyArray, "b x y z c"], shape: Sequence[int]) -> Float[Array, "b x2 y2 z2 c"]:
     """Trilinear resampling with aligned voxel centres, `q = (p + 0.5) * m / n - 0.5`.
 
     Meant for going up, or down by small factors: there is no smoothing against aliasing.
@@ -24,6 +26,7 @@ def resize(volume: jax.Array, shape: Sequence[int]) -> jax.Array:
     """
     if volume.ndim != 5:
         raise ValueError(f"volume must be [b, x, y, z, c], got shape {volume.shape}")
+    volume = jnp.asarray(volume)
     for axis, (n, m) in enumerate(zip(volume.shape[1:4], shape, strict=True), start=1):
         if axis == 1 and slab_count() > 1 and n != m:
             # The voxels of the slab lie within half a voxel of it: one more on each side is enough.
@@ -33,7 +36,7 @@ def resize(volume: jax.Array, shape: Sequence[int]) -> jax.Array:
     return volume
 
 
-def resize_axis(values: jax.Array, size: int, *, axis: int) -> jax.Array:
+def resize_axis(values: Float[AnyArray, ...], size: int, *, axis: int) -> Float[Array, ...]:
     """Linear resampling with aligned centres along one axis, which slabs don't divide.
 
     Args:
@@ -45,10 +48,12 @@ def resize_axis(values: jax.Array, size: int, *, axis: int) -> jax.Array:
       The values with `size` along `axis`; the outermost ones are repeated beyond their centres.
     """
     n = values.shape[axis]
-    return values if n == size else _multiply(_interpolation_matrix(n, size), values, axis)
+    return jnp.asarray(values) if n == size else _multiply(_interpolation_matrix(n, size), values, axis)
 
 
-def resize_displacement(displacement: jax.Array, shape: Sequence[int]) -> jax.Array:
+def resize_displacement(
+    displacement: Float[AnyArray, "b x y z 3"], shape: Sequence[int]
+) -> Float[Array, "b x2 y2 z2 3"]:
     """A displacement on another grid of the same field of view, in voxels of that grid.
 
     Args:
@@ -62,7 +67,7 @@ def resize_displacement(displacement: jax.Array, shape: Sequence[int]) -> jax.Ar
     return resize(displacement, shape) * jnp.array(scale, displacement.dtype)
 
 
-def _multiply(matrix: jax.Array, values: jax.Array, axis: int) -> jax.Array:
+def _multiply(matrix: jax.Array, values: AnyArray, axis: int) -> jax.Array:
     """`matrix` times `values` along an axis."""
     # A dense product with two non-zeros a row beats a gather, and so does its gradient, which is the
     # transposed product.

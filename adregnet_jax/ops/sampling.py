@@ -10,7 +10,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer, Real, Shaped
 
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import chunk, for_each_chunk, slices_a_chunk, zeros_after
 from adregnet_jax.ops.grid import identity_grid
@@ -22,8 +24,12 @@ _MANY_CHANNELS = 5
 
 
 def sample(
-    volume: jax.Array, coordinates: jax.Array, *, mode: Mode = "linear", padding: Padding = "border"
-) -> jax.Array:
+    volume: Shaped[AnyArray, "x y z c"],
+    coordinates: Real[AnyArray, "*points 3"],
+    *,
+    mode: Mode = "linear",
+    padding: Padding = "border",
+) -> Shaped[Array, "*points c"]:
     """Values of one volume at voxel coordinates.
 
     Args:
@@ -43,12 +49,12 @@ def sample(
 
 
 def warp(
-    volume: jax.Array,
-    displacement: jax.Array,
+    volume: Shaped[AnyArray, "b x y z c"],
+    displacement: Float[AnyArray, "b x2 y2 z2 3"],
     *,
     mode: Mode = "linear",
     padding: Padding = "border",
-) -> jax.Array:
+) -> Shaped[Array, "b x2 y2 z2 c"]:
     """Pull volumes back through displacements: `warped(p) = volume(p + u(p))` (eq. 1).
 
     Of volumes in slabs, each slab visits all devices in turn, and each device takes from it what its
@@ -75,7 +81,11 @@ def warp(
     return _sample_batch(volume, coordinates, mode, padding, 0, volume.shape[1])
 
 
-def warp_labels(labels: jax.Array, displacement: jax.Array, classes: Sequence[int] | jax.Array) -> jax.Array:
+def warp_labels(
+    labels: Integer[AnyArray, "b x y z 1"],
+    displacement: Float[AnyArray, "b x2 y2 z2 3"],
+    classes: Sequence[int] | Integer[AnyArray, " k"],
+) -> Integer[Array, "b x2 y2 z2 1"]:
     """Label maps pulled back as images of 0 and 1, one a class, warped trilinearly: the largest one wins.
 
     One class at a time, so that memory does not grow with their number.
@@ -105,12 +115,12 @@ def warp_labels(labels: jax.Array, displacement: jax.Array, classes: Sequence[in
 
 
 def sample_at_points(
-    volume: jax.Array,
-    points: jax.Array,
+    volume: Shaped[AnyArray, "b x y z c"],
+    points: Real[AnyArray, "b n 3"],
     *,
     mode: Mode = "linear",
     padding: Padding = "border",
-) -> jax.Array:
+) -> Shaped[Array, "b n c"]:
     """Values of volumes at points, the same on all devices that share a volume.
 
     Args:

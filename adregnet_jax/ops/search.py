@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Shaped
 
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.composition import compose
 from adregnet_jax.ops.filters import box_mean
 
@@ -17,13 +19,13 @@ CONSISTENCY_STEPS = 15
 
 
 def search_displacement(
-    fixed: jax.Array,
-    moving: jax.Array,
+    fixed: Float[AnyArray, "b x y z c"],
+    moving: Float[AnyArray, "b x y z c"],
     radius: Sequence[int],
     *,
-    fixed_mask: jax.Array | None = None,
-    moving_mask: jax.Array | None = None,
-) -> jax.Array:
+    fixed_mask: Shaped[AnyArray, "b x y z 1"] | None = None,
+    moving_mask: Shaped[AnyArray, "b x y z 1"] | None = None,
+) -> Float[Array, "b x y z 3"]:
     """The displacement between two feature maps, without a start and without gradients.
 
     All displacements up to `radius` are tried at every voxel, by the squared difference of the features. The

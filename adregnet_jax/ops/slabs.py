@@ -12,6 +12,9 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+from adregnet_jax.ops.arrays import AnyArray
 
 SPACE = "space"
 
@@ -41,35 +44,77 @@ def slab_index() -> int | jax.Array:
 
 
 def slab_start(width: int) -> int | jax.Array:
-    """Index in the whole volume of the first voxel along x of a slab that is `width` wide."""
+    """Index along x, in the whole volume, of the first voxel of this device's slab.
+
+    Args:
+      width: of a slab, in voxels.
+
+    Returns:
+      The index, traced where there are slabs.
+    """
     return slab_index() * width
 
 
 def whole_width(width: int) -> int:
-    """Voxels along x of the whole volume, from those of a slab."""
+    """Width of the whole volume along x.
+
+    Args:
+      width: of a slab, in voxels.
+
+    Returns:
+      The number of voxels.
+    """
     return slab_count() * width
 
 
 def sum_over_slabs(tree: Tree) -> Tree:
-    """Sums of the arrays of a tree over all slabs, on every device."""
+    """Sums over all slabs, on every device.
+
+    Args:
+      tree: of arrays, one number or more from each slab.
+
+    Returns:
+      The tree of the sums.
+    """
     axis = slab_axis()
     return tree if axis is None else jax.lax.psum(tree, axis)
 
 
 def mean_over_slabs(tree: Tree) -> Tree:
-    """Means of the arrays of a tree over all slabs, on every device."""
+    """Means over all slabs, on every device.
+
+    Args:
+      tree: of arrays, one number or more from each slab.
+
+    Returns:
+      The tree of the means.
+    """
     axis = slab_axis()
     return tree if axis is None else jax.lax.pmean(tree, axis)
 
 
 def join_slabs(tree: Tree) -> Tree:
-    """The arrays [b, x, ...] of a tree, joined along x from all slabs, on every device."""
+    """Joins slabs to whole volumes, on every device.
+
+    Args:
+      tree: of slabs [b, x, ...].
+
+    Returns:
+      The tree of the whole volumes.
+    """
     axis = slab_axis()
     return tree if axis is None else jax.lax.all_gather(tree, axis, axis=1, tiled=True)
 
 
 def pass_on(tree: Tree) -> Tree:
-    """The arrays of a tree from the device before; the first device receives those of the last."""
+    """Sends arrays to the next device, and from the last device to the first.
+
+    Args:
+      tree: of arrays.
+
+    Returns:
+      The tree that the device before sent.
+    """
     axis = slab_axis()
     if axis is None:
         return tree
@@ -77,7 +122,9 @@ def pass_on(tree: Tree) -> Tree:
     return jax.lax.ppermute(tree, axis, [(i, (i + 1) % count) for i in range(count)])
 
 
-def halo(volume: jax.Array, before: int, after: int, *, repeat_border: bool = False) -> jax.Array:
+def halo(
+    volume: Shaped[AnyArray, "b x *rest"], before: int, after: int, *, repeat_border: bool = False
+) -> Shaped[Array, "b wide *rest"]:
     """Adds the neighbouring voxels along x to a slab, from several other slabs where these are thin.
 
     Args:
@@ -94,8 +141,8 @@ def halo(volume: jax.Array, before: int, after: int, *, repeat_border: bool = Fa
 
 
 def beyond(
-    volume: jax.Array, before: int, after: int, *, repeat_border: bool = False
-) -> tuple[jax.Array, jax.Array]:
+    volume: Shaped[AnyArray, "b x *rest"], before: int, after: int, *, repeat_border: bool = False
+) -> tuple[Shaped[Array, "b before *rest"], Shaped[Array, "b after *rest"]]:
     """The voxels that `halo` adds on either side of a slab.
 
     Args:

@@ -15,4 +15,4 @@ def test_every_voxel_holds_its_index():
 
 def test_dtype_is_the_one_asked_for():
     assert identity_grid((1, 2, 3)).dtype == jnp.float32
-    assert identity_grid((1, 2, 3), jnp.int32).dtype == jnp.int32
+    assert identity_grid((1, 2, 3), dtype=jnp.int32).dtype == jnp.int32

@@ -28,7 +28,7 @@ def arrays():
 def test_values_and_gradients(arrays, negative_slope, chunk_bytes):
     cotangent = np.random.default_rng(1).standard_normal(arrays[0].shape)
     with budget.override(instance_norm=chunk_bytes):
-        result, pull_back = jax.vjp(lambda *a: instance_norm(*a, negative_slope), *arrays)
+        result, pull_back = jax.vjp(lambda *a: instance_norm(*a, negative_slope=negative_slope), *arrays)
         gradients = pull_back(jnp.asarray(cotangent, jnp.float32))
     # The definition in float64, from which float32 around 100 with SD 3 is some 1e-5 away.
     with jax.enable_x64(True):
@@ -51,7 +51,7 @@ def test_statistics_of_many_voxels_are_as_exact_as_the_numbers():
 def test_bfloat16_volume_has_float32_statistics(arrays):
     volume, scale, offset = arrays
     volume = jnp.asarray(volume, jnp.bfloat16)
-    result = instance_norm(volume, scale, offset, 0.2)
+    result = instance_norm(volume, scale, offset, negative_slope=0.2)
     assert result.dtype == jnp.bfloat16
     expected = by_definition(volume.astype(jnp.float32), scale, offset, 0.2)
     np.testing.assert_allclose(result.astype(jnp.float32), expected, rtol=2**-8, atol=1e-3)
