@@ -134,7 +134,9 @@ def test_filters(width):
 @pytest.mark.parametrize("width", [1, 2])
 def test_differences(width):
     displacement = volume(1, 4 * width, 3, 4, 3)
-    check_slabs(functools.partial(spatial_gradient, spacing=(1, 2, 3)), 4, displacement, differentiable=(0,))
+    check_slabs(
+        functools.partial(spatial_gradient, spacing=(1.0, 2.0, 3.0)), 4, displacement, differentiable=(0,)
+    )
     check_slabs(jacobian_determinant, 4, displacement, differentiable=(0,))
 
 
