@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -63,7 +64,7 @@ COMMANDS = [
 
 def check_config(words):
     """The config file exists and has the fields that the command sets."""
-    options = dict(zip(words, words[1:], strict=False))
+    options = dict(itertools.pairwise(words))
     fields = [word for word in words if word.startswith("--config.")]
     if "--config" in options:
         override(load_config(ROOT / options["--config"]), fields)
