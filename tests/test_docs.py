@@ -9,13 +9,13 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import typer
 
 import adregnet_jax
-from adregnet_jax.cli import app
 from adregnet_jax.launch.config_file import load_config, override
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +30,7 @@ DOCUMENTS = [
 FENCE = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^    (?! *[-*|]).*\n?)+", re.MULTILINE)
 PROGRAMS = ("python", "adregnet", "make")
+COMMAND_LINE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["adregnet"].split(":")
 
 
 def blocks(document, language):
@@ -79,7 +80,7 @@ def test_commands_name_existing_programs_files_and_options(words):
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(rest) <= set(targets)
     elif program == "adregnet":
-        group = typer.main.get_command(app)
+        group = typer.main.get_command(importlib.import_module(COMMAND_LINE[0]).app)
         group.commands[rest[0]].make_context(rest[0], rest[1:])
     elif rest[0] == "-m":
         assert importlib.util.find_spec(rest[1])
@@ -139,8 +140,9 @@ def test_the_first_steps_of_the_readme_run(tmp_path):
     """Its `adregnet` commands and then its Python code, in the folder that they leave behind."""
     steps = [words for words in commands(README) if words[0] == "adregnet"]
     assert steps[0][1] == "sample"
+    module, function = COMMAND_LINE
     for words in steps:
-        run([sys.executable, "-c", "from adregnet_jax.cli import main; main()", *words[1:]], tmp_path)
+        run([sys.executable, "-c", f"from {module} import {function}; {function}()", *words[1:]], tmp_path)
     for block in blocks(README, "python"):
         assert run([sys.executable, "-c", block], tmp_path)
 
