@@ -6,6 +6,7 @@ Devices along `space` share each volume, a slab along x each (`ops.slabs`). The 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -113,10 +114,10 @@ def place(
     check_width(batch["fixed"].shape[1], mesh.shape[SPACE], multiple)
     specs = batch_specs(batch, "data" if batch_size % mesh.shape["data"] == 0 else None)
 
-    def placed(name):
+    def placed(name: str) -> jax.Array:
         local = batch[name]
 
-        def part(index):
+        def part(index: Any) -> np.ndarray:
             pairs = range(*index[0].indices(batch_size))
             first = rows.index(pairs[0])
             return local[(slice(first, first + len(pairs)), *index[1:])]

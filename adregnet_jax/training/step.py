@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,13 +19,14 @@ from adregnet_jax.training.sharding import batch_specs, replicated
 from adregnet_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
+Batch = Mapping[str, jax.Array]
 
 
 def learning_rate(config: OptimiserConfig, steps_per_epoch: int) -> optax.Schedule:
     """The rate of each step, from 0: a linear warm-up, then halved every `halve_every_epochs` epochs."""
     halve_every = config.halve_every_epochs * steps_per_epoch
 
-    def rate(step):
+    def rate(step: Any) -> Any:
         warmup = jnp.minimum(1.0, (step + 1) / (config.warmup_steps + 1))
         halvings = step // halve_every if halve_every else 0
         return config.learning_rate * warmup * 0.5**halvings
@@ -42,8 +43,8 @@ def make_optimiser(config: OptimiserConfig, steps_per_epoch: int) -> optax.Gradi
 def average_parameters(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
     """The exponential moving average of the parameters after `step`, from 1.
 
-    It weighs the last 1 / (1 - decay) steps, and of a younger run the last tenth of it to 1 in 10, so that
-    the random start is soon forgotten.
+    It averages over the last 1 / (1 - decay) steps or, early in a run, over about its last tenth, so that the
+    random start is soon forgotten.
     """
     kept = jnp.minimum(decay, step / (step + 9))
     return jax.tree.map(lambda old, new: kept * old + (1 - kept) * new, average, params)
@@ -52,8 +53,8 @@ def average_parameters(average: Any, params: Any, step: jax.Array, decay: float)
 def registration_loss(
     model: nn.Module,
     config: LossConfig,
-    params,
-    batch,
+    params: Any,
+    batch: Batch,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[Metrics, jax.Array]]:
     """eq. 16 on a batch: the loss, its unweighted terms, and the displacement [b, x, y, z, 3].
@@ -76,11 +77,13 @@ def make_train_step(
     seed: int = 0,
     accumulate: int = 1,
     average_decay: float = 0.0,
-) -> Callable[[TrainState, dict], tuple[TrainState, Metrics]]:
-    """A jitted `step(state, batch) -> (state, metrics)`; the batch is divided along `data`, its volumes along
-    `space`, the state donated. Each device goes through its pairs in `accumulate` parts, one after the other:
-    less memory, the same step. What dropout leaves out is a function of `seed` and `state.step`.
-    `average_decay` is that of `state.average`, where the state has one.
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A jitted `step(state, batch) -> (state, metrics)`.
+
+    The batch is divided along `data`, its volumes along `space`, and the state is donated. Each device
+    processes its pairs in `accumulate` parts, one after the other, which takes less memory for the same step.
+    Dropout is a function of `seed` and `state.step`. `average_decay` applies to `state.average`, if there is
+    one.
 
     Metrics are device scalars: `loss`, its unweighted terms, and `gradient_norm` before clipping.
     """
@@ -90,14 +93,16 @@ def make_train_step(
     # Along `space` all devices have the same loss, and the transposes of the collectives give each one the
     # gradient of the sum of these losses in its own copy of the parameters. The sum over the copies is then
     # the gradient times the number of devices, and the mean is the gradient.
-    def loss_and_gradients(params, batch, dropout_key):
-        def loss_of(params, batch):
+    def loss_and_gradients(
+        params: Any, batch: Batch, dropout_key: jax.Array
+    ) -> tuple[jax.Array, Metrics, Any]:
+        def loss_of(params: Any, batch: Batch) -> tuple[jax.Array, Metrics]:
             loss, (terms, _) = registration_loss(model, loss_config, params, batch, dropout_key)
             return loss, terms
 
         differentiate = jax.value_and_grad(loss_of, has_aux=True)
 
-        def add(total, part):
+        def add(total: Any, part: Batch) -> tuple[Any, tuple[jax.Array, Metrics]]:
             loss_and_terms, gradients = differentiate(params, part)
             return jax.tree.map(jnp.add, total, gradients), loss_and_terms
 
@@ -110,7 +115,7 @@ def make_train_step(
             loss, terms = jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
         return jax.lax.pmean((loss, terms, gradients), ("data", SPACE))
 
-    def train_step(state: TrainState, batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
         loss, terms, gradients = jax.shard_map(
             loss_and_gradients,
@@ -143,12 +148,12 @@ def make_validation_step(
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """A jitted `step(params, batch) -> (loss, displacement)`; volumes are divided along `space`."""
 
-    def loss_and_displacement(params, batch) -> tuple[jax.Array, jax.Array]:
+    def loss_and_displacement(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         loss, (_, displacement) = registration_loss(model, loss_config, params, batch)
         return loss, displacement
 
     @jax.jit
-    def validation_step(params, batch):
+    def validation_step(params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return jax.shard_map(
             loss_and_displacement,
             mesh=mesh,
