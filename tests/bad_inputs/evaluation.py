@@ -263,7 +263,7 @@ EVALUATION = [
         "pack_log",
         PACK,
         trained(text("run/metrics.jsonl", "x\n")),
-        "run: the log of the run can't be read .*bring back a copy",
+        "run: the log of the run can't be read .*restore a copy",
     ),
     Case("pack_without_output", "adregnet pack run", nothing, "Missing option '--output'"),
     Case("pack_over_others", PACK, trained(text("out/notes.txt", "")), "out exists and is not empty: choose"),

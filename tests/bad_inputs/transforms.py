@@ -223,6 +223,6 @@ TRANSFORMS = [
         "format_of_matrix",
         "adregnet convert m.txt -o m.tfm --format itk",
         text("m.txt", ""),
-        "this is a matrix",
+        "apply to fields in NIfTI files, not to a matrix",
     ),
 ]
