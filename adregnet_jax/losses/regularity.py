@@ -92,7 +92,7 @@ def bending_energy_loss(
         inside = inside_along_x(displacement[..., 0], 1)[:, :, 1:-1, 1:-1]
         displacement_mm = halo(displacement_mm, 1, 1)
 
-    def moved(steps):
+    def moved(steps: np.ndarray) -> AnyArray:
         shifted = (slice(1 + s, n - 1 + s) for s, n in zip(steps, displacement_mm.shape[1:4], strict=True))
         return displacement_mm[(slice(None), *shifted)]
 

@@ -164,7 +164,7 @@ def mutual_information_loss(
     fixed, warped, mask = _masked_images(fixed, warped, mask)
     weights = jnp.ones_like(fixed) if mask is None else mask
 
-    def information(fixed, warped, weights):
+    def information(fixed: AnyArray, warped: AnyArray, weights: AnyArray) -> Array:
         joint = _joint_histogram(fixed.ravel(), warped.ravel(), weights.ravel(), bins)
         joint = sum_over_slabs(joint)
         joint = joint / jnp.maximum(jnp.sum(joint), 1e-6)
@@ -185,7 +185,7 @@ def _joint_histogram(
     blocks = [jnp.pad(values, (0, short)).reshape(-1, block) for values in (fixed, warped, weights)]
 
     @jax.checkpoint  # the gradient makes a block's windows again, where it would keep those of all
-    def count(joint, values):
+    def count(joint: Array, values: list[Array]) -> tuple[Array, None]:
         fixed, warped, weights = values
         windows = _parzen_windows(fixed, bins) * weights[:, None]
         return joint + windows.T @ _parzen_windows(warped, bins), None
@@ -217,7 +217,7 @@ def _ssim(fixed: AnyArray, warped: AnyArray, mean: Callable[[AnyArray], Array]) 
 def _gaussian_mean(values: AnyArray, width: int, mask: AnyArray | None) -> Array:
     """Gaussian means of [b, x, y, z] over the voxels of the mask, where `values` is 0 outside it."""
 
-    def smooth(array):
+    def smooth(array: AnyArray) -> Array:
         return gaussian_filter(array[..., None], SSIM_SIGMA, width=width)[..., 0]
 
     # At a voxel of the mask the weight of the mask is over 0.01; elsewhere the result is not used.

@@ -95,7 +95,7 @@ class AdRegNet(nn.Module):
         full = resize_displacement(pyramid[-1], whole)
         return Prediction(full[:, :nx, :ny, :nz], tuple(pyramid), tuple(entropies))
 
-    def _ascended(self, images, displacement, fixed):
+    def _ascended(self, images: jax.Array, displacement: jax.Array, fixed: jax.Array) -> jax.Array:
         """The displacement of the finest level after `ascent_steps`; fixed: its features of that image."""
         config, c = self.config, fixed.shape[-1]
         context = Conv(c, dtype=config.dtype, convolution=config.convolution, name="ascent_context")(fixed)

@@ -83,8 +83,8 @@ class AscentStep(nn.Module):
         return step + correction.astype(jnp.float32)
 
 
-def _smoothed_first(_key, shape):
+def _smoothed_first(_key: jax.Array, shape: tuple[int, int, int, int, int]) -> jax.Array:
     """A kernel that smooths the first three channels, times `STEP`, and leaves out the others."""
     weights = jnp.array([0.25, 0.5, 0.25])
     smoothing = weights[:, None, None] * weights[:, None] * weights
-    return STEP * smoothing[..., None, None] * jnp.eye(*shape[3:])
+    return STEP * smoothing[..., None, None] * jnp.eye(shape[3], shape[4])

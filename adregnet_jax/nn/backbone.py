@@ -39,7 +39,7 @@ class Backbone(nn.Module):
         The sizes must be multiples of 2^(levels - 1).
         """
 
-        def block(channels, *volumes, name):
+        def block(channels: int, *volumes: jax.Array, name: str) -> jax.Array:
             module = ConvBlock(channels, dtype=self.dtype, convolution=self.convolution, name=name)
             return recomputed(module, *volumes) if self.remat else module(*volumes)
 

@@ -20,6 +20,9 @@ from adregnet_jax.ops.slabs import join_slabs, whole_width
 
 COSINE_SCALE = 10.0  # of the logits at the start, with `cosine_logits`
 
+_Parameters = dict[str, jax.Array]
+_Arrays = tuple[jax.Array, jax.Array, jax.Array]
+
 
 class Match(NamedTuple):
     """What cross-attention says of one level."""
@@ -63,7 +66,9 @@ class CrossAttention(nn.Module):
         if math.prod(whole) <= self.config.global_attention_tokens:
             return Match(*self._attend_globally(parameters, moving, fixed))
 
-        def attend(first, parameters, moving, fixed):
+        def attend(
+            first: int | jax.Array, parameters: _Parameters, moving: jax.Array, fixed: jax.Array
+        ) -> _Arrays:
             tokens = self._tokens(parameters, moving, fixed)
             radius = self.config.neighbourhood_radius
             return self._match(
@@ -84,10 +89,10 @@ class CrossAttention(nn.Module):
             )
         )
 
-    def _tokens(self, parameters, moving, fixed):
+    def _tokens(self, parameters: _Parameters, moving: jax.Array, fixed: jax.Array) -> _Arrays:
         """Queries, keys and values [2 b heads, x, y, z, c / heads], eq. 8, 9: moving -> fixed, and back."""
 
-        def project(name, features):
+        def project(name: str, features: jax.Array) -> jax.Array:
             dtype = self.config.dtype
             return features.astype(dtype) @ parameters[name].astype(dtype)
 
@@ -108,7 +113,9 @@ class CrossAttention(nn.Module):
             query = (query.astype(jnp.float32) * scale).astype(query.dtype)  # its gradient is a long sum
         return query, key, value
 
-    def _match(self, parameters, attended, offset, entropy):
+    def _match(
+        self, parameters: _Parameters, attended: jax.Array, offset: jax.Array, entropy: jax.Array
+    ) -> _Arrays:
         """What the attention of both directions says: the fields of a `Match`."""
         to_fixed, to_moving = jnp.split(self._batch_to_heads(attended), 2)  # eq. 10, 11
         back, forth = jnp.split(self._head_mean(offset), 2)
@@ -118,7 +125,7 @@ class CrossAttention(nn.Module):
         both = jnp.concatenate([forth, back], axis=-1)
         return features, both, jnp.split(self._head_mean(entropy), 2)[1]
 
-    def _attend_globally(self, parameters, moving, fixed):
+    def _attend_globally(self, parameters: _Parameters, moving: jax.Array, fixed: jax.Array) -> _Arrays:
         locality = None
         if self.config.position_aware:
             locality = jax.nn.softplus(parameters["locality"])
@@ -126,28 +133,28 @@ class CrossAttention(nn.Module):
         found = _attend_globally(tokens, locality, self.config.attention_block)
         return self._match(parameters, *found)
 
-    def _heads_to_batch(self, features):
+    def _heads_to_batch(self, features: jax.Array) -> jax.Array:
         b, *shape, c = features.shape
         heads = self.config.heads
         split = features.reshape(b, *shape, heads, c // heads)
         return jnp.moveaxis(split, -2, 1).reshape(b * heads, *shape, c // heads)
 
-    def _batch_to_heads(self, features):
+    def _batch_to_heads(self, features: jax.Array) -> jax.Array:
         heads = self.config.heads
         split = features.reshape(-1, heads, *features.shape[1:])
         return jnp.moveaxis(split, 1, -2).reshape(-1, *features.shape[1:4], heads * features.shape[-1])
 
-    def _head_mean(self, values):
+    def _head_mean(self, values: jax.Array) -> jax.Array:
         return values.reshape(-1, self.config.heads, *values.shape[1:]).mean(axis=1)
 
 
-def _unit(features):
+def _unit(features: jax.Array) -> jax.Array:
     """[..., c] divided by their length; zeros stay zeros."""
     squared = jnp.sum(features.astype(jnp.float32) ** 2, axis=-1, keepdims=True)
     return features * jax.lax.rsqrt(squared + 1e-6).astype(features.dtype)
 
 
-def _attend_globally(tokens, locality, block):
+def _attend_globally(tokens: _Arrays, locality: jax.Array | None, block: int) -> _Arrays:
     query, key, value = tokens
     b, *shape, c = query.shape
     whole = (whole_width(shape[0]), *shape[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -79,18 +80,23 @@ class JoinedDense(nn.Module):
         nn.share_scope(self, layer)
         kernel, bias = layer()
 
-        def dense(_, parameters, *parts):
+        def dense(_: object, parameters: tuple[jax.Array, jax.Array], *parts: jax.Array) -> tuple[jax.Array]:
             joined = jnp.concatenate([part.astype(self.dtype) for part in parts], axis=-1)
             return (_dense(joined, *parameters),)
 
         return _in_chunks(dense, volumes, (kernel, bias), c + self.features)
 
 
-def _dense(features, kernel, bias):
+def _dense(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     return add_bias(features @ kernel.astype(features.dtype), bias)
 
 
-def _in_chunks(function, volumes, parameters, channels):
+def _in_chunks(
+    function: Callable[..., tuple[jax.Array]],
+    volumes: Sequence[jax.Array],
+    parameters: tuple[jax.Array, ...],
+    channels: int,
+) -> jax.Array:
     """`function` of slices, each of which has so many channels a voxel as its intermediates."""
     (result,) = map_nearby(
         function,
@@ -172,7 +178,9 @@ class Downsample(nn.Module):
         b, nx, ny, nz, c = volume.shape
         parameters = DenseParameters(8 * c, self.features, name="dense")()
 
-        def dense(_, parameters, pairs):  # of slices, [b, x / 2, 2, y, z, c]
+        def dense(
+            _: object, parameters: tuple[jax.Array, jax.Array], pairs: jax.Array
+        ) -> tuple[jax.Array]:  # of slices, [b, x / 2, 2, y, z, c]
             blocks = space_to_depth(pairs.reshape(pairs.shape[0], -1, ny, nz, c).astype(self.dtype), 2)
             return (_dense(blocks, *parameters),)
 
@@ -205,7 +213,7 @@ class Upsample(nn.Module):
         b, nx, ny, nz, c = volume.shape
         parameters = DenseParameters(c, 8 * self.features, name="dense")()
 
-        def dense(_, parameters, part):
+        def dense(_: object, parameters: tuple[jax.Array, jax.Array], part: jax.Array) -> tuple[jax.Array]:
             blocks = _dense(part.astype(self.dtype), *parameters)
             blocks = blocks.reshape(*part.shape[:4], 2, 2, 2, self.features)
             blocks = blocks.transpose(0, 1, 4, 2, 5, 3, 6, 7)

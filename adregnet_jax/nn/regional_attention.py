@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ class RegionalAttention(nn.Module):
         mask = self._to_voxels(jax.nn.sigmoid(relative + bias).reshape(b, *grid, 1), shape)
         return features * weight.astype(features.dtype), mask
 
-    def _to_voxels(self, values, shape):
+    def _to_voxels(self, values: jax.Array, shape: Sequence[int]) -> jax.Array:
         """One value a region -> one a voxel: constant in the region, or interpolated between the centres."""
         x, y, z = shape
         for axis in (1, 2, 3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -43,7 +44,7 @@ def predict_in_tiles(
     ramps = [tile_ramp(width) for width in widths]
     window = jnp.asarray(ramps[0][:, None, None] * ramps[1][:, None] * ramps[2], jnp.float32)[..., None]
 
-    def add_tile(n, sums):
+    def add_tile(n: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         total, weight = sums
         start = jnp.asarray(starts)[n]
         at = (0, *start, 0)
@@ -72,6 +73,6 @@ def tile_ramp(width: int) -> np.ndarray:
     return np.minimum(1, np.minimum(place, width - place) / (width // 4 or 1))
 
 
-def _add_at(array, addend, at):
+def _add_at(array: jax.Array, addend: jax.Array, at: Sequence[int | jax.Array]) -> jax.Array:
     here = jax.lax.dynamic_slice(array, at, addend.shape)
     return jax.lax.dynamic_update_slice(array, here + addend, at)

@@ -8,6 +8,9 @@ from jaxtyping import Array, Float
 
 from adregnet_jax.ops.arrays import AnyArray
 
+# The highest logit, the sums over exponentials of 1 and of the values, and that over logits, of each query.
+_Sums = tuple[Array, Array, Array, Array]
+
 
 def blocked_attention(
     query: Float[AnyArray, "b q d"],
@@ -45,7 +48,7 @@ def blocked_attention(
     block = min(block, keys)
     count = -(-keys // block)
 
-    def in_blocks(array):  # [b, k, c] -> [count, b, block, c]
+    def in_blocks(array: AnyArray) -> Array:  # [b, k, c] -> [count, b, block, c]
         padded = jnp.pad(array, ((0, 0), (0, count * block - keys), (0, 0)))
         return jnp.moveaxis(padded.reshape(b, count, block, -1), 1, 0)
 
@@ -53,7 +56,7 @@ def blocked_attention(
     query = query * jnp.asarray(d**-0.5, query.dtype)
 
     @jax.checkpoint
-    def add_block(carry, block_of):
+    def add_block(carry: _Sums, block_of: tuple[Array, Array, Array]) -> tuple[_Sums, None]:
         highest, total, attended, expected = carry
         key, value, absent = block_of
         # [b, q, k]

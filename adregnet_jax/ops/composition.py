@@ -54,7 +54,7 @@ def invert(displacement: Float[AnyArray, "b x y z 3"], *, iterations: int = 20) 
       Medical Physics 2008.
     """
 
-    def improve(inverse, _):
+    def improve(inverse: Array, _: None) -> tuple[Array, None]:
         # Each eigenvalue e of the gradient of u shrinks the error by 1 - DAMPING (1 + e).
         return inverse - DAMPING * (inverse + warp(displacement, inverse)), None
 
@@ -78,7 +78,7 @@ def exponential(velocity: Float[AnyArray, "b x y z 3"], *, squarings: int = 6) -
       MICCAI 2006.
     """
 
-    def square(displacement, _):
+    def square(displacement: Array, _: None) -> tuple[Array, None]:
         return compose(displacement, displacement), None
 
     return jax.lax.scan(square, jnp.asarray(velocity) / 2**squarings, length=squarings)[0]

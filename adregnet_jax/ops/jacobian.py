@@ -122,10 +122,10 @@ def folded_volume(
         (inside[(slice(None), *(high if bit else low for bit in bits))] for bits in vertex),
     )
 
-    def inverted(signed):
+    def inverted(signed: Array) -> Array:
         return jnp.sum(jnp.where(whole, jnp.maximum(-signed, 0), 0), axis=(1, 2, 3))
 
-    def determinant(origin, *others):
+    def determinant(origin: tuple[int, ...], *others: tuple[int, ...]) -> Array:
         a, b, c = (vertex[other] - vertex[origin] for other in others)
         return jnp.sum(jnp.cross(a, b) * c, axis=-1)
 

@@ -50,7 +50,7 @@ def mind_ssc(
         volume, padding[0] = halo(volume, dilation, dilation, repeat_border=True), (0, 0)
     padded = jnp.pad(volume, ((0, 0), *padding, (0, 0)), mode="edge")
 
-    def neighbour(index):
+    def neighbour(index: int) -> Array:
         first = dilation * (1 + NEIGHBOURS[index])
         return padded[(slice(None), *(slice(i, i + n) for i, n in zip(first, shape, strict=True)))]
 

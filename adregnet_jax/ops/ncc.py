@@ -31,7 +31,7 @@ def local_squared_ncc(
       [b, x, y, z].
     """
 
-    def window_sum(values):
+    def window_sum(values: AnyArray) -> Array:
         return box_sum(values[..., None], window)[..., 0]
 
     if mask is None:
@@ -68,7 +68,7 @@ def ncc_ascent(
       [b, x, y, z, 3], 1/voxel.
     """
 
-    def similarity(displacement):
+    def similarity(displacement: AnyArray) -> Array:
         warped = warp(moving, displacement)
         return jnp.sum(local_squared_ncc(fixed[..., 0], warped[..., 0], window))
 

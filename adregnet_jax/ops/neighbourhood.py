@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +145,9 @@ def attend_slices(
     return attended, expected_offset, jnp.log(total) - expected * scale
 
 
-def _exponentials(highest, sums, xy_and_logits):
+def _exponentials(
+    highest: Array, sums: list[Array], xy_and_logits: tuple[Array, list[Array]]
+) -> tuple[list[Array], list[Array]]:
     """A step of the softmax: the exponentials, and the sums over them of 1 and of the offsets."""
     xy, logits = xy_and_logits
     total, along_x, along_y, along_z = sums
@@ -154,14 +158,14 @@ def _exponentials(highest, sums, xy_and_logits):
     return [total + here, along_x + xy[0] * here, along_y + xy[1] * here, along_z + z], exponentials
 
 
-def _xy_offsets(radius):
+def _xy_offsets(radius: int) -> np.ndarray:
     return np.array(list(itertools.product(range(-radius, radius + 1), repeat=2)))
 
 
-def _border_biases(first, shape, whole, radius):
+def _border_biases(first: int | Array, shape: Sequence[int], whole: int, radius: int) -> list[Array]:
     """For each z offset, [(2r+1)^2, 1, x, y, z]: 0 where the neighbour is in the volume, or _OUTSIDE."""
 
-    def outside(place, n):
+    def outside(place: AnyArray, n: int) -> Array:
         return jnp.where((place >= 0) & (place < n), jnp.float32(0), jnp.float32(_OUTSIDE))
 
     slices, ny, nz = shape
@@ -172,12 +176,12 @@ def _border_biases(first, shape, whole, radius):
     return [along_x + along_y + outside(np.arange(nz) + o, nz) for o in range(-radius, radius + 1)]
 
 
-def _planar(features):
+def _planar(features: Array) -> Array:
     """[b, x, y, z, c] -> [c, b, x, y, z]."""
     return jnp.moveaxis(features, -1, 0)
 
 
-def _groups(planes):
+def _groups(planes: Array) -> Array:
     """[c, ...] -> [g, c / g, ...], at most _GROUP channels in each; zeros fill up the last."""
     channels = planes.shape[0]
     count = -(-channels // _GROUP)
@@ -186,30 +190,30 @@ def _groups(planes):
     return padded.reshape(count, size, *planes.shape[1:])
 
 
-def _add(terms):
+def _add(terms: Iterable[Array]) -> Array:
     return functools.reduce(jnp.add, terms)
 
 
-def _pad(planes, radius):
+def _pad(planes: Array, radius: int) -> Array:
     return jnp.pad(planes, [(0, 0)] * (planes.ndim - 3) + 3 * [(radius, radius)])
 
 
-def _shift(padded, shape, xy, k):
+def _shift(padded: Array, shape: Sequence[int], xy: Array, k: int) -> Array:
     """The block of `shape` of a padded plane [b, x', y', z'] from index (*xy, k); xy may be traced."""
     b, nx, ny, nz = shape
     return jax.lax.dynamic_slice(padded, (0, xy[0], xy[1], k), (b, nx, ny, nz))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _correlate(query, key, radius):
+def _correlate(query: Array, key: Array, radius: int) -> list[Array]:
     """[c, b, x, y, z] twice -> list over z offsets of [(2r+1)^2, b, x, y, z]."""
     shape = query.shape[1:]
     starts = jnp.asarray(_xy_offsets(radius) + radius)
 
-    def group(total, query_and_key):
+    def group(total: list[Array], query_and_key: tuple[Array, Array]) -> tuple[list[Array], None]:
         query, key = query_and_key
 
-        def step(_, xy_and_total):
+        def step(_: None, xy_and_total: tuple[Array, list[Array]]) -> tuple[None, list[Array]]:
             xy, total = xy_and_total
             return None, [
                 t + _add(q * _shift(k, shape, xy, n) for q, k in zip(query, key, strict=True))
@@ -223,13 +227,13 @@ def _correlate(query, key, radius):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _gather(weights, value, radius):
+def _gather(weights: list[Array], value: Array, radius: int) -> Array:
     """Weights and [c, b, x, y, z] -> [c, b, x, y, z]."""
     shape = value.shape[1:]
     starts = jnp.asarray(_xy_offsets(radius) + radius)
 
-    def group(value):
-        def step(total, xy_and_weights):
+    def group(value: Array) -> Array:
+        def step(total: list[Array], xy_and_weights: tuple[Array, list[Array]]) -> tuple[list[Array], None]:
             xy, weights = xy_and_weights
             return [
                 t + _add(w * _shift(v, shape, xy, n) for n, w in enumerate(weights))
@@ -243,14 +247,14 @@ def _gather(weights, value, radius):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _scatter(weights, source, radius):
+def _scatter(weights: list[Array], source: Array, radius: int) -> Array:
     """As `_gather`, transposed: what every voxel sends to its neighbours."""
     shape = source.shape[1:]
     starts = jnp.asarray(radius - _xy_offsets(radius))  # p - o, in the padded plane
     weights = [_pad(w, radius) for w in weights]
 
-    def group(source):
-        def step(total, xy_and_weights):
+    def group(source: Array) -> Array:
+        def step(total: list[Array], xy_and_weights: tuple[Array, list[Array]]) -> tuple[list[Array], None]:
             xy, weights = xy_and_weights
             sent = [_shift(w, shape, xy, 2 * radius - n) for n, w in enumerate(weights)]
             return [
@@ -264,13 +268,13 @@ def _scatter(weights, source, radius):
     return _per_group(group, _pad(source, radius), source.shape)
 
 
-def _per_group(function, padded, shape):
+def _per_group(function: Callable[[Array], Array], padded: Array, shape: Sequence[int]) -> Array:
     """`function` of each group of channels of the padded planes, put together to `shape`."""
     result = jax.lax.map(function, _groups(padded))
     return result.reshape(-1, *shape[1:])[: shape[0]]
 
 
-def _defvjp(function, backward):
+def _defvjp(function: jax.custom_vjp, backward: Callable[..., tuple[Any, Any]]) -> None:
     function.defvjp(
         lambda a, b, radius: (function(a, b, radius), (a, b)),
         lambda radius, saved, cotangent: backward(*saved, cotangent, radius),

@@ -40,15 +40,23 @@ def instance_norm(
     Reference:
       Ulyanov et al., Instance Normalization, arXiv:1607.08022.
     """
-    return _instance_norm(volume, scale, offset, negative_slope, epsilon)
+    return _instance_norm(jnp.asarray(volume), scale, offset, negative_slope, epsilon)
+
+
+# Volume, scale and offset, and of each channel the mean and 1 / SD.
+_Saved = tuple[Array, AnyArray, AnyArray, Array, Array]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _instance_norm(volume, scale, offset, negative_slope, epsilon):
+def _instance_norm(
+    volume: Array, scale: AnyArray, offset: AnyArray, negative_slope: float, epsilon: float
+) -> Array:
     return _forward(volume, scale, offset, negative_slope, epsilon)[0]
 
 
-def _forward(volume, scale, offset, negative_slope, epsilon):
+def _forward(
+    volume: Array, scale: AnyArray, offset: AnyArray, negative_slope: float, epsilon: float
+) -> tuple[Array, _Saved]:
     voxels = whole_width(volume[0, ..., 0].size)
     (total,) = sum_over_slabs(_sums(lambda x: [x], [volume]))
     mean = total / voxels  # [b, c]
@@ -60,18 +68,20 @@ def _forward(volume, scale, offset, negative_slope, epsilon):
     return result.astype(volume.dtype), (volume, scale, offset, mean, reciprocal_sd)
 
 
-def _backward(negative_slope, epsilon, saved, gradient):
+def _backward(
+    negative_slope: float, epsilon: float, saved: _Saved, gradient: Array
+) -> tuple[Array, Array, Array]:
     del epsilon
     volume, scale, offset, mean, reciprocal_sd = saved
     voxels = whole_width(volume[0, ..., 0].size)
 
-    def before_activation(x, g, mean, reciprocal_sd):
+    def before_activation(x: Array, g: Array, mean: Array, reciprocal_sd: Array) -> tuple[Array, Array]:
         """The normalised volume, and the gradient before scale and offset."""
         normalised = (x - mean) * reciprocal_sd
         return normalised, jnp.where(normalised * scale + offset >= 0, g, negative_slope * g)
 
-    def terms(*arguments):
-        normalised, g = before_activation(*arguments)
+    def terms(x: Array, g: Array, mean: Array, reciprocal_sd: Array) -> list[Array]:
+        normalised, g = before_activation(x, g, mean, reciprocal_sd)
         return [g, g * normalised]
 
     sums = _sums(terms, [volume, gradient], [mean, reciprocal_sd])  # [b, c] each
@@ -87,16 +97,16 @@ def _backward(negative_slope, epsilon, saved, gradient):
 _instance_norm.defvjp(_forward, _backward)
 
 
-def _spread(values):
+def _spread(values: Array) -> Array:
     """[b, c] -> [b, 1, 1, 1, c]."""
     return values[:, None, None, None]
 
 
 def _sums(
-    terms: Callable[..., list[jax.Array]],
-    volumes: Sequence[jax.Array],
-    statistics: Sequence[jax.Array] = (),
-) -> list[jax.Array]:
+    terms: Callable[..., list[Array]],
+    volumes: Sequence[Array],
+    statistics: Sequence[Array] = (),
+) -> list[Array]:
     """Sums over the voxels of functions of some volumes [b, x, y, z, c] and of [b, c]: [b, c] each.
 
     Those of large volumes chunk by chunk, so that their terms never exist as whole volumes. Not by products
@@ -105,14 +115,14 @@ def _sums(
     b, nx, ny, nz, c = volumes[0].shape
     slices = slices_a_chunk(volumes[0].shape, 4 * ny * nz * c, limit_bytes("instance_norm"))
 
-    def sums(parts, statistics):
+    def sums(parts: Sequence[Array], statistics: Sequence[Array]) -> list[Array]:
         parts = [part.astype(jnp.float32) for part in parts]
         return [jnp.sum(term, axis=(1, 2, 3)) for term in terms(*parts, *map(_spread, statistics))]
 
     if slices is None:
         return sums(volumes, statistics)
 
-    def add_chunk(n, totals):
+    def add_chunk(n: Array, totals: list[Array]) -> list[Array]:
         batch = n // (nx // slices)
         these = [jax.lax.dynamic_slice_in_dim(values, batch, 1) for values in statistics]
         found = sums([chunk(volume, n, slices) for volume in volumes], these)

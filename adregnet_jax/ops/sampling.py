@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Integer, Real, Shaped
 
 from adregnet_jax.ops.arrays import AnyArray
@@ -77,7 +78,7 @@ def warp(
     coordinates = identity_grid(displacement.shape[1:4]) + displacement
     _check_batch(volume, coordinates)
     if slab_count() > 1:
-        return _sample_in_turn(volume, coordinates, mode, padding)
+        return _sample_in_turn(jnp.asarray(volume), coordinates, mode, padding)
     return _sample_batch(volume, coordinates, mode, padding, 0, volume.shape[1])
 
 
@@ -104,7 +105,7 @@ def warp_labels(
     if len(classes) == 0:
         raise ValueError("classes is empty: at least one label is needed")
 
-    def compare(best, label):
+    def compare(best: tuple[Array, Array], label: Array) -> tuple[tuple[Array, Array], None]:
         score = warp((labels == label).astype(jnp.float32), displacement)
         return (jnp.maximum(score, best[0]), jnp.where(score > best[0], label, best[1])), None
 
@@ -144,14 +145,21 @@ def sample_at_points(
     return sum_over_slabs(values)
 
 
-def _check_batch(volume, coordinates):
+def _check_batch(volume: AnyArray, coordinates: AnyArray) -> None:
     if volume.ndim != 5:
         raise ValueError(f"volume must be [b, x, y, z, c], got shape {volume.shape}")
     if volume.shape[0] != coordinates.shape[0]:
         raise ValueError(f"batch sizes differ: volume {volume.shape[0]}, coordinates {coordinates.shape[0]}")
 
 
-def _sample_batch(volume, coordinates, mode, padding, first, whole):
+def _sample_batch(
+    volume: AnyArray,
+    coordinates: AnyArray,
+    mode: Mode,
+    padding: Padding,
+    first: int | Array,
+    whole: int,
+) -> Array:
     slices = None
     # Features, not images, whose memory is small, and which keep their derivatives in forward mode.
     if volume.shape[-1] >= _MANY_CHANNELS and coordinates.ndim == 5 and mode == "linear":
@@ -159,17 +167,25 @@ def _sample_batch(volume, coordinates, mode, padding, first, whole):
         slices = slices_a_chunk(coordinates.shape, 8 * of_slice, limit_bytes("warp"))
     if slices is None:
         return jax.vmap(lambda v, q: _sample_part(v, q, mode, padding, first, whole))(volume, coordinates)
-    coordinates = coordinates.astype(jnp.float32)
-    return _sample_in_chunks(volume, coordinates, jnp.asarray(first), padding, slices, whole)
+    return _sample_in_chunks(
+        jnp.asarray(volume),
+        jnp.asarray(coordinates, jnp.float32),
+        jnp.asarray(first),
+        padding,
+        slices,
+        whole,
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _sample_in_chunks(volume, coordinates, first, padding, slices, whole):
+def _sample_in_chunks(
+    volume: Array, coordinates: Array, first: Array, padding: Padding, slices: int, whole: int
+) -> Array:
     """What volumes or slabs [b, x, y, z, c] add to linear samples at [b, x', y', z', 3], chunk by chunk."""
     b, nx = coordinates.shape[:2]
     each = nx // slices  # chunks of a volume
 
-    def one(n):
+    def one(n: Array) -> Array:
         own = jax.lax.dynamic_index_in_dim(volume, n // each, keepdims=False)
         return _sample_part(own, chunk(coordinates, n, slices)[0], "linear", padding, first, whole)
 
@@ -177,13 +193,15 @@ def _sample_in_chunks(volume, coordinates, first, padding, slices, whole):
     return found.reshape(b, nx, *found.shape[2:])
 
 
-def _sample_in_chunks_backward(padding, slices, whole, saved, gradient):
+def _sample_in_chunks_backward(
+    padding: Padding, slices: int, whole: int, saved: tuple[Array, Array, Array], gradient: Array
+) -> tuple[Array, Array, None]:
     # Autodiff would add up the gradients of the eight corners in a volume of its own each.
     volume, coordinates, first = saved
     b, nx = coordinates.shape[:2]
     each = nx // slices
 
-    def add_chunk(n, totals):
+    def add_chunk(n: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
         to_volume, to_coordinates = totals
         batch, start = n // each, n % each * slices
         own = jax.lax.dynamic_index_in_dim(volume, batch, keepdims=False)
@@ -211,14 +229,17 @@ _sample_in_chunks.defvjp(
 )
 
 
-def _corners(coordinates, padding, shape, first, whole):
+def _corners(
+    coordinates: Array, padding: Padding, shape: Sequence[int], first: Array, whole: int
+) -> Iterator[tuple[Array, list[Array]]]:
     """Of linear samples at coordinates [..., 3]: the weight [...] of each corner, and its index in the slab.
 
     The weight is 0 of corners in other slabs, as it is of those beyond a border of zeros.
     """
     lower, fraction = _place(coordinates, padding, (whole, *shape[1:]))
     for steps in itertools.product((0, 1), repeat=3):
-        weight, index = jnp.float32(1), []
+        weight: Array = jnp.float32(1)
+        index: list[Array] = []
         for axis, (low, part, step) in enumerate(zip(lower, fraction, steps, strict=True)):
             size = shape[axis] if axis else whole
             place = low + step
@@ -233,12 +254,12 @@ def _corners(coordinates, padding, shape, first, whole):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _sample_in_turn(volume, coordinates, mode, padding):
+def _sample_in_turn(volume: Array, coordinates: Array, mode: Mode, padding: Padding) -> Array:
     """Values of slabs [b, x, y, z, c] at coordinates [b, ..., 3] of the whole volume."""
     reach = _Reach(volume, coordinates, padding)
     nothing = jnp.zeros((*coordinates.shape[:-1], volume.shape[-1]), volume.dtype)
 
-    def visit(carry, turn):
+    def visit(carry: tuple[Array, Array], turn: Array) -> tuple[tuple[Array, Array], None]:
         slab, total = carry
         first = reach.start(turn)
         part = jax.lax.cond(
@@ -251,17 +272,19 @@ def _sample_in_turn(volume, coordinates, mode, padding):
     return jax.lax.scan(visit, (volume, nothing), jnp.arange(reach.devices))[0][1]
 
 
-def _sample_in_turn_backward(mode, padding, saved, gradient):
+def _sample_in_turn_backward(
+    mode: Mode, padding: Padding, saved: tuple[Array, Array], gradient: Array
+) -> tuple[Array, ...]:
     # The gradient of a slab travels with it. Autodiff would keep the slab of every turn: the whole volume.
     volume, coordinates = saved
     reach = _Reach(volume, coordinates, padding)
     nothing = jax.tree.map(jnp.zeros_like, saved)
 
-    def visit(carry, turn):
+    def visit(carry: tuple[Array, Array, Array], turn: Array) -> tuple[tuple[Array, Array, Array], None]:
         slab, slab_gradient, coordinate_gradient = carry
         first = reach.start(turn)
 
-        def pull_back():
+        def pull_back() -> tuple[Array, Array]:
             sampled = functools.partial(
                 _sample_batch, mode=mode, padding=padding, first=first, whole=reach.whole
             )
@@ -288,23 +311,30 @@ _sample_in_turn.defvjp(
 class _Reach:
     """Which slabs the coordinates of this device reach, while slabs go from device to device."""
 
-    def __init__(self, volume, coordinates, padding):
+    def __init__(self, volume: Array, coordinates: Array, padding: Padding) -> None:
         self._width = volume.shape[1]
         self.devices = slab_count()
         self.whole = whole_width(self._width)
         x = coordinates[..., 0]
         self._x = jnp.clip(x, 0, self.whole - 1) if padding == "border" else x
 
-    def start(self, turn):
+    def start(self, turn: Array) -> Array:
         """The first voxel of the slab that is here in this turn."""
         return (slab_index() - turn) % self.devices * self._width
 
-    def any(self, first):
+    def any(self, first: Array) -> Array:
         # A voxel before the slab, its first voxel has weight 0 and a gradient in the coordinate.
         return jnp.any((self._x >= first - 1) & (self._x < first + self._width))
 
 
-def _sample_part(volume, coordinates, mode, padding, first, whole):
+def _sample_part(
+    volume: AnyArray,
+    coordinates: AnyArray,
+    mode: Mode,
+    padding: Padding,
+    first: int | Array,
+    whole: int,
+) -> Array:
     """What a slab [x, y, z, c] that begins at voxel `first` of `whole` along x adds to the samples.
 
     All of the samples, if it is the whole volume; else what the slabs add sums up to them.
@@ -328,16 +358,22 @@ def _sample_part(volume, coordinates, mode, padding, first, whole):
     return _sample_linear(read, coordinates, padding, (whole, *volume.shape[1:3]), volume.dtype)
 
 
-def _sample_linear(read, coordinates, padding, shape, dtype):
+def _sample_linear(
+    read: Callable[[Sequence[Array]], Array],
+    coordinates: AnyArray,
+    padding: Padding,
+    shape: Sequence[int],
+    dtype: np.dtype,
+) -> Array:
     first, fraction = _place(coordinates, padding, shape)
     fraction = [part[..., None].astype(dtype) for part in fraction]
 
-    def corner(*step):
+    def corner(*step: int) -> Array:
         return read([i + s for i, s in zip(first, step, strict=True)])
 
     # Along one axis after another: seven products, where the sum over corners of weights takes three times
     # as many, and a gradient in the coordinates that reuses the differences.
-    def along(axis, *step):
+    def along(axis: int, *step: int) -> Array:
         if axis == 3:
             return corner(*step)
         near, far = (along(axis + 1, *step, s) for s in (0, 1))
@@ -346,7 +382,7 @@ def _sample_linear(read, coordinates, padding, shape, dtype):
     return along(0)
 
 
-def _place(coordinates, padding, shape):
+def _place(coordinates: AnyArray, padding: Padding, shape: Sequence[int]) -> tuple[list[Array], list[Array]]:
     """The voxel before each coordinate along each axis, and how far behind it the coordinate lies."""
     margin = 0 if padding == "border" else 1  # a voxel outside, a linear sample has faded to 0
     position = [jnp.clip(coordinates[..., k], -margin, n - 1 + margin) for k, n in enumerate(shape)]
@@ -355,7 +391,9 @@ def _place(coordinates, padding, shape):
     return [low.astype(jnp.int32) for low in lower], fraction
 
 
-def _read(volume, padding, start, shape, index):
+def _read(
+    volume: AnyArray, padding: Padding, start: int | Array, shape: Sequence[int], index: Sequence[Array]
+) -> Array:
     """Values at indices of the whole volume of `shape`; 0 where they lie in another slab than this one."""
     inside = []
     if padding == "zeros":
@@ -368,7 +406,7 @@ def _read(volume, padding, start, shape, index):
     return jnp.where(functools.reduce(jnp.logical_and, inside)[..., None], value, 0) if inside else value
 
 
-def _gather(volume, index):
+def _gather(volume: AnyArray, index: Sequence[Array]) -> Array:
     """volume[i, j, k] by one flat index, which XLA on CPU gathers faster than three.
 
     Clipping the integers first makes the promise true whatever the coordinates are, NaN included.

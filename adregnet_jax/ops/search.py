@@ -52,7 +52,9 @@ def search_displacement(
     reach = [np.arange(-r, r + 1) for r in radius]
     candidates = np.stack(np.meshgrid(*reach, indexing="ij"), axis=-1).reshape(-1, 3)
 
-    def one_pair(fixed, moving, fixed_mask, moving_mask):
+    def one_pair(
+        fixed: AnyArray, moving: AnyArray, fixed_mask: AnyArray | None, moving_mask: AnyArray | None
+    ) -> Array:
         forth = _costs(fixed, moving, candidates, fixed_mask, moving_mask)
         back = _costs(moving, fixed, candidates, moving_mask, fixed_mask)
         return _consistent(_coupled(forth, candidates), _coupled(back, candidates))
@@ -60,15 +62,21 @@ def search_displacement(
     return jax.vmap(one_pair)(fixed, moving, fixed_mask, moving_mask)
 
 
-def _costs(fixed, moving, candidates, fixed_mask, moving_mask):
+def _costs(
+    fixed: AnyArray,
+    moving: AnyArray,
+    candidates: np.ndarray,
+    fixed_mask: AnyArray | None,
+    moving_mask: AnyArray | None,
+) -> Array:
     """[d, x, y, z]: squared difference of the features for each candidate; edges repeat."""
     radius = candidates.max(axis=0)
     starts = jnp.asarray(candidates + radius)
 
-    def padded(volume):
+    def padded(volume: AnyArray) -> Array:
         return jnp.pad(volume, (*((r, r) for r in radius), (0, 0)), mode="edge")
 
-    def moved(volume, start):
+    def moved(volume: AnyArray, start: Array) -> Array:
         return jax.lax.dynamic_slice(volume, (*start, 0), (*fixed.shape[:3], volume.shape[-1]))
 
     moving = padded(moving)
@@ -78,7 +86,7 @@ def _costs(fixed, moving, candidates, fixed_mask, moving_mask):
 
     moving_mask = None if moving_mask is None else padded(moving_mask)
 
-    def counts(start):
+    def counts(start: Array) -> Array:
         both = jnp.ones(fixed.shape[:3], bool)
         if fixed_mask is not None:
             both &= fixed_mask[..., 0] > 0.5
@@ -91,13 +99,15 @@ def _costs(fixed, moving, candidates, fixed_mask, moving_mask):
     return jnp.where(counted, costs, mean)
 
 
-def _coupled(costs, candidates):
+def _coupled(costs: Array, candidates: np.ndarray) -> Array:
     """[x, y, z, 3]: the smooth field that the best matches and the coupling agree on."""
-    candidates = jnp.asarray(candidates, jnp.float32)
-    smooth = _smooth(candidates[jnp.argmin(costs, axis=0)])
+    displacements = jnp.asarray(candidates, jnp.float32)
+    smooth = _smooth(displacements[jnp.argmin(costs, axis=0)])
 
-    def couple(smooth, coupling):
-        def compare(best, candidate):
+    def couple(smooth: Array, coupling: Array) -> tuple[Array, None]:
+        def compare(
+            best: tuple[Array, Array], candidate: tuple[Array, Array]
+        ) -> tuple[tuple[Array, Array], None]:
             cost, displacement = candidate
             energy = cost + coupling * jnp.sum((smooth - displacement) ** 2, axis=-1)
             better = energy < best[0]
@@ -107,21 +117,21 @@ def _coupled(costs, candidates):
             ), None
 
         start = (jnp.full(smooth.shape[:3], jnp.inf), smooth)
-        (_, best), _ = jax.lax.scan(compare, start, (costs, candidates))
+        (_, best), _ = jax.lax.scan(compare, start, (costs, displacements))
         return _smooth(best), None
 
     return jax.lax.scan(couple, smooth, jnp.array(COUPLINGS))[0]
 
 
-def _consistent(forth, back):
+def _consistent(forth: Array, back: Array) -> Array:
     """`forth`, after both were moved half way towards the inverse of the other, again and again."""
 
-    def meet(fields, _):
+    def meet(fields: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         forth, back = fields
         return (forth - compose(back, forth) / 2, back - compose(forth, back) / 2), None
 
     return jax.lax.scan(meet, (forth[None], back[None]), length=CONSISTENCY_STEPS)[0][0][0]
 
 
-def _smooth(displacement):
+def _smooth(displacement: Array) -> Array:
     return box_mean(box_mean(displacement[None], 3), 3)[0]
