@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test coverage torture audit lint bench docs notebook dist check-dist clean
+.PHONY: setup demo test test-other coverage torture audit lint bench docs notebook dist check-dist clean
 
 setup: .venv/.installed
 
@@ -19,6 +19,19 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
+# The files, the commands and the operations, without what compiles for minutes:
+# make test-other PYTHON=python3.13
+OTHER := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+OTHER_TESTS := tests/bad_inputs tests/cli tests/data tests/launch/test_launch.py tests/report tests/weights \
+	tests/registration/test_export.py tests/registration/test_field.py tests/training/test_checkpoint.py \
+	tests/training/test_record.py tests/ops/test_composition.py tests/ops/test_filters.py tests/ops/test_jacobian.py \
+	tests/ops/test_sampling.py tests/nn/test_layers.py tests/test_architecture.py tests/test_packaging.py
+
+test-other:
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/pip install --quiet --editable '.[dev]'
+	$(OTHER)/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal $(OTHER_TESTS)
 
 torture: setup
 	$(BIN)/python -m tools.torture
@@ -67,4 +80,4 @@ check-dist: setup
 	tools/check_dist.sh $(BIN)/python
 
 clean:
-	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-* build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,5 +1,6 @@
 """Settings of all tests, made before JAX is loaded."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -12,6 +13,11 @@ flags = os.environ.get("XLA_FLAGS", QUICK_TO_COMPILE)
 if "xla_force_host_platform_device_count" not in flags:
     flags += " --xla_force_host_platform_device_count=4"  # for what is divided among devices
 os.environ["XLA_FLAGS"] = flags
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
+        pytest.skip("needs PyTorch: pip install torch --index-url https://download.pytorch.org/whl/cpu")
 
 
 @pytest.fixture

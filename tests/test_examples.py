@@ -49,7 +49,6 @@ def test_groupwise_mean(told):
 
 
 def test_register_two_files(told, tmp_path):
-    pytest.importorskip("adregnet_jax.registration.scans")
     scan = smooth(SHAPE, 2)
     write_image(tmp_path / "fixed.nii.gz", Image(scan, AFFINE))
     shifted = AFFINE + 3 * np.eye(4, k=3)

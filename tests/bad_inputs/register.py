@@ -1,4 +1,4 @@
-"""`adregnet register` and `adregnet export`: scans, masks, labels, landmarks, weights, options."""
+"""`adregnet register`, `export` and `sample`: scans, masks, labels, landmarks, weights, options."""
 
 from __future__ import annotations
 
@@ -228,5 +228,10 @@ REGISTER = [
         "adregnet export -o p.bin --shape 8 8 8 --spacing 1 1 1 --weights run --method network",
         nothing,
         "run holds no config.json",
+    ),
+    Case("sample_nowhere", "adregnet sample", nothing, "Missing argument 'FOLDER'"),
+    Case("sample_seed", "adregnet sample out --seed -1", nothing, "'--seed': "),
+    Case(
+        "sample_over_others", "adregnet sample out", text("out/notes.txt", ""), "out exists and is not empty"
     ),
 ]
