@@ -43,7 +43,7 @@ coverage: setup
 audit: setup
 	$(PYTHON) -m venv .venv/audit
 	.venv/audit/bin/pip install --quiet pip-audit
-	.venv/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip
+	for lock in requirements-*.lock; do .venv/audit/bin/pip-audit --requirement $$lock --no-deps --disable-pip || exit; done
 
 lint: setup
 	$(BIN)/ruff check .

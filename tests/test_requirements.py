@@ -1,4 +1,4 @@
-"""The lock file satisfies requirements.txt and the extras, and has a checksum for every file."""
+"""The lock files satisfy requirements.txt and the extras, and have a checksum for every file."""
 
 import re
 import tomllib
@@ -9,17 +9,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+LOCKS = ("requirements-3.11.lock", "requirements-3.13.lock")  # the oldest Python and the newest
 
 
-def lock_lines():
-    text = (ROOT / "requirements.lock").read_text()
+def lock_lines(lock):
+    text = (ROOT / lock).read_text()
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
-def locked():
+def locked(lock):
     """Versions by name; a package may have one for each of several platforms."""
     found = {}
-    for line in lock_lines():
+    for line in lock_lines(lock):
         if not line.startswith(" "):
             requirement = Requirement(line.rstrip("\\ "))
             (pin,) = requirement.specifier
@@ -34,16 +35,18 @@ def required():
     return [*filter(None, lines), *extras["dev"], *extras["itk"]]
 
 
+@pytest.mark.parametrize("lock", LOCKS)
 @pytest.mark.parametrize("requirement", required())
-def test_the_lock_satisfies_the_requirement(requirement):
+def test_the_lock_satisfies_the_requirement(requirement, lock):
     requirement = Requirement(requirement)
-    for version in locked()[canonicalize_name(requirement.name)]:
+    for version in locked(lock)[canonicalize_name(requirement.name)]:
         assert version in requirement.specifier
 
 
-def test_every_locked_package_has_checksums():
-    text = "\n".join(lock_lines()).replace("\\\n", "")
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_locked_package_has_checksums(lock):
+    text = "\n".join(lock_lines(lock)).replace("\\\n", "")
     packages = text.splitlines()
-    assert len(packages) >= len(locked())
+    assert len(packages) >= len(locked(lock))
     for package in packages:
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", package), package
