@@ -211,7 +211,14 @@ class ModelConfig:
 
 
 def paper_model(**changes: Any) -> ModelConfig:
-    """The model with the paper's equations as written; `changes` set further fields."""
+    """The model with the paper's equations as written.
+
+    Args:
+      changes: further fields of `ModelConfig`.
+
+    Returns:
+      The settings, for `make_model`.
+    """
     as_written = {
         "align_features": False,
         "position_aware": False,
@@ -314,6 +321,9 @@ def instance_preset(
         "different": scans of two people, whose anatomy differs in detail. "any": a compromise.
       after_network: it starts from a network's displacement, so the time for the search and the coarse level
         goes to the finer levels.
+
+    Returns:
+      The settings, which `dataclasses.replace` varies.
 
     Raises:
       ValueError: `effort` or `subjects` is unknown.

@@ -4,6 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+import jaxtyping
 import pytest
 
 from tests.xla_flags import QUICK_TO_COMPILE
@@ -13,6 +14,14 @@ flags = os.environ.get("XLA_FLAGS", QUICK_TO_COMPILE)
 if "xla_force_host_platform_device_count" not in flags:
     flags += " --xla_force_host_platform_device_count=4"  # for what is divided among devices
 os.environ["XLA_FLAGS"] = flags
+
+
+@pytest.fixture
+def unchecked_types():
+    """Turns run-time checks of types off, for arguments that the package itself refuses."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def pytest_runtest_setup(item):

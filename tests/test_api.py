@@ -1,8 +1,9 @@
-"""The form of the functions of `ops` and `losses`: arrays first, options by keyword, all documented."""
+"""The form of the public functions: arrays first, options by keyword, all annotated and documented."""
 
 import importlib
 import inspect
 import pkgutil
+import re
 
 import pytest
 
@@ -10,19 +11,25 @@ import adregnet_jax
 import adregnet_jax.losses
 import adregnet_jax.ops
 
+HOLD_ARRAYS = re.compile("Array|ndarray|DisplacementField|Image")
+NAMES = {"instance_preset", "load_pretrained"}  # their optional arguments are names, not options
+
+
+def is_function(value):
+    return inspect.isfunction(inspect.unwrap(value))
+
 
 def functions_of(module):
     return {
         f"{module.__name__}.{name}": function
         for name, function in vars(module).items()
-        if inspect.isfunction(inspect.unwrap(function))
-        and function.__module__ == module.__name__
-        and not name.startswith("_")
+        if is_function(function) and function.__module__ == module.__name__ and not name.startswith("_")
     }
 
 
 def public_functions():
-    found = {}
+    exported = (getattr(adregnet_jax, name) for name in adregnet_jax.__all__)
+    found = {f"{value.__module__}.{value.__name__}": value for value in exported if is_function(value)}
     for package in (adregnet_jax.ops, adregnet_jax.losses):
         for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             if not info.ispkg and not info.name.rpartition(".")[2].startswith("_"):
@@ -38,24 +45,39 @@ def parameters_of(name):
     return list(inspect.signature(FUNCTIONS[name]).parameters.values())
 
 
-def is_array(parameter):
-    return "Array" in str(parameter.annotation) and "Callable" not in str(parameter.annotation)
+def holds_arrays(parameter):
+    annotation = str(parameter.annotation)
+    return bool(HOLD_ARRAYS.search(annotation)) and "Callable" not in annotation
+
+
+def is_file(parameter):
+    return "Path" in str(parameter.annotation)
 
 
 def test_there_are_functions_to_look_at():
-    assert {"adregnet_jax.ops.sampling.warp", "adregnet_jax.losses.total.total_loss"} < FUNCTIONS.keys()
+    expected = ("ops.sampling.warp", "losses.total.total_loss", "registration.instance.align")
+    assert {f"adregnet_jax.{name}" for name in expected} < FUNCTIONS.keys()
 
 
 @each_function
 def test_arrays_come_first(name):
-    kinds = [is_array(p) for p in parameters_of(name) if p.kind is not p.KEYWORD_ONLY]
+    positional = [p for p in parameters_of(name) if p.kind is not p.KEYWORD_ONLY]
+    kinds = [holds_arrays(p) for p in positional if not is_file(p)]  # a file to write comes before them
     assert kinds == sorted(kinds, reverse=True)
+
+
+@each_function
+def test_arrays_have_types_and_shapes(name):
+    signature = inspect.signature(FUNCTIONS[name])
+    for annotation in (*(p.annotation for p in parameters_of(name)), signature.return_annotation):
+        for array in re.finditer(r"(\w+\[)?\b(jax\.Array|Array|AnyArray|np\.ndarray)\b", str(annotation)):
+            assert array[1], f"{array[0]} without a shape in {annotation}"
 
 
 @each_function
 def test_options_go_by_keyword(name):
     for parameter in parameters_of(name):
-        if parameter.default is not parameter.empty:
+        if parameter.default is not parameter.empty and FUNCTIONS[name].__name__ not in NAMES:
             assert parameter.kind is parameter.KEYWORD_ONLY, parameter
 
 

@@ -138,8 +138,13 @@ def test_dice_counts_overlap_and_knows_absent_labels():
     a = np.array([[[0, 1, 1, 2]]])
     b = np.array([[[0, 1, 2, 3]]])
     np.testing.assert_allclose(dice(a, b, [0, 1, 2, 3, 7]), [1, 2 / 3, 0, 0, np.nan])
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_dice_is_of_labels_on_one_grid():
+    labels = np.ones((2, 2, 2), int)
     with pytest.raises(ValueError, match="differ in shape"):
-        dice(a, b[..., 1:], [1])
+        dice(labels, labels[1:], [1])
 
 
 def test_sd_log_jacobian_is_that_of_the_challenge():

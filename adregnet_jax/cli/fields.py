@@ -138,7 +138,7 @@ def convert(
     for option, name, path in (("--from", from_format, field), ("--format", format, output)):
         if name and not path.name.endswith(NIFTI_SUFFIXES):
             raise UserError(f"{option} {name} applies to a NIfTI file, and {path} isn't one: drop it")
-    displacement, affine = transforms.read_field(field, from_format)
+    displacement, affine = transforms.read_field(field, format=from_format)
     written = format or "itk"
     transforms.write_field(output, displacement, affine, format=written, overwrite=overwrite)
 

@@ -45,7 +45,7 @@ def affine_displacement(pair: Pair, *, config: AffineConfig) -> Float[np.ndarray
         moving_mask=mask,
         config=config,
     )
-    field = field_from_affine(matrix, pair.fixed.shape, jnp.asarray(pair.affine, jnp.float32))
+    field = field_from_affine(matrix, shape=pair.fixed.shape, affine=jnp.asarray(pair.affine, jnp.float32))
     return np.asarray(field.displacement)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from adregnet_jax.config import LossConfig
 from adregnet_jax.losses.regularity import bending_energy_loss, jacobian_loss, smoothness_loss
@@ -17,7 +17,7 @@ from adregnet_jax.ops.mind import mind_ssc
 
 
 def total_loss(
-    batch: Mapping[str, AnyArray],
+    batch: Mapping[str, Shaped[AnyArray, "b ..."]],
     displacement: Float[AnyArray, "b x y z 3"],
     warped: Float[AnyArray, "b x y z 1"],
     config: LossConfig,

@@ -12,10 +12,16 @@ from adregnet_jax.nn.voxelmorph import VOXELMORPH_1, VOXELMORPH_2, VoxelMorph
 
 
 def make_model(config: ModelConfig) -> nn.Module:
-    """The network of `config`, a module from (fixed, moving) to a `Prediction`.
+    """The network of `config`.
+
+    Args:
+      config: architecture and settings.
+
+    Returns:
+      A module from (fixed, moving) to a `Prediction`.
 
     Raises:
-        UserError: settings that no network can be built with.
+      UserError: settings that no network can be built with.
     """
     config.check()
     common: dict[str, Any] = {

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from adregnet_jax.errors import UserError
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.slabs import slab_count, whole_width
 
 
@@ -19,7 +20,7 @@ class Prediction(NamedTuple):
     match_entropy: tuple[jax.Array, ...]  # [b, x_l, y_l, z_l] nats, coarse to fine; empty without attention
 
 
-def check_images(fixed: jax.Array, moving: jax.Array) -> None:
+def check_images(fixed: AnyArray, moving: AnyArray) -> None:
     """Raises ValueError unless both are [b, x, y, z, 1] on one grid."""
     if fixed.ndim != 5 or fixed.shape[-1] != 1 or fixed.shape != moving.shape:
         raise ValueError(

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float, PyTree
 
 from adregnet_jax.nn.prediction import Prediction
+from adregnet_jax.ops.arrays import AnyArray
 
 
 def predict_in_tiles(
-    model: nn.Module, params: Any, fixed: jax.Array, moving: jax.Array, *, tile: int
-) -> jax.Array:
+    model: nn.Module,
+    params: PyTree[AnyArray],
+    fixed: Float[AnyArray, "b x y z 1"],
+    moving: Float[AnyArray, "b x y z 1"],
+    *,
+    tile: int,
+) -> Float[Array, "b x y z 3"]:
     """The network's displacement, tile by tile.
 
     Neighbouring tiles share a quarter of their width or more. There the displacement goes over from one to

@@ -30,7 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.cpu.budget import limit_bytes
@@ -101,7 +101,7 @@ def attend_slices(
     key: Float[Array, "b x y z d"],
     value: Float[Array, "b x y z c"],
     *,
-    first: int | jax.Array,
+    first: int | Integer[Array, ""],
     radius: int,
     whole: int,
 ) -> tuple[Float[Array, "b x y z c"], Float[Array, "b x y z 3"], Float[Array, "b x y z"]]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Integer, Shaped
 
 from adregnet_jax.ops.arrays import AnyArray
 
@@ -37,13 +37,13 @@ def slab_count() -> int:
     return 1 if axis is None else jax.lax.axis_size(axis)
 
 
-def slab_index() -> int | jax.Array:
+def slab_index() -> int | Integer[Array, ""]:
     """The place of this device's slab among all."""
     axis = slab_axis()
     return 0 if axis is None else jax.lax.axis_index(axis)
 
 
-def slab_start(width: int) -> int | jax.Array:
+def slab_start(width: int) -> int | Integer[Array, ""]:
     """Index along x, in the whole volume, of the first voxel of this device's slab.
 
     Args:

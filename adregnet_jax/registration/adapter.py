@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
+from jaxtyping import Array, Float
 
 from adregnet_jax.data.io.images import Image
 from adregnet_jax.data.preprocessing import match_contrast, resample
@@ -28,11 +29,11 @@ _resample_field = jax.jit(resample_field, static_argnames="shape")
 def predict_displacement(
     network: TrainedNetwork,
     fixed: Image,
-    moving: np.ndarray,
+    moving: Float[np.ndarray, "x y z"],
     *,
     tile: int | None = None,
     runs: int | None = None,
-) -> jax.Array:
+) -> Float[Array, "x y z 3"]:
     """Predicts the displacement between two scans on one grid, which needn't be like the network's grid.
 
     The scans are reoriented, resampled, padded and matched in contrast as in training, and the displacement

@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, Real, Shaped
 
 from adregnet_jax.config import AffineConfig
 from adregnet_jax.losses import mutual_information_loss, ncc_loss
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.sampling import sample
 
@@ -53,15 +55,15 @@ class _Level(NamedTuple):
 
 
 def align_affine(
-    fixed: jax.Array,
-    moving: jax.Array,
-    fixed_affine: np.ndarray,
-    moving_affine: np.ndarray,
+    fixed: Real[AnyArray, "x y z"],
+    moving: Real[AnyArray, "x2 y2 z2"],
+    fixed_affine: Real[np.ndarray, "4 4"],
+    moving_affine: Real[np.ndarray, "4 4"],
     *,
-    fixed_mask: jax.Array | None = None,
-    moving_mask: jax.Array | None = None,
+    fixed_mask: Shaped[AnyArray, "x y z"] | None = None,
+    moving_mask: Shaped[AnyArray, "x2 y2 z2"] | None = None,
     config: AffineConfig,
-) -> jax.Array:
+) -> Float[Array, "4 4"]:
     """Finds the rigid or affine map from the fixed to the moving world that makes the scans most similar.
 
     Pure: it works under `jit` (with affines and `config` closed over) and `vmap`. It is compiled once for all
@@ -335,10 +337,10 @@ def _middle(shape: Sequence[int]) -> np.ndarray:
 
 
 def _check(
-    fixed: jax.Array,
-    moving: jax.Array,
+    fixed: AnyArray,
+    moving: AnyArray,
     affines: Sequence[np.ndarray],
-    masks: Sequence[jax.Array | None],
+    masks: Sequence[AnyArray | None],
     config: AffineConfig,
 ) -> None:
     if fixed.ndim != 3 or moving.ndim != 3 or 0 in fixed.shape + moving.shape:

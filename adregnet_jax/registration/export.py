@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.export
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float, PyTree
 
 from adregnet_jax.config import InstanceConfig
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.registration.instance import align
 from adregnet_jax.registration.network import register
 
@@ -21,7 +22,7 @@ def export_register(
     spacing_mm: Sequence[float],
     *,
     model: nn.Module | None = None,
-    params: Any = None,
+    params: PyTree[AnyArray] = None,
     instance: InstanceConfig | None = None,
     platforms: Sequence[str] = ("cpu", "cuda"),
 ) -> bytes:
@@ -60,7 +61,9 @@ def export_register(
     else:
         raise ValueError("expected a model, instance settings or both, got neither")
 
-    def one_pair(fixed: jax.Array, moving: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def one_pair(
+        fixed: Float[Array, "x y z 1"], moving: Float[Array, "x y z 1"]
+    ) -> tuple[Float[Array, "x y z 3"], Float[Array, "x y z 1"]]:
         registration = one_batch(fixed[None], moving[None])
         return registration.displacement[0], registration.warped[0]
 

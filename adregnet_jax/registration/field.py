@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Integer, Real, Shaped
 
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.composition import compose, invert
 from adregnet_jax.ops.cubic import inside_grid, sample_cubic
 from adregnet_jax.ops.grid import identity_grid
@@ -24,6 +26,7 @@ from adregnet_jax.ops.sampling import Padding, sample, warp_labels
 Interpolation = Literal["linear", "nearest", "cubic", "label"]
 
 
+@no_type_check  # at run time: JAX puts tracers, shapes and placeholders into the fields
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class DisplacementField:
@@ -34,8 +37,8 @@ class DisplacementField:
       affine: [4, 4] voxel of the grid -> RAS mm.
     """
 
-    displacement: jax.Array
-    affine: jax.Array
+    displacement: Float[AnyArray, "x y z 3"]
+    affine: Real[AnyArray, "4 4"]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -45,13 +48,13 @@ class DisplacementField:
 
 def warp_image(
     field: DisplacementField,
-    values: jax.Array,
-    affine: jax.Array,
+    values: Shaped[AnyArray, "x2 y2 z2"],
+    affine: Real[AnyArray, "4 4"],
     *,
     mode: Interpolation = "linear",
     padding: Padding = "zeros",
-    classes: Sequence[int] | jax.Array | None = None,
-) -> jax.Array:
+    classes: Sequence[int] | Integer[AnyArray, " k"] | None = None,
+) -> Shaped[Array, "x y z"]:
     """A moving image of any grid, pulled back onto the grid of the field.
 
     Args:
@@ -88,7 +91,7 @@ def warp_image(
     return sample(jnp.asarray(values)[..., None], coordinates, mode=mode, padding=padding)[..., 0]
 
 
-def warp_points(field: DisplacementField, points_mm: jax.Array) -> jax.Array:
+def warp_points(field: DisplacementField, points_mm: Real[AnyArray, "n 3"]) -> Float[Array, "n 3"]:
     """Fixed points where they lie in the moving image.
 
     Outside its grid, the field keeps its border values (ITK takes 0 there).
@@ -107,13 +110,20 @@ def warp_points(field: DisplacementField, points_mm: jax.Array) -> jax.Array:
     if points_mm.ndim != 2 or points_mm.shape[1] != 3:
         raise ValueError(f"points must be [n, 3], got shape {points_mm.shape}")
     displacement = sample(field.displacement, _to_voxels(field.affine, points_mm))
-    return points_mm + _linear(field.affine, displacement)
+    return jnp.asarray(points_mm) + _linear(field.affine, displacement)
 
 
 def compose_fields(first: DisplacementField, second: DisplacementField) -> DisplacementField:
     """The one field that does what warping an image by `first`, then by `second` does.
 
     A point goes the other way round: through `second`, then through `first`.
+
+    Args:
+      first: from a world between to the moving world.
+      second: from the fixed world to the world between, on the same grid.
+
+    Returns:
+      From the fixed to the moving world, on the same grid.
 
     Raises:
       ValueError: fields on different grids. Under `jit` the affines have no values to compare yet: there the
@@ -135,13 +145,18 @@ def compose_fields(first: DisplacementField, second: DisplacementField) -> Displ
     return DisplacementField(displacement, second.affine)
 
 
-def resample_field(field: DisplacementField, shape: Sequence[int], affine: jax.Array) -> DisplacementField:
+def resample_field(
+    field: DisplacementField, *, shape: Sequence[int], affine: Real[AnyArray, "4 4"]
+) -> DisplacementField:
     """The same map on another grid, trilinear; beyond its own grid, the border's displacement holds.
 
     Args:
       field: of any grid.
       shape: (x, y, z) of the other grid.
       affine: [4, 4] voxel -> RAS mm of the other grid.
+
+    Returns:
+      Between the same worlds, on the other grid.
 
     Raises:
       ValueError: wrong shapes.
@@ -157,13 +172,28 @@ def resample_field(field: DisplacementField, shape: Sequence[int], affine: jax.A
 
 
 def invert_field(field: DisplacementField, *, iterations: int = 20) -> DisplacementField:
-    """The field back, from the moving to the fixed world, on the same grid: see `ops.composition.invert`."""
+    """The field back, from the moving to the fixed world, on the same grid: see `ops.composition.invert`.
+
+    Args:
+      field: from the fixed to the moving world.
+      iterations: of the fixed-point iteration.
+
+    Returns:
+      From the moving to the fixed world, on the grid of `field`.
+
+    Raises:
+      ValueError: wrong shapes.
+    """
     _check_field(field)
     return DisplacementField(invert(field.displacement[None], iterations=iterations)[0], field.affine)
 
 
 def reverse_field(
-    inverse: DisplacementField, matrix: jax.Array, *, shape: Sequence[int], affine: jax.Array
+    inverse: DisplacementField,
+    matrix: Real[AnyArray, "4 4"],
+    *,
+    shape: Sequence[int],
+    affine: Real[AnyArray, "4 4"],
 ) -> DisplacementField:
     """The way back of `after_field`, on the grid of the moving scan.
 
@@ -185,22 +215,33 @@ def reverse_field(
     linear = _inverse(matrix)
     shift_mm = -_linear(linear, jnp.asarray(matrix, jnp.float32)[:3, 3])
     straight = jnp.eye(4).at[:3, :3].set(linear).at[:3, 3].set(shift_mm)
-    back = field_from_affine(straight, shape, affine)
+    back = field_from_affine(straight, shape=shape, affine=affine)
     between_mm = _displaced_mm(back)  # [x, y, z, 3]
     shift_mm = _linear(inverse.affine, sample(inverse.displacement, _to_voxels(inverse.affine, between_mm)))
     return DisplacementField(back.displacement + _linear(_inverse(affine), shift_mm), back.affine)
 
 
-def field_jacobian(field: DisplacementField) -> jax.Array:
-    """[x, y, z], the Jacobian determinant of the map: change of volume, 0 or less is a fold.
+def field_jacobian(field: DisplacementField) -> Float[Array, "x y z"]:
+    """The Jacobian determinant of the map: change of volume, 0 or less is a fold.
 
-    The same in voxels and in millimetres.
+    It is the same in voxels and in millimetres.
+
+    Args:
+      field: from the fixed to the moving world.
+
+    Returns:
+      [x, y, z] on the grid of the field.
+
+    Raises:
+      ValueError: wrong shapes.
     """
     _check_field(field)
     return jacobian_determinant(field.displacement[None])[0]
 
 
-def field_from_affine(matrix: jax.Array, shape: Sequence[int], affine: jax.Array) -> DisplacementField:
+def field_from_affine(
+    matrix: Real[AnyArray, "4 4"], *, shape: Sequence[int], affine: Real[AnyArray, "4 4"]
+) -> DisplacementField:
     """A world matrix as a field.
 
     Args:
@@ -208,18 +249,24 @@ def field_from_affine(matrix: jax.Array, shape: Sequence[int], affine: jax.Array
       shape: (x, y, z) of the field.
       affine: [4, 4] voxel -> RAS mm of the field.
 
+    Returns:
+      From the fixed to the moving world.
+
     Raises:
       ValueError: wrong shapes.
     """
     return after_field(DisplacementField(jnp.zeros((*shape, 3)), affine), matrix)
 
 
-def after_field(field: DisplacementField, matrix: jax.Array) -> DisplacementField:
+def after_field(field: DisplacementField, matrix: Real[AnyArray, "4 4"]) -> DisplacementField:
     """The field that displaces a fixed point by `field`, then moves it by the world matrix.
 
     Args:
       field: from the fixed world to a world between.
       matrix: [4, 4] RAS mm, from there to the moving world.
+
+    Returns:
+      From the fixed to the moving world, on the grid of `field`.
 
     Raises:
       ValueError: wrong shapes.
@@ -248,18 +295,18 @@ def _displaced_mm(field: DisplacementField) -> jax.Array:
     return _linear(field.affine, displaced) + jnp.asarray(field.affine, jnp.float32)[:3, 3]
 
 
-def _to_voxels(affine: jax.Array, points_mm: jax.Array) -> jax.Array:
+def _to_voxels(affine: AnyArray, points_mm: AnyArray) -> jax.Array:
     return _linear(_inverse(affine), points_mm - jnp.asarray(affine, jnp.float32)[:3, 3])
 
 
-def _linear(matrix: jax.Array, vectors: jax.Array) -> jax.Array:
+def _linear(matrix: AnyArray, vectors: AnyArray) -> jax.Array:
     """The upper left [3, 3] times vectors [..., 3]."""
     matrix = jnp.asarray(matrix, jnp.float32)[:3, :3]
     # GPUs would multiply with 10 bits of mantissa: a quarter of a voxel in 256.
     return jnp.einsum("ij,...j->...i", matrix, vectors, precision="highest")
 
 
-def _inverse(affine: jax.Array) -> jax.Array:
+def _inverse(affine: AnyArray) -> jax.Array:
     """[3, 3], the inverse of the linear part, by its closed formula: no solver on any device loses digits."""
     a, b, c = jnp.asarray(affine, jnp.float32)[:3, :3].T
     rows = jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)])

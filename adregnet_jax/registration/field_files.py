@@ -120,8 +120,8 @@ def compose_files(paths: Sequence[Path], output: Path, *, format: Format, overwr
 
 def load_field(path: Path, format: Format | None = None) -> DisplacementField:
     """Reads a field; its affine stays float64."""
-    displacement, affine = read_field(path, format)
-    return DisplacementField(displacement, affine)  # type: ignore[arg-type]
+    displacement, affine = read_field(path, format=format)
+    return DisplacementField(displacement, affine)
 
 
 def _save(path: Path, field: DisplacementField, affine: np.ndarray, format: Format, overwrite: bool) -> None:

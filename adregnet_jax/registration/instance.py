@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float, Shaped
 
 from adregnet_jax.config import InstanceConfig
 from adregnet_jax.losses import (
@@ -26,6 +27,7 @@ from adregnet_jax.losses import (
     smoothness_loss,
     ssd_loss,
 )
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.composition import exponential
 from adregnet_jax.ops.filters import box_mean
 from adregnet_jax.ops.jacobian import jacobian_determinant
@@ -49,13 +51,13 @@ TOLERANCE_STEPS = 10  # between two checks of whether a pair can stop early
 
 
 def align(
-    fixed: jax.Array,
-    moving: jax.Array,
+    fixed: Float[AnyArray, "b x y z 1"],
+    moving: Float[AnyArray, "b x y z 1"],
     *,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
-    start: jax.Array | None = None,
-    fixed_mask: jax.Array | None = None,
-    moving_mask: jax.Array | None = None,
+    start: Float[AnyArray, "b x y z 3"] | None = None,
+    fixed_mask: Shaped[AnyArray, "b x y z 1"] | None = None,
+    moving_mask: Shaped[AnyArray, "b x y z 1"] | None = None,
     config: InstanceConfig = InstanceConfig(),  # noqa: B008 -- frozen in use: nothing here changes it
 ) -> Registration:
     """Registers moving images to fixed images by their intensities alone, without a network.
@@ -352,11 +354,11 @@ def _control_shape(shape: Sequence[int], stride: int) -> Shape:
 
 
 def _check(
-    fixed: jax.Array,
-    moving: jax.Array,
+    fixed: AnyArray,
+    moving: AnyArray,
     spacing_mm: Sequence[float],
-    start: jax.Array | None,
-    masks: Sequence[jax.Array | None],
+    start: AnyArray | None,
+    masks: Sequence[AnyArray | None],
     config: InstanceConfig,
 ) -> None:
     if fixed.ndim != 5 or fixed.shape[-1] != 1 or moving.shape != fixed.shape:

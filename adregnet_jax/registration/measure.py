@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Integer, Shaped
 
 from adregnet_jax import metrics
 from adregnet_jax.data.io.images import Image
@@ -43,20 +43,20 @@ class ScanPair(NamedTuple):
     moving_mask: Image | None = None
     fixed_labels: Image | None = None
     moving_labels: Image | None = None
-    fixed_landmarks: np.ndarray | None = None  # [n, 3] RAS mm
-    moving_landmarks: np.ndarray | None = None  # [n, 3] RAS mm
+    fixed_landmarks: Float[np.ndarray, "n 3"] | None = None  # RAS mm
+    moving_landmarks: Float[np.ndarray, "n 3"] | None = None  # RAS mm
 
 
 class Measurement(NamedTuple):
     """The numbers of two registered scans, and the images on the fixed grid that they were computed from."""
 
     row: tables.Row
-    fixed: np.ndarray  # [x, y, z] in [0, 1]
-    moving: np.ndarray  # [x, y, z] in [0, 1], where its header puts it
-    warped: np.ndarray  # [x, y, z] in [0, 1]
-    displacement: np.ndarray  # [x, y, z, 3] voxels
-    jacobian: np.ndarray  # [x, y, z]
-    warped_labels: np.ndarray | None  # [x, y, z]
+    fixed: Float[np.ndarray, "x y z"]  # in [0, 1]
+    moving: Float[np.ndarray, "x y z"]  # in [0, 1], where its header puts it
+    warped: Float[np.ndarray, "x y z"]  # in [0, 1]
+    displacement: Float[np.ndarray, "x y z 3"]  # voxels
+    jacobian: Float[np.ndarray, "x y z"]
+    warped_labels: Integer[np.ndarray, "x y z"] | None
 
 
 def measure_pair(

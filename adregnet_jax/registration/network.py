@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Real, Shaped
 
 from adregnet_jax.config import InstanceConfig
 from adregnet_jax.nn.prediction import Prediction, check_images, check_width
 from adregnet_jax.nn.tiles import predict_in_tiles
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.ops.slabs import SPACE
 from adregnet_jax.registration.instance import align
@@ -20,16 +22,16 @@ from adregnet_jax.registration.results import Registration
 
 
 def register(
-    params: Any,
-    fixed: jax.Array,
-    moving: jax.Array,
+    params: PyTree[AnyArray],
+    fixed: Float[AnyArray, "b x y z 1"],
+    moving: Float[AnyArray, "b x y z 1"],
     *,
     model: nn.Module,
     tile: int | None = None,
     instance: InstanceConfig | None = None,
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
-    fixed_mask: jax.Array | None = None,
-    moving_mask: jax.Array | None = None,
+    fixed_mask: Shaped[AnyArray, "b x y z 1"] | None = None,
+    moving_mask: Shaped[AnyArray, "b x y z 1"] | None = None,
 ) -> Registration:
     """Registers moving images to fixed images by a network, optionally refined by instance optimisation.
 
@@ -81,7 +83,12 @@ def register(
 
 
 def register_sharded(
-    params: Any, fixed: jax.Array, moving: jax.Array, *, model: nn.Module, mesh: Mesh
+    params: PyTree[AnyArray],
+    fixed: Float[AnyArray, "b x y z 1"],
+    moving: Float[AnyArray, "b x y z 1"],
+    *,
+    model: nn.Module,
+    mesh: Mesh,
 ) -> Registration:
     """`register` for volumes too large for one device: each device holds a slab along x.
 
@@ -109,7 +116,7 @@ def register_sharded(
     check_images(fixed, moving)
     check_width(fixed.shape[1], mesh.shape[SPACE], model.multiple)
 
-    def register_slab(params: Any, fixed: jax.Array, moving: jax.Array) -> Registration:
+    def register_slab(params: PyTree[AnyArray], fixed: AnyArray, moving: AnyArray) -> Registration:
         prediction = cast(Prediction, model.apply({"params": params}, fixed, moving))
         warped = warp(moving, prediction.displacement)
         return Registration(prediction.displacement, warped, prediction.pyramid, prediction.match_entropy)
@@ -121,15 +128,15 @@ def register_sharded(
 
 
 def dropout_sd_mm(
-    params: Any,
-    fixed: jax.Array,
-    moving: jax.Array,
-    key: jax.Array,
+    params: PyTree[AnyArray],
+    fixed: Float[AnyArray, "b x y z 1"],
+    moving: Float[AnyArray, "b x y z 1"],
+    key: PRNGKeyArray,
     *,
     model: nn.Module,
     samples: int,
-    spacing_mm: Sequence[float] | jax.Array,
-) -> jax.Array:
+    spacing_mm: Sequence[float] | Real[AnyArray, " 3"],
+) -> Float[Array, "b x y z"]:
     """Standard deviation of the displacement over networks drawn by dropout (Monte-Carlo dropout).
 
     The samples are computed one after the other into running sums: the memory is that of two samples.

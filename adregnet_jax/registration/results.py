@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from adregnet_jax.data.io.images import Image
 from adregnet_jax.registration.field import DisplacementField
@@ -28,11 +28,11 @@ class Registration(NamedTuple):
       inverse: [b, x, y, z, 3] in voxels, the inverse map; None unless the registration is diffeomorphic.
     """
 
-    displacement: jax.Array
-    warped: jax.Array
-    pyramid: tuple[jax.Array, ...] = ()
-    match_entropy: tuple[jax.Array, ...] = ()
-    inverse: jax.Array | None = None
+    displacement: Float[Array, "b x y z 3"]
+    warped: Float[Array, "b x y z 1"]
+    pyramid: tuple[Float[Array, "b _x _y _z 3"], ...] = ()
+    match_entropy: tuple[Float[Array, "b _x _y _z"], ...] = ()
+    inverse: Float[Array, "b x y z 3"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class RegisteredScans:
     scans: ScanPair
     field: DisplacementField
     inverse: DisplacementField
-    matrix: np.ndarray
+    matrix: Float[np.ndarray, "4 4"]
     warped: Image
     modality: Modality
     seconds: dict[str, float]

@@ -202,7 +202,9 @@ def _on_grid_of(
     fixed: Image, moving: Image, values: jax.Array, mask: jax.Array | None, matrix: np.ndarray
 ) -> tuple[jax.Array, jax.Array | None]:
     """The moving scan on the fixed grid, [x, y, z], and where it counts, [1, x, y, z, 1] or None."""
-    grid = field_from_affine(jnp.asarray(matrix), fixed.shape, jnp.asarray(fixed.affine, jnp.float32))
+    grid = field_from_affine(
+        jnp.asarray(matrix), shape=fixed.shape, affine=jnp.asarray(fixed.affine, jnp.float32)
+    )
     # A finer moving grid is smoothed first, as `preprocessing.resample` does, against aliasing.
     ratio = fixed.spacing_mm.min() / moving.spacing_mm
     smooth = np.maximum(ratio - 1, 0) / 2

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
@@ -29,12 +30,12 @@ from adregnet_jax.report import tables
 class TurnedPair(NamedTuple):
     """A registered pair turned to the patient: axes 0, 1, 2 are right, anterior, superior."""
 
-    fixed: np.ndarray  # [x, y, z]
-    moving: np.ndarray  # [x, y, z]
-    warped: np.ndarray  # [x, y, z]
-    displacement_mm: np.ndarray  # [x, y, z, 3]
-    jacobian: np.ndarray  # [x, y, z]
-    spacing_mm: np.ndarray  # [3]
+    fixed: Float[np.ndarray, "x y z"]
+    moving: Float[np.ndarray, "x y z"]
+    warped: Float[np.ndarray, "x y z"]
+    displacement_mm: Float[np.ndarray, "x y z 3"]
+    jacobian: Float[np.ndarray, "x y z"]
+    spacing_mm: Float[np.ndarray, " 3"]
 
 
 class Scale(NamedTuple):
@@ -97,14 +98,14 @@ def png(figure: Figure) -> bytes:
 
 
 def registration_figure(
-    fixed: np.ndarray,
-    moving: np.ndarray,
-    warped: np.ndarray,
-    displacement: np.ndarray,
-    jacobian: np.ndarray,
+    fixed: Float[np.ndarray, "x y z"],
+    moving: Float[np.ndarray, "x y z"],
+    warped: Float[np.ndarray, "x y z"],
+    displacement: Float[np.ndarray, "x y z 3"],
+    jacobian: Float[np.ndarray, "x y z"],
     *,
-    spacing_mm: np.ndarray,
-    affine: np.ndarray,
+    spacing_mm: Float[np.ndarray, " 3"],
+    affine: Float[np.ndarray, "4 4"],
     title: str = "",
 ) -> Figure:
     """One registered pair in three planes through `central_point`.
@@ -150,15 +151,15 @@ def registration_figure(
 
 
 def levels_figure(
-    fixed: np.ndarray,
-    moving: np.ndarray,
-    warped: np.ndarray,
-    match_entropy: Sequence[np.ndarray],
-    jacobian: Sequence[np.ndarray],
+    fixed: Float[np.ndarray, "x y z"],
+    moving: Float[np.ndarray, "x y z"],
+    warped: Float[np.ndarray, "x y z"],
+    match_entropy: Sequence[Float[np.ndarray, "_x _y _z"]],
+    jacobian: Sequence[Float[np.ndarray, "_x _y _z"]],
     *,
-    spacing_mm: np.ndarray,
-    affine: np.ndarray,
-    dropout_sd_mm: np.ndarray | None = None,
+    spacing_mm: Float[np.ndarray, " 3"],
+    affine: Float[np.ndarray, "4 4"],
+    dropout_sd_mm: Float[np.ndarray, "x y z"] | None = None,
     title: str = "",
 ) -> Figure:
     """The paper's Fig. 5: the scans, uncertainty maps and Jacobian maps, coarse to fine, in three planes.
@@ -208,7 +209,9 @@ def levels_figure(
 
 
 def tre_figure(
-    names: Sequence[str], before_mm: Sequence[np.ndarray], after_mm: Sequence[np.ndarray]
+    names: Sequence[str],
+    before_mm: Sequence[Float[np.ndarray, " _n"]],
+    after_mm: Sequence[Float[np.ndarray, " _n"]],
 ) -> Figure:
     """Box plots of the landmark distances of each case, before and after; whiskers from 5 to 95 %."""
     figure = Figure(figsize=(1.5 + 0.8 * len(names), 3), dpi=150, layout="constrained")
@@ -235,8 +238,8 @@ def tre_figure(
 
 
 def calibration_figure(
-    uncertainty: np.ndarray,
-    error_mm: np.ndarray,
+    uncertainty: Float[np.ndarray, " n"],
+    error_mm: Float[np.ndarray, " n"],
     rank_correlation: float,
     *,
     measure: str = "entropy of the match, nats",
@@ -263,7 +266,7 @@ def calibration_figure(
     return figure
 
 
-def jacobian_figure(names: Sequence[str], determinants: Sequence[np.ndarray]) -> Figure:
+def jacobian_figure(names: Sequence[str], determinants: Sequence[Float[np.ndarray, " _n"]]) -> Figure:
     """Histograms of the Jacobian determinant of each case, clipped to -0.1 to 2."""
     figure = Figure(figsize=(4.5, 3), dpi=150, layout="constrained")
     ax = figure.subplots()
@@ -316,7 +319,11 @@ def training_figure(records: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def central_point(fixed: np.ndarray, moving: np.ndarray, displacement_mm: np.ndarray) -> tuple[int, ...]:
+def central_point(
+    fixed: Float[np.ndarray, "x y z"],
+    moving: Float[np.ndarray, "x y z"],
+    displacement_mm: Float[np.ndarray, "x y z 3"],
+) -> tuple[int, ...]:
     """The voxel of largest motion in the body, in the inner half of each axis; the centre if nothing moves.
 
     Args:
@@ -332,7 +339,7 @@ def central_point(fixed: np.ndarray, moving: np.ndarray, displacement_mm: np.nda
     return tuple(int(i) + cut.start for i, cut in zip(place, inner, strict=True))
 
 
-def enlarged(level: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+def enlarged(level: Float[np.ndarray, "_x _y _z"], shape: Sequence[int]) -> Float[np.ndarray, "x y z"]:
     """A level's volume in the voxels of the full grid, which the network padded at the high end.
 
     Args:
@@ -347,7 +354,9 @@ def enlarged(level: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return level[tuple(slice(size) for size in shape)]
 
 
-def grid_lines(displacement_mm: np.ndarray, spacing_mm: np.ndarray, every_mm: float) -> list[np.ndarray]:
+def grid_lines(
+    displacement_mm: Float[np.ndarray, "m n 2"], spacing_mm: Float[np.ndarray, " 2"], every_mm: float
+) -> list[Float[np.ndarray, "_k 2"]]:
     """Straight lines of the fixed plane, mapped by p + u(p): first those along axis 0, then along axis 1.
 
     Args:

@@ -17,6 +17,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from adregnet_jax.errors import UserError, one_line
 from adregnet_jax.nn.models import model_from_record
@@ -70,7 +72,12 @@ def is_packed(folder: Path) -> bool:
 
 
 def pack_weights(
-    folder: Path, params: Any, *, config: dict[str, Any], scans: TrainingDomain, training: dict[str, Any]
+    folder: Path,
+    params: PyTree[ArrayLike],
+    *,
+    config: dict[str, Any],
+    scans: TrainingDomain,
+    training: dict[str, Any],
 ) -> str:
     """Writes `weights.npz` and `weights.json` into a folder.
 

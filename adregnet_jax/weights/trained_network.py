@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import jax
 from flax import linen as nn
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
 from adregnet_jax.nn.prediction import Prediction
 from adregnet_jax.nn.tiles import predict_in_tiles
@@ -45,15 +47,20 @@ class TrainedNetwork:
     """
 
     model: nn.Module
-    params: Any
+    params: PyTree[ArrayLike]
     scans: TrainingDomain = TrainingDomain()
     name: str = "network"
 
     @functools.cached_property
-    def displacement(self) -> Callable[..., jax.Array]:
+    def displacement(self) -> Callable[..., Float[Array, "b x y z 3"]]:
         """The function (params, fixed, moving, tile=None) -> [b, x, y, z, 3], compiled per shape."""
 
-        def displace(params: Any, fixed: jax.Array, moving: jax.Array, tile: int | None = None) -> jax.Array:
+        def displace(
+            params: PyTree[ArrayLike],
+            fixed: Float[Array, "b x y z 1"],
+            moving: Float[Array, "b x y z 1"],
+            tile: int | None = None,
+        ) -> Float[Array, "b x y z 3"]:
             if tile is not None:
                 return predict_in_tiles(self.model, params, fixed, moving, tile=tile)
             return cast(Prediction, self.model.apply({"params": params}, fixed, moving)).displacement

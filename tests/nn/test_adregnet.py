@@ -212,6 +212,7 @@ def conv_block(c, out):
     return 27 * c * out + 2 * out
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("fixed", "moving"),
     [((4, 4, 4, 1), (4, 4, 4, 1)), ((1, 4, 4, 4, 1), (1, 4, 4, 8, 1)), ((1, 4, 4, 4, 2), (1, 4, 4, 4, 2))],

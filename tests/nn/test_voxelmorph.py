@@ -145,6 +145,7 @@ def test_networks_are_made_by_name():
     assert model == VoxelMorph(dtype="bfloat16")
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_images_of_another_form_are_refused():
     with pytest.raises(ValueError, match="fixed and moving must be"):
         SMALL.init(jax.random.key(0), jnp.zeros((1, 4, 4, 4, 2)), jnp.zeros((1, 4, 4, 4, 2)))

@@ -76,6 +76,7 @@ def test_bfloat16_keeps_its_dtype_and_sums_in_float32():
     np.testing.assert_allclose(entropy, expected_entropy, atol=0.02)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     "shapes",
     [

@@ -66,6 +66,7 @@ def test_opposite_shifts_cancel():
     np.testing.assert_allclose(compose(shift, -shift), np.zeros((1, 4, 4, 4, 3)), atol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_fields_of_two_grids_do_not_compose():
     fields = [jnp.zeros((1, 3, 3, 3, 3)), jnp.zeros((1, 3, 3, 4, 3))]
     for both in (fields, fields[::-1]):

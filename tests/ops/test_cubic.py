@@ -38,6 +38,7 @@ def test_nan_coordinates_stay_inside_the_memory():
     assert sample_cubic(VOLUME, np.full((2, 3), np.nan, np.float32)).shape == (2,)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_shapes():
     with pytest.raises(ValueError, match="expected a volume"):
         sample_cubic(VOLUME[0], np.zeros((2, 3)))

@@ -57,6 +57,7 @@ def test_gradients_match_finite_differences():
     check_grads(jax.jit(jacobian_determinant), (displacement,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("shape", [(1, 4, 4, 4, 2), (4, 4, 4, 3), (1, 4, 1, 4, 3), (1, 1, 4, 4, 4, 3)])
 def test_determinant_rejects_what_is_no_displacement(shape):
     with pytest.raises(ValueError, match=r"must be \[b, x, y, z, 3\]|at least 2 elements"):
@@ -86,6 +87,7 @@ def test_folded_volume_sees_the_checkerboard_that_central_differences_miss():
     assert folded_volume(displacement)[0] > 0.01
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("shape", [(1, 4, 4, 4, 2), (4, 4, 4, 3), (1, 4, 1, 4, 3)])
 def test_folded_volume_rejects_what_is_no_displacement(shape):
     with pytest.raises(ValueError, match="displacement must be"):

@@ -61,6 +61,7 @@ def test_a_constant_volume_is_alike_everywhere():
     np.testing.assert_array_equal(mind(jnp.full((1, 4, 4, 4, 1), 0.3)), np.ones((1, 4, 4, 4, 12)))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("shape", [(4, 4, 4, 1), (1, 4, 4, 4, 2), (1, 4, 4, 4, 0), (1, 1, 4, 4, 4, 1)])
 def test_other_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="must be"):

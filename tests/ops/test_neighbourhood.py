@@ -123,6 +123,7 @@ def test_bfloat16_keeps_its_dtype_and_the_softmax_is_float32():
         np.testing.assert_allclose(a.astype(np.float32), b, atol=0.05)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("query", "key", "value"),
     [

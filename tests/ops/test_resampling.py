@@ -89,6 +89,7 @@ def test_the_gradient_is_the_transposed_product():
     np.testing.assert_allclose(left, right, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_resize_rejects_an_unbatched_volume():
     with pytest.raises(ValueError, match=r"\[b, x, y, z, c\]"):
         resize(jnp.zeros((3, 4, 5, 1)), (3, 4, 5))

@@ -134,6 +134,7 @@ def test_jit_and_vmap_change_nothing():
     np.testing.assert_allclose(together, np.stack(one_by_one), atol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [
@@ -148,6 +149,7 @@ def test_sample_rejects_what_it_does_not_know(arguments, options):
         sample(*map(jnp.zeros, arguments), **options)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("volume", "displacement"),
     [((1, 3, 3, 3, 1), (3, 3, 3, 3)), ((3, 3, 3, 1), (1, 3, 3, 3, 3)), ((2, 3, 3, 3, 1), (1, 3, 3, 3, 3))],

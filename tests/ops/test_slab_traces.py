@@ -56,7 +56,7 @@ class Remat(nn.Module):
 
 
 def applied(module):
-    return lambda slab: module.apply({"params": {"inner": {"scale": jnp.float32(1)}}}, slab)
+    return lambda slab: module.apply({"params": {"inner": {"scale": jnp.ones(())}}}, slab)
 
 
 WAYS = {

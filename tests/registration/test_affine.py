@@ -210,6 +210,7 @@ def test_settings_are_checked():
         aligned(moving_scan(), settings(min_overlap=0.0))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_shapes_and_affines_are_checked():
     align = functools.partial(align_affine, config=CONFIG)
     with pytest.raises(ValueError, match=r"scans must be \[x, y, z\]"):

@@ -133,7 +133,7 @@ def test_points_at_voxels_and_between():
 
 def test_a_matrix_as_a_field():
     points_mm = nib.affines.apply_affine(AFFINE, np.random.default_rng(0).uniform(0, 15, (30, 3)))
-    field = jax.jit(field_from_affine, static_argnums=1)(MATRIX, SHAPE, AFFINE)
+    field = jax.jit(field_from_affine, static_argnames="shape")(MATRIX, shape=SHAPE, affine=AFFINE)
     expected = nib.affines.apply_affine(MATRIX, points_mm)
     np.testing.assert_allclose(warp_points(field, points_mm), expected, atol=1e-3)
 
@@ -158,7 +158,7 @@ def test_composition_of_points_and_its_inverse():
 
 
 def test_a_field_on_another_grid_is_the_same_map():
-    moved = resample_field(FIELD, MOVING_SHAPE, jnp.asarray(MOVING_AFFINE))
+    moved = resample_field(FIELD, shape=MOVING_SHAPE, affine=jnp.asarray(MOVING_AFFINE))
     assert moved.displacement.shape == (*MOVING_SHAPE, 3)
     voxels = np.moveaxis(np.indices(MOVING_SHAPE), 0, -1)
     points_mm = nib.affines.apply_affine(MOVING_AFFINE, voxels)
@@ -171,10 +171,8 @@ def test_a_field_on_another_grid_is_the_same_map():
     ]
     expected_mm = np.stack(components, axis=-1) @ AFFINE[:3, :3].T
     np.testing.assert_allclose(moved.displacement @ MOVING_AFFINE[:3, :3].T, expected_mm, atol=2e-3)
-    same = resample_field(FIELD, SHAPE, jnp.asarray(AFFINE))
+    same = resample_field(FIELD, shape=SHAPE, affine=jnp.asarray(AFFINE))
     np.testing.assert_allclose(same.displacement, DISPLACEMENT, atol=1e-3)
-    with pytest.raises(ValueError, match="affine must be"):
-        resample_field(FIELD, SHAPE, jnp.eye(3))
 
 
 def test_mixing_grids_is_an_error():
@@ -187,7 +185,7 @@ def test_mixing_grids_is_an_error():
 
 
 def test_jacobian_of_a_matrix_is_its_determinant():
-    field = field_from_affine(MATRIX, SHAPE, AFFINE)
+    field = field_from_affine(MATRIX, shape=SHAPE, affine=AFFINE)
     np.testing.assert_allclose(field_jacobian(field), np.linalg.det(MATRIX[:3, :3]), atol=1e-3)
 
 
@@ -198,7 +196,9 @@ def test_fields_pass_through_transformations():
     np.testing.assert_allclose(warped[1], warp_points(FIELD, points_mm), atol=1e-4)
 
     def distance(matrix):
-        return jnp.sum((warp_points(field_from_affine(matrix, (4, 4, 4), AFFINE), points_mm)) ** 2)
+        return jnp.sum(
+            (warp_points(field_from_affine(matrix, shape=(4, 4, 4), affine=AFFINE), points_mm)) ** 2
+        )
 
     gradient = jax.grad(distance)(jnp.asarray(MATRIX, jnp.float32))
     # The point lies outside this small field, which keeps its border values there.
@@ -207,11 +207,14 @@ def test_fields_pass_through_transformations():
     np.testing.assert_allclose(gradient[:3, 3], 2 * moved, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_shapes():
     with pytest.raises(ValueError, match="a field has a displacement"):
         warp_points(DisplacementField(DISPLACEMENT[0], AFFINE), np.zeros((1, 3)))
     with pytest.raises(ValueError, match=r"points must be \[n, 3\]"):
         warp_points(FIELD, np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="affine must be"):
+        resample_field(FIELD, shape=SHAPE, affine=jnp.eye(3))
     with pytest.raises(ValueError, match="expected values"):
         warp_image(FIELD, MOVING[0], MOVING_AFFINE)
     with pytest.raises(ValueError, match="matrix must be"):

@@ -218,6 +218,7 @@ def test_settings_are_checked(images):
         align(*images, config=settings(learning_rate=0.0))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_shapes_are_checked(images):
     fixed, moving = images
     with pytest.raises(ValueError, match="on one grid"):

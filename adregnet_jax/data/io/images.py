@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from adregnet_jax.atomic import new_file
 from adregnet_jax.data.io import nifti
@@ -50,8 +51,8 @@ class Image:
       ValueError: other shapes.
     """
 
-    values: np.ndarray
-    affine: np.ndarray
+    values: Shaped[np.ndarray, "x y z"]
+    affine: Float[np.ndarray, "4 4"]
     name: str = "image"
 
     def __post_init__(self) -> None:
@@ -67,8 +68,8 @@ class Image:
         return x, y, z
 
     @property
-    def spacing_mm(self) -> np.ndarray:
-        """[3], the distance between neighbouring voxels along each axis."""
+    def spacing_mm(self) -> Float[np.ndarray, " 3"]:
+        """The distance between neighbouring voxels along each axis."""
         return nib.affines.voxel_sizes(self.affine)
 
 
@@ -98,6 +99,11 @@ def read_image(path: str | Path, *, labels: bool = False) -> Image:
 
 def write_image(path: str | Path, image: Image, *, overwrite: bool = False) -> None:
     """Writes NIfTI, .mha or .nrrd: floats as float32, whole numbers as int32, bool as uint8.
+
+    Args:
+      path: its suffix determines the format.
+      image: the values and their position in the world.
+      overwrite: replace a file that is there.
 
     Raises:
       UserError: another suffix, SimpleITK is needed and missing, the file exists, or the disk refuses.

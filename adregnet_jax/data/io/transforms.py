@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
+from jaxtyping import Float
 
 from adregnet_jax.atomic import new_file
 from adregnet_jax.data.io import nifti
@@ -45,11 +46,11 @@ LPS = np.diag(LPS_TO_RAS)[:3]
 
 def write_field(
     path: str | Path,
-    displacement: np.ndarray,
-    affine: np.ndarray,
+    displacement: Float[np.ndarray, "x y z 3"],
+    affine: Float[np.ndarray, "4 4"],
     *,
     format: Format = "itk",
-    matrix: np.ndarray | None = None,
+    matrix: Float[np.ndarray, "4 4"] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a field.
@@ -91,7 +92,9 @@ def write_field(
             nib.save(image, temporary)
 
 
-def read_field(path: str | Path, format: Format | None = None) -> tuple[np.ndarray, np.ndarray]:
+def read_field(
+    path: str | Path, *, format: Format | None = None
+) -> tuple[Float[np.ndarray, "x y z 3"], Float[np.ndarray, "4 4"]]:
     """Reads a field.
 
     A matrix in an `.h5` file becomes part of the field.
@@ -118,7 +121,7 @@ def read_field(path: str | Path, format: Format | None = None) -> tuple[np.ndarr
     return nifti.image_values(path, displacement), affine
 
 
-def write_matrix(path: str | Path, matrix: np.ndarray, *, overwrite: bool = False) -> None:
+def write_matrix(path: str | Path, matrix: Float[np.ndarray, "4 4"], *, overwrite: bool = False) -> None:
     """Writes a world matrix [4, 4], fixed RAS mm -> moving RAS mm, as an ITK affine transform.
 
     Raises:
@@ -145,7 +148,7 @@ def write_matrix(path: str | Path, matrix: np.ndarray, *, overwrite: bool = Fals
         temporary.write_text(text, encoding="ascii")
 
 
-def read_matrix(path: str | Path) -> np.ndarray:
+def read_matrix(path: str | Path) -> Float[np.ndarray, "4 4"]:
     """Reads a linear ITK transform as a world matrix [4, 4], fixed RAS mm -> moving RAS mm.
 
     An affine transform as text is read without SimpleITK, every other kind with it.

@@ -212,6 +212,7 @@ def test_names_that_cannot_be_written(tmp_path, suffix):
     assert "expected one of .nii" in refusal(lambda: write_image(path, Image(volume(), AFFINE)), path)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_shapes_that_are_no_image():
     with pytest.raises(ValueError, match="expected values"):
         Image(volume((4, 4)), AFFINE)

@@ -74,6 +74,7 @@ def test_files_of_slicer_that_are_no_points(tmp_path):
     assert "units um" in refusal(tmp_path / "a.mrk.json", json.dumps({"markups": [markup]}))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_other_files(tmp_path):
     assert "expected one of .csv" in refusal(tmp_path / "a.txt", "x,y,z\n1,2,3\n")
     with pytest.raises(UserError, match="no such file"):

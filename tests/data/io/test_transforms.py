@@ -93,8 +93,8 @@ def test_a_format_can_be_told_where_the_file_does_not(tmp_path):
     write_field(tmp_path / "b.nii", DISPLACEMENT, AFFINE)
     mm = nib.load(tmp_path / "b.nii").get_fdata().astype(np.float32)
     save(path, mm)
-    np.testing.assert_allclose(read_field(path, "itk")[0], DISPLACEMENT, atol=2e-6)
-    assert "is not a displacement field" in refusal(lambda: read_field(path, "learn2reg"), path)
+    np.testing.assert_allclose(read_field(path, format="itk")[0], DISPLACEMENT, atol=2e-6)
+    assert "is not a displacement field" in refusal(lambda: read_field(path, format="learn2reg"), path)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +177,7 @@ def test_h5_files_that_are_no_field(tmp_path):
     assert "not an ITK transform" in refusal(lambda: read_field(path), path)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_other_files(tmp_path):
     for name in ("a.mha", "a"):
         path = tmp_path / name
@@ -217,6 +218,7 @@ def test_matrices_are_what_itk_reads_and_writes(tmp_path, suffix):
         np.testing.assert_allclose(there, expected, atol=1e-9)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_files_that_are_no_matrix(tmp_path):
     pytest.importorskip("SimpleITK")
     path = tmp_path / "a.txt"
