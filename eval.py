@@ -1,11 +1,11 @@
 """Evaluates a trained network: python eval.py --config configs/phantom.py --workdir runs/phantom
 
-Registers the test split with the best checkpoint, prints tables of the cases, and writes cases.csv,
-summary.json, report.html and figures to the folder eval of the workdir. --figures N draws the first N cases,
-or else 3. --instance refines each displacement on the test pair itself, by its images alone, and writes to
-the folder eval_instance. --mc-dropout N adds the SD of the network's displacement over N networks drawn by
-dropout, a second uncertainty; it takes a network that was trained with model.dropout above 0. --affine adds
-columns of what an affine alignment alone comes to (config.affine), beside before and after.
+Registers the test split with the best checkpoint, prints a table of the cases, and writes cases.csv,
+summary.json, report.html and figures to the folder eval in the workdir. --figures N draws the first N cases
+(default: 3). --instance refines each displacement on the test pair itself, using its two images alone, and
+writes to the folder eval_instance. --mc-dropout N adds a second measure of uncertainty, the SD of the
+displacement over N networks drawn by dropout; it requires a network trained with model.dropout above 0.
+--affine adds columns for affine alignment alone (config.affine), next to those before and after registration.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from adregnet_jax.launch.main import main
 
 def whole_number(option: str, text: str, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
-        raise UserError(f"{option} must be a whole number from {least}, it is {text!r}")
+        raise UserError(f"{option} must be a whole number, at least {least}; got {text!r}")
     return int(text)
 
 

@@ -1,8 +1,8 @@
 """Trains AD-RegNet: python train.py --config configs/phantom.py --workdir runs/phantom
 
-The same command again goes on where the run stopped. Any field of the config can be set on the command line,
-for instance --config.optimiser.learning_rate=3e-4. How to train on several devices and machines:
-docs/scaling.md.
+Running the same command again resumes an interrupted run. Any field of the config can be set on the command
+line, for instance --config.optimiser.learning_rate=3e-4. docs/scaling.md explains how to train on several
+devices and machines.
 """
 
 import sys

@@ -253,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run(config: Config, workdir: Path) -> None:
         if not own.seeds.isdecimal() or int(own.seeds) < 1:
-            raise UserError(f"--seeds must be a whole number from 1, it is {own.seeds!r}: for instance 3")
+            raise UserError(f"--seeds must be a whole number, at least 1; got {own.seeds!r}: for instance 3")
         if own.rows:
             rows: Rows = {"config": ()}
             for changes in map(parse_row, own.rows):

@@ -52,7 +52,7 @@ EVALUATION = [
         "eval_figures",
         f"{EVAL} --figures few",
         config(),
-        "--figures must be a whole number from 0, it is 'few'",
+        "--figures must be a whole number, at least 0; got 'few'",
     ),
     Case(
         "eval_record",
@@ -91,7 +91,7 @@ EVALUATION = [
         "ablation_seeds",
         "adregnet_jax.evaluation.ablation --config config.py --workdir run --seeds 0",
         config(),
-        "--seeds must be a whole number from 1, it is '0'",
+        "--seeds must be a whole number, at least 1; got '0'",
     ),
     Case(
         "ablation_of_a_part",

@@ -146,7 +146,7 @@ READERS = [
         0,
     ),
     Case(
-        "dirlab_no_root", lambda at: dirlab.find_cases(at / "no"), nothing, "DIR-Lab folder .* is not there"
+        "dirlab_no_root", lambda at: dirlab.find_cases(at / "no"), nothing, "DIR-Lab folder .* doesn't exist"
     ),
     Case(
         "dirlab_cut",
@@ -158,10 +158,10 @@ READERS = [
         "dirlab_landmarks",
         lambda at: dirlab.read_landmarks(dirlab.find_cases(at)[1], 1),
         dirlab_case(0),
-        "1 of 1 landmarks are outside of 1..256",
+        "1 of 1 landmarks are outside 1..256",
     ),
     Case(
-        "dirlab_report", "adregnet_jax.data.datasets.dirlab no", nothing, "DIR-Lab folder 'no' is not there"
+        "dirlab_report", "adregnet_jax.data.datasets.dirlab no", nothing, "DIR-Lab folder 'no' doesn't exist"
     ),
     Case("dirlab_report_of_nothing", "adregnet_jax.data.datasets.dirlab", nothing, "required: root"),
     Case(

@@ -249,7 +249,7 @@ TRAINING = [
         "dirlab_without_folder",
         f"{TRAIN} --config.data.kind=dirlab",
         config(),
-        "DIR-Lab folder '' is not there",
+        "DIR-Lab folder '' doesn't exist",
     ),
     Case(
         "dirlab_empty",

@@ -244,5 +244,5 @@ def test_a_row_that_can_not_be_is_refused_before_anything_is_trained(
 def test_a_number_of_seeds_that_can_not_be_is_one_line(seeds, default_config, trained, tmp_path, capsys):
     assert ablation.main(["--config", default_config, "--workdir", str(tmp_path), *seeds]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: --seeds must be a whole number from 1") and error.count("\n") == 1
+    assert error.startswith("error: --seeds must be a whole number, at least 1") and error.count("\n") == 1
     assert not trained

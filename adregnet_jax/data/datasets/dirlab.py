@@ -1,15 +1,15 @@
-"""DIR-Lab 4DCT: ten breathing chest CTs with 300 landmark pairs each, from the folders as they unpack.
+"""DIR-Lab 4DCT: ten chest CTs of breathing patients with 300 landmark pairs each, read as they unpack.
 
     python -m adregnet_jax.data.datasets.dirlab ROOT
 
-says which cases under ROOT are complete. Files are found by their names, in any letter case, up to four
-folders deep; the folders' own names don't matter, so packs, packs nested once more and flat folders all do.
+lists which cases under ROOT are complete. Files are found by name, in any letter case, up to four folders
+deep. The names of the folders don't matter: packs, nested packs and flat folders all work.
 
-T00 is end-inhale and the fixed scan, T50 end-exhale and the moving one. The files hold no geometry: it is
-tabled here. Images are little-endian int16 without a header, x fastest, and store HU + 1000. Landmarks are
-1-based. Slice 1 is cranial. The files don't say how x and y run; taken as the usual axial display, x towards
-the patient's left and y towards the back: voxel axes run to L, P, I, so the affine to RAS mm has a negative
-diagonal.
+T00 (end-inhale) is the fixed scan, T50 (end-exhale) the moving one. The files hold no geometry, so it is
+tabulated here. Images are little-endian int16 without a header, x fastest, and store HU + 1000. Landmarks are
+1-based. Slice 1 is cranial. The files don't record the directions of x and y; the usual axial display is
+assumed, with x towards the patient's left and y towards the back. Voxel axes thus run to L, P, I, and the
+affine to RAS mm has a negative diagonal.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class CaseFiles:
     landmarks: dict[str, Path] = dataclasses.field(default_factory=dict)
 
     def missing(self, case: int) -> list[str]:
-        """Names of the files that are not there."""
+        """Names of the missing files."""
         suffix = "_s" if case == 1 else "-ssm" if case <= 5 else ""
         return [f"case{case}_{phase}{suffix}.img" for phase in ("T00", "T50") if phase not in self.images] + [
             f"Case{case}_300_{phase}_xyz.txt" for phase in ("T00", "T50") if phase not in self.landmarks
@@ -66,9 +66,9 @@ class CaseFiles:
 
 
 def find_cases(root: str | Path) -> dict[int, CaseFiles]:
-    """Every DIR-Lab file under `root` by case; of two that say the same, the one in fewer folders."""
+    """Every DIR-Lab file under `root` by case; of duplicates, the one in fewer folders."""
     if not root or not Path(root).is_dir():
-        raise UserError(f"DIR-Lab folder '{root}' is not there (data.dirlab.root): {REQUEST}")
+        raise UserError(f"DIR-Lab folder '{root}' doesn't exist (data.dirlab.root): {REQUEST}")
     cases: dict[int, CaseFiles] = {}
     for depth in range(FOLDER_DEPTH + 1):
         for path in sorted(Path(root).glob("*/" * depth + "*")):
@@ -105,12 +105,12 @@ def read_landmarks(files: CaseFiles, case: int) -> tuple[np.ndarray, np.ndarray]
         one_based = read_voxel_points(path)
         if (one_based == 0).any() and (one_based >= 0).all():
             raise UserError(
-                f"{path}: has a coordinate 0, DIR-Lab voxels count from 1: add 1 to all coordinates"
+                f"{path}: has a coordinate 0, but DIR-Lab voxels count from 1: add 1 to all coordinates"
             )
         outside = ((one_based < 1) | (one_based > shape)).any(axis=1)
         if outside.any():
             raise UserError(
-                f"{path}: {outside.sum()} of {len(one_based)} landmarks are outside of 1..{shape[0]}, "
+                f"{path}: {outside.sum()} of {len(one_based)} landmarks are outside 1..{shape[0]}, "
                 f"1..{shape[1]}, 1..{shape[2]}, the voxels of case {case}; the first is "
                 f"{_numbers(one_based[outside][0])}: check the case's number"
             )
@@ -129,20 +129,20 @@ def dirlab_pair(config: DirLabConfig, case: int) -> Pair:
     `config.preprocessing` is one of the paper's two descriptions:
 
     - `native` (section IV-A): the scan's own voxels, cropped or padded to `config.shape`, where a third entry
-      of 0 stands for the least multiple of 8 that holds all of `config.cases`; intensities from each scan's
-      0.5 and 99.5 percentiles to [0, 1].
-    - `isotropic` (section IV-B): HU -1000..-200 to [0, 1], then resampled to `config.spacing_mm` and cropped
-      or padded to `config.shape`.
+      of 0 stands for the smallest multiple of 8 that holds all of `config.cases`; each scan's 0.5 and 99.5
+      percentiles are mapped to 0 and 1.
+    - `isotropic` (section IV-B): HU -1000..-200 are mapped to [0, 1]; then the scan is resampled to
+      `config.spacing_mm` and cropped or padded to `config.shape`.
 
-    Both crop around the body, not at the centre, and by one window for both scans. Where the body doesn't
-    fit, its rim is cut, but never lung, nor a landmark.
+    Both crop the two scans to one window around the body. If the body doesn't fit, its rim is cut off, but
+    never lung or a landmark.
 
     Raises:
       UserError: a file is missing or damaged, or the lungs don't fit into `config.shape`.
     """
     config.check()
     if case not in GEOMETRY:
-        raise UserError(f"there is no DIR-Lab case {case}: data.dirlab.cases are numbers from 1 to 10")
+        raise UserError(f"there is no DIR-Lab case {case}: data.dirlab.cases must be numbers from 1 to 10")
     files = find_cases(config.root).get(case, CaseFiles())
     if missing := files.missing(case):
         raise UserError(
@@ -199,7 +199,7 @@ def _crop(
 
     shape = np.array([nx, ny, nz])
     window = shape * scale
-    # Half a new voxel around the lungs, so that all of them lies between centres of voxels of the new grid.
+    # Half a new voxel around the lungs, so that they lie between voxel centres of the new grid.
     margin = np.maximum(scale - 1, 0) / 2
     needed = lungs[1] - lungs[0] + 1 + 2 * margin
     if (needed > window + 1e-6).any():
@@ -215,7 +215,7 @@ def _crop(
 def _what_would_hold(
     config: DirLabConfig, case: int, shape: np.ndarray, scale: np.ndarray, lungs: np.ndarray
 ) -> str:
-    """The message for lungs that don't fit `shape`, with a shape and a spacing with which they would."""
+    """The message for lungs that don't fit `shape`, with a shape and a spacing that would hold them."""
     spacing_mm = np.array(GEOMETRY[case][1])
     margin = np.maximum(scale - 1, 0)
     enough = np.ceil(np.maximum((lungs + margin) / scale, shape) / 8) * 8
@@ -231,9 +231,9 @@ def _what_would_hold(
 
 
 def split_cases(config: DirLabConfig) -> tuple[tuple[int, ...], int, int]:
-    """Cases to train on, the one to validate on and the one to test on.
+    """The training cases, the validation case and the test case.
 
-    Never the same case twice, unless `config.protocol` is "paper": then the test case is trained on, too.
+    They are disjoint, unless `config.protocol` is "paper": then the test case is also trained on.
     """
     config.check()
     cases, test = tuple(config.cases), config.test_case
@@ -282,7 +282,7 @@ def _numbers(values: np.ndarray) -> str:
 
 
 def main() -> None:
-    parser = OneLineParser(description="Says which DIR-Lab cases are complete, and what is missing.")
+    parser = OneLineParser(description="Lists which DIR-Lab cases are complete, and what is missing.")
     parser.add_argument("root", help="folder with the unpacked cases")
     try:
         print(report(parser.parse_args().root))

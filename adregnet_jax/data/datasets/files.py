@@ -1,17 +1,17 @@
 """Pairs of NIfTI files, listed in a CSV or found in a folder, padded to a common shape. NumPy and nibabel.
 
 A CSV has one row per pair and the columns `split` (train, validation or test), `fixed` and `moving`; optional
-are `fixed_labels` and `moving_labels`, `fixed_landmarks` and `moving_landmarks`. Paths are
-relative to the CSV. Fixed and moving lie on one grid: one shape, one affine. Landmark files are those of
-`adregnet register`, in RAS mm: .fcsv, .mrk.json, and .csv with the header x,y,z. Without this header, in any
-text file, x y z a line are 0-based voxels of their own scan, separated by commas or blanks.
+are `fixed_labels` and `moving_labels`, `fixed_landmarks` and `moving_landmarks`. Paths are relative to the
+CSV. Fixed and moving scans lie on one grid, with the same shape and affine. Landmark files in RAS mm are
+those of `adregnet register`: .fcsv, .mrk.json, and .csv with the header x,y,z. Any other text file holds
+0-based voxels of its own scan, one x y z per line, separated by commas or blanks.
 
 A folder has `images/` with one NIfTI file per subject and, optionally, `labels/` with the same file names.
-Each pair has two different subjects, and no subject is in two splits. Here shapes may differ: scans are
+Each pair has two different subjects, and no subject is in two splits. Here shapes may differ, and scans are
 aligned at their centres; spacing and axes must agree.
 
 Every scan is padded with zeros, evenly on both sides, to the largest shape of all files, which is read from
-the headers. Each scan's 0.5 and 99.5 percentiles go to 0 and 1.
+the headers. Each scan's 0.5 and 99.5 percentiles are mapped to 0 and 1.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class PairFiles:
 def file_splits(
     config: FilesConfig, seed: int = 0
 ) -> tuple[list[PairMaker], list[PairMaker], list[PairMaker]]:
-    """Pairs for training, validation and test; each entry reads its pair when it is called.
+    """Pairs for training, validation and test; each entry reads its pair when called.
 
     All headers are read at once, so that a missing file or a grid that doesn't fit is found before training.
 
     Args:
       config: `config.pairs` is a CSV or a folder.
-      seed: of a folder's split by subject and of the choice of partners; a CSV doesn't use it.
+      seed: for the split of a folder by subject and the choice of partners; unused for a CSV.
     """
     source = Path(config.pairs)
     if config.pairs and source.is_dir():
@@ -83,7 +83,7 @@ def file_splits(
 
 
 def read_voxel_points(path: Path) -> np.ndarray:
-    """Points [n, 3] of a text file with x y z a line, by commas or blanks; a line of names may lead."""
+    """Points [n, 3] from a text file: x y z per line, separated by commas or blanks; a header is skipped."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -150,14 +150,14 @@ def _row_of_csv(path: Path, line: int, cells: dict) -> PairFiles:
 
 
 def _rows_of_folder(folder: Path, config: FilesConfig, seed: int) -> list[PairFiles]:
-    """Each subject is fixed, with others of its split: drawn ones in training, else the next ones."""
+    """Pairs each subject with others of its split: random ones for training, else the next ones."""
     images = sorted(path for path in folder.glob("images/*.nii*") if not path.name.startswith("."))
     counts = [round(len(images) * share) for share in (config.validation_fraction, config.test_fraction)]
     counts = [len(images) - sum(counts), *counts]
     if min(counts) < 2:
         raise UserError(
             f"{folder}: {len(images)} NIfTI files in images/ give {' / '.join(map(str, counts))} subjects to "
-            "train / validate / test; a pair takes two: add subjects or change data.files' fractions"
+            "train / validate / test; a pair needs two: add subjects or change data.files' fractions"
         )
     labels = {image: folder / "labels" / image.name for image in images}
     if (folder / "labels").is_dir():
@@ -181,7 +181,7 @@ def _rows_of_folder(folder: Path, config: FilesConfig, seed: int) -> list[PairFi
 
 
 def _check_splits(rows: Sequence[PairFiles]) -> None:
-    """Refuses a fixed scan of one split in another one. An atlas may be the moving scan everywhere."""
+    """Refuses a fixed scan that is also in another split. An atlas may be the moving scan everywhere."""
     split_of = {row.fixed.resolve(): row.split for row in rows}
     for row in rows:
         for path in (row.fixed, row.moving):
@@ -246,7 +246,7 @@ def _load(files: PairFiles, shape: tuple[int, ...]) -> Pair:
 
 
 def _padding(inner: tuple[int, ...], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels of padding before the scan along each axis, [3], and a mask [x, y, z] that is True in it."""
+    """Voxels of padding before the scan along each axis, [3], and a mask [x, y, z], True within the scan."""
     low = (np.array(shape) - inner) // 2
     return low, _pad(np.ones(inner, bool), shape)
 
@@ -281,7 +281,7 @@ def _landmarks(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> np.nda
 
 
 def _subject(path: Path, base: Path) -> str:
-    """The path relative to the data: file names alone may occur twice in a CSV."""
+    """The path relative to the data, since a file name may occur twice in a CSV."""
     return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.as_posix()
 
 

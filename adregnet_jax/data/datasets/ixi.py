@@ -5,10 +5,10 @@ The folder contains Train, Val and Test with one pickle per subject, and atlas.p
 folders, and atlas_image.nii.gz and atlas_labels.nii.gz next to them. All scans are aligned to the atlas,
 on one grid of 1 mm, with intensities from 0 to 1.
 
-Pickles hold no affine: voxel axes stay as they are, and their directions in the body are unknown here.
+Pickles hold no affine: voxel axes stay as they are, and their anatomical directions are unknown.
 
-Labels count from 0 to 45, in the order of `LABEL_NAMES`. Scans with a label above 45 have FreeSurfer's own
-numbers, as segmented; these are renumbered, and those that have no name here become 0.
+Labels run from 0 to 45, in the order of `LABEL_NAMES`. A scan with a label above 45 is taken to have
+FreeSurfer's own numbers; these are renumbered, and labels without a name here become 0.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SOURCE = (
     "/blob/main/IXI/TransMorph_on_IXI.md"
 )
 SPLIT_FOLDERS = ("train", "val", "test")
-INTENSITY_TOLERANCE = 0.05  # interpolation overshoots a little: clipped
+INTENSITY_TOLERANCE = 0.05  # interpolation overshoots a little, and is clipped
 SPACING_TOLERANCE_MM = 0.01
 
 # fmt: off
@@ -72,7 +72,7 @@ GROUPS = _groups()  # the 17 structures of the published scores: left and right 
 
 
 class Scan(NamedTuple):
-    """The file of a subject; its labels lie in a second file, or None: in the same one, a pickle."""
+    """The files of a subject; without a file of labels, the image is a pickle that holds them too."""
 
     image: Path
     labels: Path | None
@@ -83,20 +83,20 @@ class Scan(NamedTuple):
 
 
 def ixi_splits(config: IxiConfig, seed: int = 0) -> tuple[list[PairMaker], list[PairMaker], list[PairMaker]]:
-    """Pairs for training, validation and test; each entry reads its pair when it is called.
+    """Pairs for training, validation and test; each entry reads its pair when called.
 
     Args:
       config: with `config.mode` "atlas", the atlas is the moving scan and each subject is fixed once. With
-        "pairs", each subject is fixed with `config.partners` other subjects of its split. With "t1t2", see
+        "pairs", each subject is fixed with `config.partners` other subjects of its split. For "t1t2", see
         `ixi_t1t2`.
-      seed: of the choice of partners, and of the split of "t1t2".
+      seed: for the choice of partners, and for the split of "t1t2".
     """
     config.check()
     if config.mode == "t1t2":
         return t1t2_splits(config, seed)
     root = Path(config.root)
     if not config.root or not root.is_dir():
-        raise UserError(_expected(config, "is not there"))
+        raise UserError(_expected(config, "doesn't exist"))
     entries = {path.name.lower(): path for path in sorted(root.iterdir()) if not path.name.startswith(".")}
     splits = [_scans(entries.get(folder)) for folder in SPLIT_FOLDERS]
     if empty := [folder for folder, scans in zip(SPLIT_FOLDERS, splits, strict=True) if not scans]:
@@ -131,7 +131,7 @@ def _scans(folder: Path | None) -> list[Scan]:
 
 
 def _atlas(entries: dict[str, Path]) -> Scan | None:
-    """The atlas among the files of the root, by their names in lower case."""
+    """The atlas among the files in the root folder, given by lower-case names."""
     for name, path in entries.items():
         if re.fullmatch(r"atlas.*\.pkl", name):
             return Scan(path, None)

@@ -1,7 +1,7 @@
 """A breathing chest generated from a seed: training and test data with an exactly known displacement.
 
-The anatomy is a density over continuous positions of the *moving* frame (end of exhale), the displacement
-u(p) a closed formula over positions of the *fixed* frame (end of inhale). Then
+The anatomy is a density over continuous positions of the *moving* frame (end of exhale), and the displacement
+u(p) is a closed-form function of positions in the *fixed* frame (end of inhale). Then
 
     moving(q) = anatomy(q)        fixed(p) = anatomy(p + u(p))
 
@@ -9,7 +9,7 @@ so the pull-back law warped(p) = moving(p + u(p)) = fixed(p) holds without inver
 is a resampled copy of the other, and a landmark p_f is p_f + u(p_f) in the moving image exactly. Each image
 then gets its own noise, and the fixed one the lower density of lung that has expanded.
 
-Everything is defined in a box of `BOX_MM`, centred at 0, that is stretched over the grid: the same case on a
+Everything is defined in a box of `BOX_MM`, centred at 0, that is stretched over the grid, so that a case on a
 finer grid is the same chest. Axis 0 runs from the patient's right to left, axis 1 from front to back,
 axis 2 from feet to head. `python -m adregnet_jax.data.datasets.phantom` prints statistics of the cases.
 """
@@ -35,15 +35,15 @@ SUPERSAMPLING = 2  # raster points per voxel, along each axis
 GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
 BRANCHES_PER_LUNG = 1200  # of vessels, about 11 mm apart
 SHEAR_LAYER_MM = 14.0  # width over which the lung's sliding fades at the chest wall
-LANDMARK_DEPTH_MM = 4.0  # least distance of a landmark from the lung's edge
+LANDMARK_DEPTH_MM = 4.0  # smallest distance of a landmark from the edge of the lung
 
 
 @dataclasses.dataclass(frozen=True)
 class _Anatomy:
     """Sizes in mm of one case, in the moving frame."""
 
-    cavity: tuple[float, float]  # half axes of the rib cage's inside
-    apex: float  # height of the lungs' top
+    cavity: tuple[float, float]  # half axes of the inside of the rib cage
+    apex: float  # height of the top of the lungs
     shoulder: float  # height above which the cavity narrows
     muscle: float  # thickness of the chest wall, ribs included
     fat: float  # thickness of the layer below the skin
@@ -56,7 +56,7 @@ class _Anatomy:
     rib_tilt: float  # descent of the ribs, mm per mm from back to front
     rib_phase: float
     lung_hu: float
-    lung_gradient_hu: float  # denser at the back, a mm
+    lung_gradient_hu: float  # increase towards the back, per mm
     liver_hu: float
 
 
@@ -69,7 +69,7 @@ class _Breath:
     rise: float  # of the diaphragm
     middle: float  # height at which half of the rise is left
     fade: float  # over which the rise fades
-    back: float  # the back rises more, by this share
+    back: float  # fraction by which the back rises more
     narrowing: tuple[float, float]  # of the chest: each side, front
     waves: list[list[float]]  # [w, 4] wave vectors (1/mm) and phases of the irregular part
     amplitudes: list[list[float]]  # [w, 3]
@@ -80,17 +80,17 @@ def phantom_pair(config: PhantomConfig, case: int) -> Pair:
 
     Args:
       config: grid, number of landmarks and seed.
-      case: number of the chest, 0 or more; there is no largest one.
+      case: number of the chest, 0 or more; there is no upper limit.
 
     Returns:
-      A pair whose `displacement` is the truth, in voxels, and whose landmarks lie in the lungs of both scans.
+      A pair with the true `displacement`, in voxels, and with landmarks in the lungs of both scans.
     """
     config.check()
     if case < 0:
         raise UserError(f"phantom cases are numbered from 0, got {case}")
     rng = np.random.default_rng([config.seed, case])
     spacing_mm = np.asarray(config.spacing_mm, dtype=np.float64)
-    voxel_mm = BOX_MM / config.shape  # the spacing, but for the stretch of the box over the grid
+    voxel_mm = BOX_MM / config.shape  # differs from the spacing by the stretch of the box over the grid
 
     anatomy = _draw_anatomy(rng)
     vessels = np.concatenate([_grow_vessels(rng, anatomy, side) for side in (-1, 1)])
@@ -121,7 +121,7 @@ def phantom_pair(config: PhantomConfig, case: int) -> Pair:
 
 
 def _axes_mm(shape: Sequence[int]) -> list[np.ndarray]:
-    """Positions of the voxels' centres along each axis; single precision keeps the big arrays single."""
+    """Positions of the voxel centres along each axis; float32, so that large arrays are float32 too."""
     pairs = zip(shape, BOX_MM, strict=True)
     return [(((np.arange(n) + 0.5) / n - 0.5) * mm).astype(np.float32) for n, mm in pairs]
 
@@ -152,7 +152,7 @@ def _ellipsoid_depth(
 
 
 def _cavity_depth(anatomy: _Anatomy, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Inside of the rib cage: an elliptical tube that closes at the lungs' apex."""
+    """Depth in the rib cage, an elliptical tube that closes at the apex of the lungs."""
     above = np.clip((z - anatomy.shoulder) / (anatomy.apex - anatomy.shoulder), 0, 1)
     return _ellipse_depth(x, y, anatomy.cavity, (1 - above**2.5) ** 0.4)
 
@@ -167,7 +167,7 @@ def _diaphragm_height(anatomy: _Anatomy, x: np.ndarray, y: np.ndarray) -> np.nda
         top - anatomy.dome_drop * (((x - x0) / 62) ** 2 + ((y - y0) / 85) ** 2)
         for x0, y0, top in anatomy.domes
     ]
-    return 6 * np.logaddexp(heights[0] / 6, heights[1] / 6)  # a maximum without an edge
+    return 6 * np.logaddexp(heights[0] / 6, heights[1] / 6)  # a smooth maximum
 
 
 def _lung_depth(anatomy: _Anatomy, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -209,8 +209,8 @@ def _draw_anatomy(rng: np.random.Generator) -> _Anatomy:
 def _grow_vessels(rng: np.random.Generator, anatomy: _Anatomy, side: int) -> np.ndarray:
     """A tree from the hilum that fills one lung; returns [n, 8]: start, end (mm), start and end radius.
 
-    Points of the lung are added in shells, from the hilum outwards. Each joins the node with the least sum of
-    the distance to it and its own way back to the hilum. Branches that feed more twigs are thicker.
+    Points of the lung are added in shells, from the hilum outwards. Each joins the node with the smallest
+    weighted sum of its distance and its own path to the hilum. Branches that feed more twigs are thicker.
     """
     hilum = np.array([side * (anatomy.mediastinum + 6), rng.uniform(2, 18), rng.uniform(10, 30)])
     candidates = rng.uniform(-0.5, 0.5, (16 * BRANCHES_PER_LUNG, 3)) * BOX_MM
@@ -239,7 +239,7 @@ def _grow_vessels(rng: np.random.Generator, anatomy: _Anatomy, side: int) -> np.
 
 
 def _fill_vessels(vessels: np.ndarray, spacing: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points about `spacing` apart that fill the branches evenly [n, 3], and each one's volume [n] (mm3)."""
+    """Points [n, 3] about `spacing` apart that fill the branches evenly, and the volume of each [n] (mm3)."""
     start, along = vessels[:, :3], vessels[:, 3:6] - vessels[:, :3]
     length = np.linalg.norm(along, axis=1)
     slices = np.ceil(length / spacing).astype(int)
@@ -268,7 +268,7 @@ def _count_up(counts: np.ndarray) -> np.ndarray:
 
 
 def _rasterise(points: np.ndarray, volumes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Filled share of each raster cell [x, y, z]: a point is distributed over the 8 cells around it."""
+    """Filled fraction of each raster cell [x, y, z]; a point is distributed over the 8 cells around it."""
     position = _to_voxels(points, shape)
     low = np.clip(np.floor(position).astype(int), 0, np.array(shape) - 2)
     upper = np.clip(position - low, 0, 1)
@@ -333,9 +333,9 @@ def _draw_breath(rng: np.random.Generator, anatomy: _Anatomy) -> _Breath:
         waves=np.column_stack([vectors, rng.uniform(0, 2 * np.pi, 8)]).tolist(),
         amplitudes=rng.normal(0, rng.uniform(0.3, 0.6), (8, 3)).tolist(),
     )
-    # Landmarks should move 4 to 15 mm, 8.5 on average over cases, as in DIR-Lab. Scaled here is the motion of
-    # the whole lung, which is a bit larger than that of landmarks on vessels. The scale determines which
-    # points of the fixed frame lie in the lung: hence the iterations.
+    # Landmarks should move by 4 to 15 mm, 8.5 on average over cases, as in DIR-Lab. The motion scaled here,
+    # of the whole lung, is a bit larger than that of landmarks on vessels. The scale determines which points
+    # of the fixed frame lie in the lung, hence the iterations.
     wanted_mm = 4.2 + 10.8 * rng.beta(1.8, 2.6)
     points = rng.uniform(-0.5, 0.5, (4000, 3)) * BOX_MM
     for _ in range(4):
@@ -349,7 +349,7 @@ def _draw_breath(rng: np.random.Generator, anatomy: _Anatomy) -> _Breath:
 def _displacement_mm(
     breath: _Breath, x: np.ndarray, y: np.ndarray, z: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """u at points of the fixed frame: three arrays, mm."""
+    """u at points of the fixed frame: three arrays, in mm."""
     low = 0.5 - 0.5 * np.tanh((z - breath.middle) / breath.fade)  # 1 at the feet, 0 at the head
     narrowing = breath.scale * (0.6 + 0.6 * low)
     u_x = -narrowing * breath.narrowing[0] * np.tanh(x / 80)
@@ -366,7 +366,7 @@ def _displacement_mm(
     for (*wave_vector, phase), amplitude in zip(breath.waves, breath.amplitudes, strict=True):
         wave = np.sin(wave_vector[0] * x + wave_vector[1] * y + (wave_vector[2] * z + phase))
         irregular = [total + size * wave for total, size in zip(irregular, amplitude, strict=True)]
-    v_x, v_y, v_z = ((0.3 + 0.7 * low) * total for total in irregular)  # the apex is held on all sides
+    v_x, v_y, v_z = ((0.3 + 0.7 * low) * total for total in irregular)  # the apex is held from all sides
     return u_x + across * v_x, u_y + across * v_y, sliding * (rise + v_z)
 
 
@@ -390,7 +390,7 @@ def _jacobian_determinant(displacement: np.ndarray) -> np.ndarray:
 
 
 def _expand_lung(hu: np.ndarray, jacobian: np.ndarray) -> np.ndarray:
-    """Lung tissue keeps its mass: its density at inhale is that at exhale times det(I + du)."""
+    """Conserves the mass of lung tissue: its density at inhale is that at exhale times det(I + du)."""
     lung = np.clip((-450 - hu) / 200, 0, 1)
     return (hu + 1000) * (1 + lung * (jacobian - 1)) - 1000
 
@@ -403,7 +403,7 @@ def _to_unit(hu: np.ndarray) -> np.ndarray:
 def _draw_landmarks(
     rng: np.random.Generator, config: PhantomConfig, breath: _Breath, vessel_share: np.ndarray
 ) -> list[np.ndarray]:
-    """Random points of both lungs, on vessels rather than between them: fixed [n, 3], moving [n, 3]."""
+    """Random points in both lungs, preferably on vessels: fixed [n, 3], moving [n, 3]."""
     fixed_mm = rng.uniform(-0.5, 0.5, (2000 + 80 * config.landmarks, 3)) * BOX_MM
     moving_mm = fixed_mm + np.stack(_displacement_mm(breath, *fixed_mm.T), axis=-1)
     inside = _lung_depth(breath.anatomy, *moving_mm.T) > LANDMARK_DEPTH_MM
@@ -415,7 +415,7 @@ def _draw_landmarks(
 
 
 def _affine(shape: Sequence[int], spacing_mm: np.ndarray) -> np.ndarray:
-    """Voxel -> RAS mm, the centre of the grid at 0."""
+    """Voxel -> RAS mm, with the centre of the grid at 0."""
     affine = np.diag([*(np.array([-1, -1, 1]) * spacing_mm), 1.0])
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return affine

@@ -2,15 +2,15 @@
 
     python -m adregnet_jax.data.datasets.prepare_ixi INPUT OUTPUT --masks MASKS [--no-bias-correction]
 
-Brain extraction by given masks, N4 bias field correction, z-score within the mask, resampling to 1 mm and a
-window of 160 x 192 x 224 mm around the brain. INPUT holds NIfTI files, in it or in folders of it, such as
+Brain extraction by given masks, N4 bias field correction, z-score within the mask, resampling to 1 mm and
+cropping to 160 x 192 x 224 mm around the brain. INPUT holds NIfTI files, directly or in subfolders such as
 IXI-T1 and IXI-T2; OUTPUT gets them under the same names. MASKS has a mask for each, under the same name or
-with _mask, _brain_mask, _bet or _bet_mask behind it; a brain without skull will do, too. The same command
-again continues where it stopped. A scan that can't be prepared is reported in one line; the others are
-prepared.
+with the suffix _mask, _brain_mask, _bet or _bet_mask; a skull-stripped brain also works. Running the same
+command again continues where it stopped. A scan that can't be prepared is reported in one line, and the
+others are still prepared.
 
-Axes stay as the file has them: nothing is flipped or turned. So the window's sides follow the file's axes:
-160 mm left to right, 192 down, 224 front to back.
+Axes stay as the file has them: nothing is flipped or rotated. The sides of the window follow the file's axes:
+160 mm left to right, 192 mm up and down, 224 mm front to back.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from adregnet_jax.data.io.images import Image, read_image, write_image
 from adregnet_jax.data.preprocessing import resample
 from adregnet_jax.errors import OneLineParser, UserError
 
-# Left-right, front-back, feet-head. The paper's 160 x 192 x 224 are left, inferior, anterior, in TransMorph's
-# files, which it takes the size from.
+# Left-right, front-back, feet-head. The paper takes 160 x 192 x 224 from TransMorph's files, whose axes run
+# left, inferior, anterior.
 WINDOW_MM = (160, 224, 192)
 MASK_ENDINGS = ("", "_mask", "_brain_mask", "_bet_mask", "_bet")
 SUFFIXES = (".nii.gz", ".nii")
-# Of N4 the paper gives no setting: these are the defaults of its authors' tools (Tustison et al., "N4ITK",
-# IEEE TMI 2010): the field is fitted on every fourth voxel, at about 4 mm.
+# The paper gives no settings for N4. These are the defaults of N4's authors (Tustison et al., "N4ITK", IEEE
+# TMI 2010): the field is fitted on every fourth voxel, at about 4 mm.
 BIAS_GRID_MM = 4.0
 BIAS_ITERATIONS = (50, 50, 50, 50)
 MASKS_FIRST = (
-    "no brain masks: give --masks FOLDER with one a scan. Make them first, for instance by HD-BET (hd-bet -i"
+    "no brain masks: give --masks FOLDER with one per scan. Make them first, for example by HD-BET (hd-bet -i"
     " INPUT -o MASKS --save_bet_mask) or SynthStrip (mri_synthstrip -i SCAN -m MASK)"
 )
 
 
 def prepare(scan: Image, mask: Image, *, bias_correction: bool = True) -> Image:
-    """One scan through the chain of section IV-B, in the order of its text: brain, N4, z-score, 1 mm.
+    """Prepares one scan as in section IV-B: brain extraction, N4, z-score, resampling to 1 mm.
 
     Args:
-      scan: of any grid.
-      mask: above 0 in the brain, on the same grid.
-      bias_correction: False leaves N4 out, which takes SimpleITK.
+      scan: on any grid.
+      mask: above 0 in the brain, on the grid of the scan.
+      bias_correction: False skips N4, which needs SimpleITK.
 
     Returns:
-      float32 of 1 mm voxels, axes in the order and direction of the scan's.
+      float32 on a grid of 1 mm, with axes in the order and direction of the scan's.
 
     Raises:
-      UserError: a mask of another grid, an empty one, a brain of one value or larger than the window, or
-        SimpleITK is missing.
+      UserError: the mask is empty or on another grid, the brain has a single value or is larger than the
+        window, or SimpleITK is missing.
     """
     if scan.shape != mask.shape or not np.allclose(scan.affine, mask.affine, atol=1e-3):
         raise UserError(f"{mask.name}: is {mask.shape}, not on the grid of its scan, {scan.shape}")
@@ -73,7 +73,7 @@ def prepare(scan: Image, mask: Image, *, bias_correction: bool = True) -> Image:
             f"{scan.name}: every voxel in the mask is {values[brain][0]:g}: is it the right mask?"
         )
     normal = (values - values[brain].mean()) / sd
-    # Not in the paper: the value outside the brain. With 0, the mean of the brain, its border would vanish.
+    # Not in the paper: the value outside the brain. 0, the mean of the brain, would hide its border.
     lowest = normal[brain].min()
     return _around(brain, np.where(brain, normal - lowest, 0), lowest, scan)
 
@@ -81,13 +81,13 @@ def prepare(scan: Image, mask: Image, *, bias_correction: bool = True) -> Image:
 def prepare_folder(
     source: Path, output: Path, masks: Path | None, *, bias_correction: bool = True
 ) -> tuple[Counter[tuple[int, int, int]], int]:
-    """Prepares all scans of a folder that are not there yet, with a line for each that is refused.
+    """Prepares all scans of a folder that are not in `output` yet; prints a line for each refused one.
 
     Returns:
-      How many scans were written, by shape, and how many were refused.
+      The number of scans written, by shape, and the number refused.
 
     Raises:
-      UserError: nothing can be prepared: no scans, no masks, or no SimpleITK for N4.
+      UserError: nothing can be prepared: there are no scans, no masks, or no SimpleITK for N4.
     """
     if masks is None:
         raise UserError(MASKS_FIRST)
@@ -132,7 +132,7 @@ def _mask_path(scan: Path, *folders: Path) -> Path:
 
 
 def _bias_field(scan: Image, brain: np.ndarray) -> np.ndarray:
-    """[x, y, z], by which the scan is too bright: N4 within the brain, at full resolution."""
+    """[x, y, z], the factor by which the scan is too bright: N4 within the brain, at full resolution."""
     itk = images.simpleitk(Path(scan.name))
     image = images.to_itk(Path(scan.name), scan.values.astype(np.float32), scan.affine)
     inside = images.to_itk(Path(scan.name), brain.astype(np.uint8), scan.affine)
@@ -151,7 +151,7 @@ def _bias_field(scan: Image, brain: np.ndarray) -> np.ndarray:
 
 
 def _around(brain: np.ndarray, values: np.ndarray, background: float, scan: Image) -> Image:
-    """Values above a background of 0 on a grid of 1 mm, the brain in its middle."""
+    """Resamples values, given relative to the background, to 1 mm with the brain at the centre."""
     body_axes = nib.io_orientation(scan.affine)[:, 0].astype(int)  # along which each axis of the file runs
     nx, ny, nz = (WINDOW_MM[axis] for axis in body_axes)
     shape = (nx, ny, nz)

@@ -1,7 +1,7 @@
 """Synthetic scan pairs: random anatomy, random contrast and random motion, generated from a seed.
 
-A case begins with a map of labels in the moving frame and a displacement u(p) over the fixed frame. The map
-is pulled back to the nearest voxel, fixed(p) = moving(p + u(p)). Then the moving map is painted, and the
+A case starts from a label map in the moving frame and a displacement u(p) over the fixed frame. The label map
+is pulled back by nearest neighbour, fixed(p) = moving(p + u(p)). Then the moving map is painted, and the
 image is pulled back by trilinear interpolation: the pair looks like two scans with the same sequence, the
 fixed one slightly softer. Where contrasts differ, the values of the fixed image then pass through a random
 curve, or the fixed map is painted separately, as SynthMorph does (Hoffmann et al., IEEE TMI 2022). Each image
@@ -42,7 +42,7 @@ def synthetic_pair(config: SyntheticConfig, case: int, *, share: float = 1.0) ->
 
     Args:
       config: grid, motion, contrast and seed.
-      case: number of the pair, 0 or more; there is no largest one.
+      case: number of the pair, 0 or more; there is no upper limit.
       share: difficulty from 0 to 1. The motion is at most this share of `config.largest_motion_mm`, and the
         probability that the contrasts differ grows from 0 at `EASY_SHARE`.
 
@@ -120,7 +120,7 @@ def _blobs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 def _shells(
     rng: np.random.Generator, labels: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray
 ) -> None:
-    """An ellipsoid in layers with folded edges, on average more folded with depth, and nuclei in pairs."""
+    """A layered ellipsoid with folded edges, on average more folded with depth, and paired nuclei."""
     half_axes = rng.uniform(0.6, 0.95, 3)
     depth = 1 - _radius(x, y, z, (0, 0, 0), half_axes)
     folds = _noise(rng, labels.shape, int(rng.integers(6, 15)))[0]
@@ -134,7 +134,7 @@ def _shells(
 
 
 def _trunk(rng: np.random.Generator, labels: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> None:
-    """Chest to pelvis, of which the field of view shows a part."""
+    """Chest to pelvis, partly in the field of view."""
     z = z * rng.uniform(0.5, 1.0) + rng.uniform(-0.6, 0.6)  # the diaphragm is at about 0, the head above
     wide, deep = rng.uniform(0.7, 0.95), rng.uniform(0.5, 0.8)
     wall = rng.uniform(0.12, 0.22)
@@ -198,7 +198,7 @@ def _tree(
     start: np.ndarray,
     generations: int = 8,
 ) -> np.ndarray:
-    """A mask of branches that double and become thinner; `start` is in the coordinates x, y, z."""
+    """A mask of branches that fork and become thinner; `start` is in the coordinates x, y, z."""
     origin = np.array(
         np.unravel_index(np.argmin((x - start[0]) ** 2 + (y - start[1]) ** 2 + (z - start[2]) ** 2), shape)
     )
@@ -252,7 +252,7 @@ def _draw_motion(
 
 
 def _unfolding_factor(motion: np.ndarray) -> float:
-    """The largest of 1, 0.85, 0.85^2, ... by which a displacement [3, x, y, z] does not fold."""
+    """The largest of 1, 0.85, 0.85^2, ... that scales a displacement [3, x, y, z] until it doesn't fold."""
     (a, b, c), (d, e, f), (g, h, i) = (np.gradient(component) for component in motion)
     # det(I + s G) is a polynomial in s, whose coefficients are the invariants of the gradient G.
     trace = a + e + i

@@ -193,7 +193,7 @@ def test_image_of_another_size(tmp_path):
     ("text", "message"),
     [
         ("1 2 3\n0 4 5\n", "count from 1"),
-        ("1 2 3\n41 4 5\n", "1 of 2 landmarks are outside of 1..40, 1..32, 1..22"),
+        ("1 2 3\n41 4 5\n", "1 of 2 landmarks are outside 1..40, 1..32, 1..22"),
         ("1 2 3\n-4 4 5\n", "outside"),
         ("1 2 3\n", "1 landmarks, but T00 has 12"),
         ("1 2 3\n4 five 6\n", "line 2: expected three numbers x y z, got '4 five 6'"),

@@ -147,7 +147,7 @@ def test_scans_saved_as_nifti(tmp_path):
 def test_folders_that_can_not_be_used(root, tmp_path_factory):
     for missing in ("", str(root / "none")):
         message = refusal(config(missing))
-        assert "is not there: expected Train, Val and Test" in message
+        assert "doesn't exist: expected Train, Val and Test" in message
         assert ixi.SOURCE in message
     assert "has no scans in train, val, test" in refusal(config(tmp_path_factory.mktemp("empty")))
     assert "data.ixi.mode is 'both'" in refusal(config(root, mode="both"))
