@@ -1,8 +1,8 @@
-"""Displacement fields that know where they lie in the world, and what they do to images and points.
+"""Displacement fields in world coordinates, and their application to images and points.
 
 A field maps the fixed world to the moving world: the point `w = affine @ p` of the fixed scan goes to
-`w + affine[:3, :3] @ u(p)` in the moving scan. Images of any grid are pulled back onto the grid of the field.
-Everything here is a pure function of arrays, under `jit`, `vmap` and `grad` too.
+`w + affine[:3, :3] @ u(p)` in the moving scan. Images on any grid are pulled back onto the grid of the field.
+All functions are pure and work under `jit`, `vmap` and `grad`.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ def warp_image(
     padding: Padding = "zeros",
     classes: Sequence[int] | Integer[AnyArray, " k"] | None = None,
 ) -> Shaped[Array, "x y z"]:
-    """A moving image of any grid, pulled back onto the grid of the field.
+    """Pulls a moving image on any grid back onto the grid of the field.
 
     Args:
       field: from the fixed to the moving world.
       values: [x', y', z'], the moving image.
       affine: [4, 4] voxel -> RAS mm of the moving image.
-      mode: "linear"; "nearest"; "cubic", the B-spline, which may overshoot; "label", one image of 0 and 1 a
-        class, warped linearly, of which the largest wins.
-      padding: what lies outside the moving image: "zeros" (linear: fading out over a voxel) or "border".
-      classes: the labels that take part in mode "label", background among them; None for all there are, which
-        can't be found out under `jit`.
+      mode: "linear"; "nearest"; "cubic", a B-spline, which may overshoot; "label", which warps a binary image
+        per class linearly and takes the class with the largest value.
+      padding: values outside the moving image: "zeros" (linear: fading out over a voxel) or "border".
+      classes: the labels for mode "label", including the background; None takes all labels present, which
+        doesn't work under `jit`.
 
     Returns:
       [x, y, z] on the grid of the field: in the dtype of the values for "nearest" and "label", else in a
@@ -92,7 +92,7 @@ def warp_image(
 
 
 def warp_points(field: DisplacementField, points_mm: Real[AnyArray, "n 3"]) -> Float[Array, "n 3"]:
-    """Fixed points where they lie in the moving image.
+    """Maps fixed points to the moving image.
 
     Outside its grid, the field keeps its border values (ITK takes 0 there).
 
@@ -114,13 +114,13 @@ def warp_points(field: DisplacementField, points_mm: Real[AnyArray, "n 3"]) -> F
 
 
 def compose_fields(first: DisplacementField, second: DisplacementField) -> DisplacementField:
-    """The one field that does what warping an image by `first`, then by `second` does.
+    """The field that warps an image as `first` does, followed by `second`.
 
-    A point goes the other way round: through `second`, then through `first`.
+    Points pass through the fields in the opposite order: through `second`, then through `first`.
 
     Args:
-      first: from a world between to the moving world.
-      second: from the fixed world to the world between, on the same grid.
+      first: from an intermediate to the moving world.
+      second: from the fixed to the intermediate world, on the same grid.
 
     Returns:
       From the fixed to the moving world, on the same grid.
@@ -148,10 +148,10 @@ def compose_fields(first: DisplacementField, second: DisplacementField) -> Displ
 def resample_field(
     field: DisplacementField, *, shape: Sequence[int], affine: Real[AnyArray, "4 4"]
 ) -> DisplacementField:
-    """The same map on another grid, trilinear; beyond its own grid, the border's displacement holds.
+    """Resamples a field to another grid (trilinear); beyond its own grid, it keeps its border values.
 
     Args:
-      field: of any grid.
+      field: on any grid.
       shape: (x, y, z) of the other grid.
       affine: [4, 4] voxel -> RAS mm of the other grid.
 
@@ -172,11 +172,11 @@ def resample_field(
 
 
 def invert_field(field: DisplacementField, *, iterations: int = 20) -> DisplacementField:
-    """The field back, from the moving to the fixed world, on the same grid: see `ops.composition.invert`.
+    """The inverse field, from the moving to the fixed world, on the same grid: see `ops.composition.invert`.
 
     Args:
       field: from the fixed to the moving world.
-      iterations: of the fixed-point iteration.
+      iterations: number of fixed-point iterations.
 
     Returns:
       From the moving to the fixed world, on the grid of `field`.
@@ -195,11 +195,11 @@ def reverse_field(
     shape: Sequence[int],
     affine: Real[AnyArray, "4 4"],
 ) -> DisplacementField:
-    """The way back of `after_field`, on the grid of the moving scan.
+    """The inverse of `after_field`, on the grid of the moving scan.
 
     Args:
       inverse: of the displacement before the matrix, on the grid of the fixed scan (`invert_field`).
-      matrix: [4, 4] RAS mm, what `after_field` applied.
+      matrix: [4, 4] RAS mm, as applied by `after_field`.
       shape: (x, y, z) of the moving scan.
       affine: [4, 4] voxel -> RAS mm of the moving scan.
 
@@ -222,7 +222,7 @@ def reverse_field(
 
 
 def field_jacobian(field: DisplacementField) -> Float[Array, "x y z"]:
-    """The Jacobian determinant of the map: change of volume, 0 or less is a fold.
+    """The Jacobian determinant of the map: the change of volume, 0 or less where it folds.
 
     It is the same in voxels and in millimetres.
 
@@ -262,8 +262,8 @@ def after_field(field: DisplacementField, matrix: Real[AnyArray, "4 4"]) -> Disp
     """The field that displaces a fixed point by `field`, then moves it by the world matrix.
 
     Args:
-      field: from the fixed world to a world between.
-      matrix: [4, 4] RAS mm, from there to the moving world.
+      field: from the fixed world to an intermediate world.
+      matrix: [4, 4] RAS mm, from the intermediate to the moving world.
 
     Returns:
       From the fixed to the moving world, on the grid of `field`.
@@ -274,7 +274,7 @@ def after_field(field: DisplacementField, matrix: Real[AnyArray, "4 4"]) -> Disp
     _check_field(field)
     if matrix.shape != (4, 4):
         raise ValueError(f"matrix must be [4, 4], got shape {matrix.shape}")
-    # The shift is taken in millimetres and only then in voxels: far origins cost no digits.
+    # The shift is computed in millimetres before it becomes voxels, so that far origins cost no precision.
     shift_mm = _linear(matrix - jnp.eye(4), _displaced_mm(field)) + jnp.asarray(matrix)[:3, 3]
     displacement = field.displacement + _linear(_inverse(field.affine), shift_mm)
     return DisplacementField(displacement, field.affine)
@@ -302,12 +302,12 @@ def _to_voxels(affine: AnyArray, points_mm: AnyArray) -> jax.Array:
 def _linear(matrix: AnyArray, vectors: AnyArray) -> jax.Array:
     """The upper left [3, 3] times vectors [..., 3]."""
     matrix = jnp.asarray(matrix, jnp.float32)[:3, :3]
-    # GPUs would multiply with 10 bits of mantissa: a quarter of a voxel in 256.
+    # By default GPUs multiply with 10 bits of mantissa: an error of a quarter of a voxel in 256.
     return jnp.einsum("ij,...j->...i", matrix, vectors, precision="highest")
 
 
 def _inverse(affine: AnyArray) -> jax.Array:
-    """[3, 3], the inverse of the linear part, by its closed formula: no solver on any device loses digits."""
+    """[3, 3], the inverse of the linear part in closed form, since solvers lose digits on some devices."""
     a, b, c = jnp.asarray(affine, jnp.float32)[:3, :3].T
     rows = jnp.stack([jnp.cross(b, c), jnp.cross(c, a), jnp.cross(a, b)])
     return rows / jnp.sum(a * rows[0])

@@ -29,7 +29,7 @@ from adregnet_jax.nn.models import model_from_record
 from adregnet_jax.training.state import TrainState
 from adregnet_jax.weights.trained_network import TrainedNetwork, TrainingDomain
 
-NEWEST_KEPT = 2  # the second one in case the newest is damaged
+NEWEST_KEPT = 2  # two, in case the newest is damaged
 METRIC = "validation"  # the name of the validation metric in a checkpoint
 SAME_NETWORK = ("remat", "attention_block", "convolution")  # settings that affect memory and time only
 PARAMETER_SHAPE = (32, 32, 32)  # any: the shapes of parameters don't depend on that of the scan
@@ -40,7 +40,7 @@ class Checkpoints:
 
     Args:
         workdir: folder of the run.
-        say: prints a line about damage and its consequences.
+        say: called with a line about damage and its consequences.
 
     Raises:
         UserError: the checkpoints can't be read.
@@ -53,7 +53,7 @@ class Checkpoints:
         self._last_save: ocp.AsyncResponse[bool] | None = None
         try:
             self._checkpointer = self._open()
-        except Exception as error:  # Orbax raises all kinds for damaged metrics
+        except Exception as error:  # Orbax raises exceptions of all kinds for damaged metrics
             damaged = [] if jax.process_count() > 1 else _unreadable(workdir)
             if not damaged:
                 raise UserError(f"the checkpoints in {workdir} can't be read ({_brief(error)})") from error
@@ -113,7 +113,7 @@ class Checkpoints:
         return None
 
     def _put_aside(self, steps: Iterable[int], *, tidy: bool = True) -> None:
-        """Moves damaged checkpoints away, which would otherwise be kept in place of good ones."""
+        """Moves damaged checkpoints away, so that they aren't kept instead of good ones."""
         with contextlib.suppress(Exception):  # a failed save, which was reported
             self._checkpointer.close()
         _move_aside(self._workdir, steps)
@@ -174,7 +174,7 @@ class Checkpoints:
         )
 
     def _finish_last_save(self) -> None:
-        """Waits for the last save, whose thread, event loop and three open files are only then released."""
+        """Waits for the last save, which releases its thread, event loop and three open files."""
         response, self._last_save = self._last_save, None
         if response is not None:
             response.result()
@@ -252,7 +252,7 @@ def restore_network(workdir: Path) -> TrainedNetwork:
     """The network of a trained run, built from its config.json, with its best parameters.
 
     Raises:
-        UserError: there is no such run, no checkpoint, or one whose architecture isn't that of config.json.
+        UserError: there is no such run or no checkpoint, or its architecture differs from config.json.
     """
     path = workdir / "config.json"
     try:
@@ -274,7 +274,7 @@ def restore_network(workdir: Path) -> TrainedNetwork:
 
 
 def _trained_scans(record: Mapping[str, Any]) -> TrainingDomain:
-    """The grid of the training pairs, where config.json has it: older versions recorded less."""
+    """The grid of the training pairs, as far as config.json records it: older versions recorded less."""
     data = record["config"].get("data", {})
     if data.get("kind") == "synthetic":  # whose millimetres have no physical meaning
         voxels = math.prod(data["synthetic"]["shape"])
@@ -288,12 +288,12 @@ def check_architecture(workdir: Path, model: ModelConfig) -> None:
     """Refuses a workdir whose run has a different model.
 
     Raises:
-        UserError: naming the first setting that differs, or config.json can't be read.
+        UserError: the model differs (the message names the first setting), or config.json can't be read.
     """
     record = workdir / "config.json"
     if not (record.is_file() and _folder(workdir).is_dir() and any(_folder(workdir).iterdir())):
         return
-    # Settings that didn't exist yet when that run began had the effect of their defaults.
+    # Settings introduced after that run started had the effect of their defaults.
     try:
         theirs = dataclasses.asdict(ModelConfig()) | json.loads(record.read_text())["config"]["model"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -350,7 +350,7 @@ def _move_aside(workdir: Path, steps: Iterable[int]) -> None:
 def _load(
     checkpointer: ocp.training.Checkpointer, checkpoint: Any, abstract_params: Any, workdir: Path
 ) -> Any:
-    """The parameters of `checkpoint`, once their names and shapes are checked."""
+    """The parameters of `checkpoint`, after checking their names and shapes."""
     stored = checkpointer.checkpointables_metadata(checkpoint).metadata["params"]
     if stored is None:
         raise ValueError("its metadata can't be read")
@@ -371,7 +371,7 @@ def check_parameters(stored: Any, params: Any, what: str) -> None:
     """Refuses parameters whose names or shapes differ from those of `params`.
 
     Raises:
-        UserError: calling the parameters `what`, and naming the first that differs.
+        UserError: the message calls the parameters `what` and names the first that differs.
     """
     theirs, ours = _shapes(stored), _shapes(params)
     for name in [*ours, *theirs]:
@@ -383,13 +383,14 @@ def check_parameters(stored: Any, params: Any, what: str) -> None:
 
 
 def completed_parameters(stored: Any, start: Any, what: str) -> tuple[Any, list[str]]:
-    """Completes the parameters `stored` with those of `start` that are missing among them.
+    """Completes the parameters `stored` with those of `start` that they lack.
 
     Returns:
         The parameters, with the names and shapes of `start`, and the names missing in `stored`.
 
     Raises:
-        UserError: calling `stored` by `what`; it has further parameters, other shapes, or none of `start`.
+        UserError: `stored`, which the message calls `what`, has further parameters or other shapes, or
+            shares no parameters with `start`.
     """
     theirs, ours = (flatten_dict(dict(tree), sep="/") for tree in (stored, start))
     missing = [name for name in ours if name not in theirs]

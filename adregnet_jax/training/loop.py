@@ -74,7 +74,7 @@ def train(config: Config, workdir: Path) -> None:
     """
     config.check()
     check_implementation(config.model.convolution)
-    splits = load_splits(config.data)  # before the workdir is made: data that can't be used leave none
+    splits = load_splits(config.data)  # before the workdir is made: unusable data leave none behind
     first = splits.train[0] if splits.train else None
     with only_run(workdir):
         _train(config, workdir, splits, first)
@@ -187,7 +187,7 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
                     best = jax.device_put((np.float32(metric), np.int32(step)), replicated(mesh))
                     state = state.replace(best_metric=best[0], best_step=best[1])
                 epoch, best_epoch = step // steps_per_epoch, best_step // steps_per_epoch
-                log.say(f"epoch {epoch}: {name} {metric:.4f}, best {best_metric:.4f} of epoch {best_epoch}")
+                log.say(f"epoch {epoch}: {name} {metric:.4f}, best {best_metric:.4f} in epoch {best_epoch}")
             for logged, record in records.items():
                 if logged % config.run.log_every_steps == 0 or (logged == step and validate_now):
                     learning = {
@@ -245,7 +245,7 @@ def planned_step(
     choose = config.run.memory == "auto"
     model, program = fitting_step(config.model, compile_step, available, choose=choose, say=say)
     planned = jax.tree.map(jnp.shape, batch)
-    for_other_shapes = make_step(make_model(model))  # another number of landmarks takes another program
+    for_other_shapes = make_step(make_model(model))  # another number of landmarks needs another program
 
     def step(state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, Metrics]:
         return (program if jax.tree.map(jnp.shape, batch) == planned else for_other_shapes)(state, batch)

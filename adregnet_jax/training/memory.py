@@ -1,6 +1,6 @@
-"""Checks before the first training step whether it fits into memory, and finds settings with which it would.
+"""Checks before the first training step whether it fits into memory, and finds settings that make it fit.
 
-XLA plans all memory of a compiled program, so the need of a step is known once it is compiled.
+XLA plans all memory of a compiled program, so the memory of a step is known once it is compiled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adregnet_jax.config import ModelConfig
 from adregnet_jax.errors import UserError
 
 GIB = 2**30
-# Changes that make a step smaller, the cheapest first. They leave the parameters of the network as they are.
+# Changes that make a step smaller, cheapest first. They don't affect the parameters of the network.
 SMALLER: tuple[dict[str, Any], ...] = (
     {"remat": True},
     {"remat": True, "attention_block": 128},
@@ -57,7 +57,7 @@ def fitting_step(
     Args:
       model: the model of the config.
       compile_step: compiles the training step of a model for the batches of the run.
-      available: free bytes; None if unknown, which accepts `model`.
+      available: free bytes; None if unknown, in which case `model` is accepted.
       choose: whether settings may be changed (`run.memory=auto`).
       say: prints a line about the memory.
 
@@ -65,7 +65,7 @@ def fitting_step(
       `model`, or with `choose` the first smaller variant that fits; and its compiled step.
 
     Raises:
-      UserError: the step doesn't fit; the message names settings with which it would, if there are any.
+      UserError: the step doesn't fit; the message names settings that would make it fit, if there are any.
     """
     compiled = compile_step(model)
     needed = needed_bytes(compiled)
@@ -99,7 +99,7 @@ def fitting_step(
 
 
 def recorded_choices(model: ModelConfig, workdir: Path) -> ModelConfig:
-    """The model with the choices for memory that the run in `workdir` was started with, if there is one."""
+    """The model with the memory settings that the run in `workdir` was started with, if there is one."""
     try:
         theirs = json.loads((workdir / "config.json").read_text(encoding="utf-8"))["config"]["model"]
         return dataclasses.replace(model, **{name: theirs[name] for name in SMALLER[-1]})
@@ -108,7 +108,7 @@ def recorded_choices(model: ModelConfig, workdir: Path) -> ModelConfig:
 
 
 def _available_on_host(meminfo: Path, cgroup: Path) -> int | None:
-    """The smaller of the memory that the kernel reports as available and the container's remainder."""
+    """The memory that the kernel reports as available, or what remains in the container if that is less."""
     found = []
     try:
         lines = dict(line.split(":") for line in meminfo.read_text().splitlines())

@@ -1,4 +1,4 @@
-"""The log of a running training: `metrics.jsonl`, TensorBoard, and the terminal."""
+"""The log of a training run: `metrics.jsonl`, TensorBoard, and the terminal."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ class RunLog:
             self._waited += time.monotonic() - began
 
     def waiting_share(self) -> float:
-        """Share of the time since the last restart spent in `waiting`: devices idle for at most that."""
+        """Share of the time since the last restart spent in `waiting`, an upper bound on idle devices."""
         return self._waited / (time.monotonic() - self._clock)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Records a logged step, and moves the progress bar or occasionally prints a line."""
+        """Logs a step, and updates the progress bar or occasionally prints a line."""
         if not self._active:
             return
         self._show(step, metrics["train/loss"], metrics["steps_per_second"])

@@ -22,13 +22,13 @@ def make_mesh(devices: int, batch_size: int, *, space_devices: int = 1, accumula
     """A mesh of `devices` along `data` by `space_devices` along `space`.
 
     Args:
-        devices: along `data`; 0 takes the most that divide the batch.
-        batch_size: pairs of an optimiser step.
-        space_devices: that share a volume.
-        accumulate: micro-batches of an optimiser step.
+        devices: number along `data`; 0 takes the largest number that divides the batch.
+        batch_size: pairs per optimiser step.
+        space_devices: number of devices that share a volume.
+        accumulate: micro-batches per optimiser step.
 
     Raises:
-        UserError: more devices than there are, or a batch that they don't divide.
+        UserError: more devices than available, or the batch isn't divisible by their number.
     """
     available = jax.device_count()
     if batch_size % accumulate:
@@ -78,7 +78,7 @@ def along_data(mesh: Mesh) -> NamedSharding:
 def batch_specs(
     batch: Mapping[str, jax.Array | np.ndarray], along: str | None = "data"
 ) -> dict[str, PartitionSpec]:
-    """How the arrays of a batch lie on the mesh; with `along=None`, each device has all of its pairs."""
+    """The partition of each array of a batch over the mesh; with `along=None`, every device has all pairs."""
     return {
         name: PartitionSpec(along, SPACE) if array.ndim == 5 else PartitionSpec(along)
         for name, array in batch.items()
@@ -86,7 +86,7 @@ def batch_specs(
 
 
 def rows_of_process(mesh: Mesh, batch_size: int) -> list[int]:
-    """Which pairs of a batch the devices of this process need."""
+    """Indices of the pairs of a batch that the devices of this process need."""
     per_device = batch_size // mesh.shape["data"]
     here = [
         n
@@ -104,9 +104,9 @@ def place(
     mesh: Mesh,
     multiple: int = 1,
 ) -> dict[str, jax.Array]:
-    """A batch of `batch_size` pairs, of which this process has `rows`, on the devices of the mesh.
+    """Places a batch of `batch_size` pairs, of which this process has `rows`, on the devices of the mesh.
 
-    A batch that they don't divide, as that of one pair, goes to all devices along `data`.
+    A batch that can't be divided among them, such as a single pair, goes to all devices along `data`.
 
     Raises:
         UserError: the volumes don't split into slabs of a `multiple` of voxels.
@@ -129,7 +129,7 @@ def place(
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """All of an array whose parts may lie on the devices of several processes, on each of them."""
+    """Copies a whole array to the host of each process, even if its parts lie on several processes."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)

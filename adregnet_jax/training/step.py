@@ -23,7 +23,7 @@ Batch = Mapping[str, jax.Array]
 
 
 def learning_rate(config: OptimiserConfig, steps_per_epoch: int) -> optax.Schedule:
-    """The rate of each step, from 0: a linear warm-up, then halved every `halve_every_epochs` epochs."""
+    """The learning rate by step: a linear warm-up from 0, then halved every `halve_every_epochs` epochs."""
     halve_every = config.halve_every_epochs * steps_per_epoch
 
     def rate(step: Any) -> Any:
@@ -35,7 +35,7 @@ def learning_rate(config: OptimiserConfig, steps_per_epoch: int) -> optax.Schedu
 
 
 def make_optimiser(config: OptimiserConfig, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Adam; gradients are first clipped to a global norm of `gradient_clip`."""
+    """Adam, with gradients first clipped to a global norm of `gradient_clip`."""
     clip = optax.clip_by_global_norm(config.gradient_clip) if config.gradient_clip else optax.identity()
     return optax.chain(clip, optax.adam(learning_rate(config, steps_per_epoch)))
 
@@ -59,7 +59,7 @@ def registration_loss(
 ) -> tuple[jax.Array, tuple[Metrics, jax.Array]]:
     """eq. 16 on a batch: the loss, its unweighted terms, and the displacement [b, x, y, z, 3].
 
-    Without a key nothing is dropped.
+    Without a key there is no dropout.
     """
     rngs = None if dropout_key is None else {"dropout": dropout_key}
     prediction: Any = model.apply({"params": params}, batch["fixed"], batch["moving"], rngs=rngs)
@@ -88,11 +88,11 @@ def make_train_step(
     Metrics are device scalars: `loss`, its unweighted terms, and `gradient_norm` before clipping.
     """
 
-    # Each device differentiates the loss of its own pairs, and the means are taken once, over the gradients.
-    # Left to the partitioner, the loops over slices and blocks inside would gather the batch.
-    # Along `space` all devices have the same loss, and the transposes of the collectives give each one the
-    # gradient of the sum of these losses in its own copy of the parameters. The sum over the copies is then
-    # the gradient times the number of devices, and the mean is the gradient.
+    # Each device differentiates the loss of its own pairs, and only the gradients are averaged. XLA's
+    # partitioner would gather the batch for the inner loops over slices and blocks.
+    # Along `space` all devices have the same loss, and the transposes of the collectives give each device the
+    # gradient of the sum of these losses with respect to its own copy of the parameters. The sum over the
+    # copies is the gradient times the number of devices, so their mean is the gradient.
     def loss_and_gradients(
         params: Any, batch: Batch, dropout_key: jax.Array
     ) -> tuple[jax.Array, Metrics, Any]:
@@ -132,7 +132,7 @@ def make_train_step(
             average = average_parameters(average, params, step, average_decay)
         return state.replace(step=step, params=params, average=average, opt_state=opt_state), metrics
 
-    # LLVM's higher levels cost a fifth of the compilation on CPU, and the step is no faster for them.
+    # LLVM's higher levels take a fifth of the compilation time on CPU and don't make the step faster.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         train_step,

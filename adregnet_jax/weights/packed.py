@@ -1,6 +1,6 @@
-"""Packed weights: two files to share, arrays and their description. One set comes with the package.
+"""Packed weights: two files to share, arrays and a description. One set comes with the package.
 
-`weights.npz` holds the parameters by name, float16, and nothing else: no pickle is read. `weights.json` holds
+`weights.npz` holds only the parameters by name, float16; no pickle is read. `weights.json` holds
 the network's settings, the grids it was trained on, its training record, and a checksum of everything.
 """
 
@@ -33,17 +33,17 @@ PRETRAINED = "pretrained"  # the name of the shipped weights
 
 
 def load_pretrained(folder: str | Path | None = None) -> TrainedNetwork:
-    """A network from packed weights: the shipped ones, for any body part and contrast, or those of a folder.
+    """Loads a network from packed weights: those in a folder, or the bundled ones (any anatomy and contrast).
 
     Args:
-      folder: as `pack_weights` wrote it; None: the shipped ones (`adregnet_jax/weights/MODEL_CARD.md`).
+      folder: written by `pack_weights`; None for the bundled weights (`adregnet_jax/weights/MODEL_CARD.md`).
 
     Returns:
-      A `TrainedNetwork` with float32 parameters: for `register_scans`, or, with a grid of your own, its
-      `model` and `params` for `register`.
+      A `TrainedNetwork` with float32 parameters for `register_scans`; to work on a grid of your own, pass its
+      `model` and `params` to `register`.
 
     Raises:
-      UserError: no packed weights, damaged ones, or those of another version.
+      UserError: the weights are missing, damaged, or from another version.
 
     Examples:
       >>> network = load_pretrained()
@@ -67,7 +67,7 @@ def load_pretrained(folder: str | Path | None = None) -> TrainedNetwork:
 
 
 def is_packed(folder: Path) -> bool:
-    """Whether the folder looks like one of `pack_weights`."""
+    """Whether the folder looks as if written by `pack_weights`."""
     return (folder / RECORD).exists()
 
 
@@ -82,17 +82,17 @@ def pack_weights(
     """Writes `weights.npz` and `weights.json` into a folder.
 
     Args:
-      folder: an existing one.
-      params: of the network.
-      config: its settings, as config.json of its run has them.
+      folder: an existing folder.
+      params: parameters of the network.
+      config: settings of the network, as in config.json of its run.
       scans: grid and contrast of the training scans.
-      training: its training record, as JSON can store it.
+      training: training record of the network, storable as JSON.
 
     Returns:
       The checksum.
 
     Raises:
-      UserError: parameters that float16 can't hold.
+      UserError: float16 can't hold the parameters.
     """
     arrays = {key: np.asarray(value) for key, value in traverse_util.flatten_dict(params, sep="/").items()}
     for key, value in arrays.items():
@@ -117,7 +117,7 @@ def pack_weights(
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What `weights.json` holds, once the checksum was found right.
+    """The contents of `weights.json`, once the checksum has been verified.
 
     Raises:
       UserError: see `load_pretrained`.
@@ -137,13 +137,13 @@ def _read(folder: Path) -> tuple[dict[str, Any], bytes]:
         ) from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{folder / RECORD}: tells of no weights "
+            f"{folder / RECORD}: doesn't describe weights "
             f"({type(error).__name__}: {one_line(error)}): {_advice(folder)}"
         ) from None
     if form != FORMAT:
         raise UserError(
             f"{folder}: weights of format {form}, this version of adregnet_jax ({__version__}) reads format"
-            f" {FORMAT}: install the version that wrote them, {record.get('adregnet_jax')}, or pack them anew"
+            f" {FORMAT}: install the version that wrote them, {record.get('adregnet_jax')}, or repack them"
         )
     found = _checksum(record, arrays)
     if found != expected:

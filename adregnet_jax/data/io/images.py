@@ -29,8 +29,8 @@ METAIMAGE_SUFFIXES = (".mha", ".mhd")
 # Bytes per voxel; MET_LONG is missing because its size depends on the platform.
 METAIMAGE_BYTES = {"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2}
 METAIMAGE_BYTES |= {"MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4, "MET_DOUBLE": 8}
-METAIMAGE_FIELD = re.compile("([^=:]*)[=:]?(.*)", re.DOTALL)  # matches whatever it is given
-LONGEST_LINE = 2**16  # bytes, of a MetaImage's header
+METAIMAGE_FIELD = re.compile("([^=:]*)[=:]?(.*)", re.DOTALL)  # matches any line
+LONGEST_LINE = 2**16  # bytes, in the header of a MetaImage
 BLOCK_BYTES = 2**20
 SINGLE_FILE_SUFFIXES = (*NIFTI_SUFFIXES, ".mha", ".nrrd")  # can be written under one name at once
 # ITK counts towards left, posterior, superior; nibabel towards right, anterior, superior.
@@ -43,12 +43,12 @@ class Image:
     """A scan or a label map, with its position in the world.
 
     Attributes:
-      values: [x, y, z], index order of the file.
+      values: [x, y, z], in the index order of the file.
       affine: [4, 4] voxel -> RAS mm.
-      name: how messages call it.
+      name: used in messages.
 
     Raises:
-      ValueError: other shapes.
+      ValueError: wrong shapes.
     """
 
     values: Shaped[np.ndarray, "x y z"]
@@ -77,16 +77,16 @@ def read_image(path: str | Path, *, labels: bool = False) -> Image:
     """Reads a 3-D image: NIfTI, MetaImage (.mha, .mhd), NRRD, or a folder with one DICOM series.
 
     Args:
-      path: of the file or the folder.
+      path: the file or the folder.
       labels: True for label maps.
 
     Returns:
-      float32 values; int32 if they are labels.
+      The image with float32 values, or int32 for labels.
 
     Raises:
-      UserError: SimpleITK is needed and missing, the file can't be read, it is not one 3-D volume in mm,
-        values that are NaN or infinite, labels that are not whole numbers, sform and qform that disagree, an
-        affine that can't be inverted, a DICOM folder of several series or with slices missing.
+      UserError: SimpleITK is needed but missing, the file can't be read or isn't one 3-D volume in mm, values
+        are NaN or infinite, labels are not whole numbers, sform and qform disagree, the affine can't be
+        inverted, or a DICOM folder holds several series or lacks slices.
     """
     path = Path(path)
     if path.is_dir() or path.name.lower().endswith(ITK_SUFFIXES):
@@ -106,7 +106,7 @@ def write_image(path: str | Path, image: Image, *, overwrite: bool = False) -> N
       overwrite: replace a file that is there.
 
     Raises:
-      UserError: another suffix, SimpleITK is needed and missing, the file exists, or the disk refuses.
+      UserError: unknown suffix, SimpleITK is needed but missing, the file exists, or it can't be written.
     """
     path = Path(path)
     if not path.name.endswith(SINGLE_FILE_SUFFIXES):
@@ -122,7 +122,7 @@ def write_image(path: str | Path, image: Image, *, overwrite: bool = False) -> N
 
 @contextlib.contextmanager
 def itk_errors_as_os_errors() -> Iterator[None]:
-    """Raises SimpleITK's `RuntimeError`s, one for every cause, as the `OSError` that other writers raise."""
+    """Turns SimpleITK's `RuntimeError`, raised for any cause, into the `OSError` that other writers raise."""
     try:
         yield
     except RuntimeError as error:
@@ -179,7 +179,7 @@ def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_metaimage(path: Path) -> None:
-    """Refuses files on which ITK would hang or write beyond its memory.
+    """Refuses files on which ITK would hang or write out of bounds.
 
     These have an impossible number of axes, no voxels, or compressed voxels that are damaged or don't match
     the number in the header.
@@ -226,7 +226,7 @@ def _check_metaimage(path: Path) -> None:
 
 
 def _expanded_bytes(path: Path, file: BinaryIO) -> int:
-    """Size of the rest of a file after decompression, which is not kept."""
+    """Size of the rest of a file after decompression; the data are not kept."""
     start = file.tell()
     stored_bytes = file.seek(0, os.SEEK_END) - start
     file.seek(start)
@@ -248,22 +248,22 @@ def _expanded_bytes(path: Path, file: BinaryIO) -> int:
 def _read_series(path: Path, itk: Any) -> Any:
     series = itk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
     if len(series) != 1:
-        raise UserError(f"{path}: holds {len(series)} DICOM series; expected the files of one scan alone")
+        raise UserError(f"{path}: holds {len(series)} DICOM series; expected the files of a single scan")
     reader = itk.ImageSeriesReader()
     reader.SetFileNames(itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0]))
     reader.MetaDataDictionaryArrayUpdateOn()
     image = reader.Execute()
     slices = len(reader.GetFileNames())
-    if slices > 2:  # ITK lays the slices out evenly, wherever they were
+    if slices > 2:  # ITK spaces the slices evenly, wherever they were
         positions = [reader.GetMetaData(k, "0020|0032").split("\\") for k in range(slices)]
         steps = np.diff(np.array(positions, float), axis=0)
         steps_mm = np.linalg.norm(steps, axis=1)
         normal = np.reshape(image.GetDirection(), (3, 3))[:, 2]
         aside_mm = np.linalg.norm(steps - np.outer(steps @ normal, normal), axis=1).max()
-        if aside_mm > SLICE_TOLERANCE * np.median(steps_mm):  # ITK would set them upright
+        if aside_mm > SLICE_TOLERANCE * np.median(steps_mm):  # ITK would ignore the tilt
             raise UserError(
-                f"{path}: each slice is shifted {aside_mm:.3g} mm against the previous one (tilted gantry); "
-                "expected slices one above the other: resample the series first"
+                f"{path}: each slice is shifted {aside_mm:.3g} mm sideways from the previous one (tilted "
+                "gantry); expected aligned slices: resample the series first"
             )
         if not steps_mm.min() > 0 or np.ptp(steps_mm) > SLICE_TOLERANCE * np.median(steps_mm):
             raise UserError(
@@ -274,5 +274,5 @@ def _read_series(path: Path, itk: Any) -> Any:
 
 
 def _last_line(error: Exception) -> str:
-    """SimpleITK begins its messages with its own source files."""
+    """The last line of a message of SimpleITK, which starts with names of its source files."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -1,6 +1,6 @@
 """Reads and writes NIfTI volumes, and refuses those that can't be registered. NumPy and nibabel.
 
-The order of the axes is that of the file: axes 0, 1, 2 of an array are i, j, k of NIfTI.
+Axes keep the order of the file: axes 0, 1, 2 of an array are i, j, k of NIfTI.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nibabel.openers import ImageOpener
 
 from adregnet_jax.errors import UserError, one_line
 
-FORMS_TOLERANCE_MM = 0.1  # largest distance between the corners by sform and by qform
+FORMS_TOLERANCE_MM = 0.1  # largest distance between corners placed by sform and by qform
 PACKED_SUFFIXES = (".gz", ".bz2", ".zst")
 LARGEST_EXPANSION = 100  # of a compressed file that expands to more than LARGEST_EXPANDED
 LARGEST_EXPANDED = 2**30  # bytes
@@ -31,7 +31,7 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
       values [x, y, z] float32, affine [4, 4] voxel -> RAS mm, spacing_mm [3].
 
     Raises:
-      UserError: not a readable NIfTI file, not 3-D, a header that `open_image` refuses, or values that are
+      UserError: the file isn't readable NIfTI or isn't 3-D, `open_image` refuses its header, or values are
         NaN or infinite.
     """
     values, affine, spacing_mm = _read(path)
@@ -39,7 +39,7 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def read_labels(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reads a 3-D label map like `read_volume`; its values [x, y, z] int32 must be whole numbers."""
+    """Reads a 3-D label map as `read_volume` does, but as int32; values must be whole numbers."""
     values, affine, spacing_mm = _read(path)
     return label_values(path, values), affine, spacing_mm
 
@@ -115,11 +115,11 @@ def volume_shape(path: str | Path, shape: Sequence[int]) -> tuple[int, int, int]
 
 
 def open_image(path: str | Path) -> Any:
-    """A NIfTI image of any shape, its voxels still on disk.
+    """Opens a NIfTI image of any shape without reading its voxels.
 
     Raises:
-      UserError: no NIfTI file, voxels that are no real numbers, zero spacing, an affine that can't be
-        inverted, units that are not mm, or sform and qform that disagree.
+      UserError: not a NIfTI file, voxels that aren't real numbers, zero spacing, an affine that can't be
+        inverted, units other than mm, or sform and qform that disagree.
     """
     header = _raw_header(path)
     if not np.all(np.isfinite(header["pixdim"][1:4]) & (header["pixdim"][1:4] != 0)):
@@ -136,7 +136,7 @@ def open_image(path: str | Path) -> Any:
         nib.filebasedimages.ImageFileError,
         nib.spatialimages.HeaderDataError,
         OSError,
-        ValueError,  # a quaternion that is no rotation
+        ValueError,  # a quaternion that isn't a rotation
         OverflowError,  # an infinite offset of the voxels
     ) as error:
         raise UserError(
@@ -184,7 +184,7 @@ def voxels(path: str | Path, image: Any) -> np.ndarray:
             raise EOFError(f"its header declares {size} bytes, it has {stored_bytes}")
         return np.asanyarray(image.dataobj)
     except MemoryError:
-        raise UserError(f"{path}: needs more memory than there is: resample it to larger voxels") from None
+        raise UserError(f"{path}: needs more memory than available: resample it to larger voxels") from None
     except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise UserError(
             f"{path}: damaged or cut off ({one_line(error)}): copy or download it again"

@@ -1,9 +1,9 @@
 """Reads pickled scans without running any code that a pickle names. NumPy only.
 
 TransMorph distributes brain scans as pickles of a tuple (image, labels). A pickle is a program: it names
-functions, and the usual loader imports and calls them. Here the few names that make up a NumPy array stand
-for functions of this module, which check their arguments and take each array's values from the file itself.
-Every other name is refused, before anything is imported.
+functions, and the usual loader imports and calls them. Here the few names that NumPy arrays need are mapped
+to functions of this module, which check their arguments and take all values from the file itself. Every other
+name is refused before anything is imported.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ REAL_DTYPE = re.compile("[biuf][0-9]{1,2}")  # as NumPy pickles them: b1, u1, i2
 
 
 def read_pickle(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a pickled tuple (image, labels) of NumPy arrays, of any pickle protocol of Python 3.
+    """Reads a pickled tuple (image, labels) of NumPy arrays, in any pickle protocol of Python 3.
 
     Returns:
       image [x, y, z] float32, labels [x, y, z] int32.
 
     Raises:
-      UserError: not such a file, cut off, arrays that aren't 3-D or differ in shape, values that are NaN or
-        infinite, labels that aren't whole numbers; or a pickle with anything but arrays of numbers in it.
+      UserError: the file isn't such a pickle, is cut off, or holds anything but arrays of numbers; arrays are
+        not 3-D or differ in shape, values are NaN or infinite, or labels aren't whole numbers.
     """
     try:
         content = _load(Path(path).read_bytes())
@@ -39,7 +39,7 @@ def read_pickle(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{path}: no such file") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # by Python's documentation, damaged pickles may raise about anything
+    except Exception as error:  # Python documents that damaged pickles may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: not a pickle, or cut off ({reason}): copy or download it again") from None
 
@@ -62,8 +62,8 @@ def read_pickle(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _load(program: bytes) -> Any:
-    # The unpickler reserves memory before it looks whether the file holds as much. Walking over the
-    # instructions first finds lengths past the end, and entries of the memo that don't follow one another.
+    # The unpickler allocates memory before checking that the file holds as much. Walking through the
+    # instructions first reveals lengths beyond the end and memo entries that aren't consecutive.
     for count, (instruction, argument, _) in enumerate(pickletools.genops(program)):
         if instruction.name.endswith("PUT") and (argument or 0) > count:
             raise UserError(f"not a pickle, or damaged: entry {argument} after {count} instructions")
@@ -83,11 +83,11 @@ def _array(path: str | Path, name: str, part: Any) -> np.ndarray:
 
 
 class _Ndarray:
-    """Stands for the class `numpy.ndarray`, which pickles name but don't call."""
+    """Stands in for the class `numpy.ndarray`, which pickles name but don't call."""
 
 
 class _Dtype:
-    """Stands for `numpy.dtype`: a type of real numbers, made from a code and a byte order."""
+    """Stands in for `numpy.dtype`: a type of real numbers, made from a code and a byte order."""
 
     def __init__(self, code: str, *_flags: Any) -> None:
         if not REAL_DTYPE.fullmatch(code):
@@ -99,7 +99,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for an array that NumPy makes empty, then fills by its state."""
+    """Stands in for an array, which NumPy creates empty and then fills from its state."""
 
     values: np.ndarray | None = None
 
@@ -125,7 +125,7 @@ def _filled_array(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Lit
 
 
 def _bytes_from_text(text: str, encoding: str) -> bytes:
-    """Bytes as protocols 0 to 2 write them: one character per byte."""
+    """Decodes bytes as written by protocols 0 to 2: one character per byte."""
     if encoding != "latin1":
         raise UserError(f"holds text in the encoding {str(encoding)[:20]!r}; expected arrays only")
     return text.encode("latin1")

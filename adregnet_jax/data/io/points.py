@@ -1,4 +1,4 @@
-"""Points in the world, RAS mm: CSV, and the two files of markups of 3D Slicer. NumPy only."""
+"""Points in the world, RAS mm: CSV, and 3D Slicer's two formats of markups. NumPy only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_points(path: str | Path) -> np.ndarray:
       [n, 3] RAS mm.
 
     Raises:
-      UserError: another suffix, no text that can be read, other columns, or no finite numbers.
+      UserError: unknown suffix, unreadable text, wrong columns, or numbers that aren't finite.
     """
     path = Path(path)
     _check_suffix(path)
@@ -50,7 +50,7 @@ def read_points(path: str | Path) -> np.ndarray:
 
 
 def has_header(path: Path) -> bool:
-    """Whether `read_points` is to read a file: it is Slicer's, or a .csv that begins with x,y,z."""
+    """Whether a file is in a format of `read_points`: one of Slicer's, or a .csv that starts with x,y,z."""
     if path.name.endswith((".fcsv", ".mrk.json")):
         return True
     if path.suffix != ".csv":
@@ -66,7 +66,7 @@ def write_points(path: str | Path, points_mm: np.ndarray, *, overwrite: bool = F
     """Writes points [n, 3] in RAS mm as .csv, .fcsv or .mrk.json.
 
     Raises:
-      UserError: another suffix, the file exists already, or the disk refuses.
+      UserError: unknown suffix, the file already exists, or it can't be written.
       ValueError: points that are not [n, 3].
     """
     path = Path(path)
@@ -93,7 +93,7 @@ def _check_suffix(path: Path) -> None:
 def _parse_csv(path: Path, text: str) -> list[list[float]]:
     header, *rows = csv.reader(io.StringIO(text)) if text.strip() else [[]]
     found = [name.strip() for name in header]
-    # With a fourth column it may be a file for ANTs, which counts in LPS: guessing would mirror the points.
+    # With a fourth column it may be a file for ANTs, which uses LPS: guessing could mirror the points.
     if [name.lower() for name in found] != COLUMNS:
         raise UserError(f"{path}: columns are {', '.join(found) or 'none'}; expected x, y, z in RAS mm")
     return [_numbers(path, number, row) for number, row in enumerate(rows, 2) if row]
@@ -103,7 +103,7 @@ def _parse_fcsv(path: Path, text: str) -> list[list[float]]:
     lines = text.splitlines()
     head = dict(line.lstrip("# ").partition(" = ")[::2] for line in lines if line.startswith("#"))
     signs = _signs(path, head.get("CoordinateSystem", "unknown").strip())
-    # The columns are id, x, y, z and what Slicer remembers of the point.
+    # The columns are id, x, y, z and further attributes that Slicer stores.
     rows = [
         _numbers(path, number, next(csv.reader([line]))[1:4])
         for number, line in enumerate(lines, 1)

@@ -1,4 +1,4 @@
-"""Displacement fields and world matrices on disk, as other programs read them. NumPy only.
+"""Displacement fields and world matrices on disk, in formats that other programs read. NumPy only.
 
 Here a field is `displacement` [x, y, z, 3] in voxels of its grid and `affine` [4, 4] voxel -> RAS mm. It maps
 the fixed to the moving world, which is how ITK and ANTs resample an image too. Suffix and format:
@@ -8,8 +8,8 @@ the fixed to the moving world, which is how ITK and ANTs resample an image too. 
 - `.nii`, `.nii.gz`, format "nifti": the same with intent 1006 (displacement vector), mm towards right,
   anterior, superior.
 - `.nii`, `.nii.gz`, format "learn2reg": (x, y, z, 3) in voxels, for the evaluation of Learn2Reg.
-- `.npz`: arrays `displacement` and `affine`, as they are here.
-- `.h5`: an ITK composite transform, with a world matrix after the field where there is one. Needs SimpleITK.
+- `.npz`: the arrays `displacement` and `affine`, unchanged.
+- `.h5`: an ITK composite transform: the field, followed by a world matrix if there is one. Needs SimpleITK.
 
 World matrices are ITK affine transforms: text in `.txt` and `.tfm`, binary in `.mat` (needs SimpleITK).
 """
@@ -56,15 +56,15 @@ def write_field(
     """Writes a field.
 
     Args:
-      path: the suffix determines the kind of file, see the top of this module.
+      path: its suffix determines the kind of file, as described at the top of this module.
       displacement: [x, y, z, 3] in voxels.
       affine: [4, 4] voxel -> RAS mm.
       format: of a NIfTI file.
       matrix: [4, 4] RAS mm, applied to points after the field; only `.h5` holds it.
-      overwrite: replace a file that is there.
+      overwrite: replace an existing file.
 
     Raises:
-      UserError: another suffix, SimpleITK is needed and missing, the file exists, or the disk refuses.
+      UserError: unknown suffix, SimpleITK is needed but missing, the file exists, or it can't be written.
       ValueError: wrong shapes, an unknown format, or a matrix for a file that can't hold it.
     """
     path = Path(path)
@@ -101,13 +101,13 @@ def read_field(
 
     Args:
       path: see the top of this module.
-      format: of a NIfTI file; None to recognise it by shape and intent code.
+      format: of a NIfTI file; None infers it from shape and intent code.
 
     Returns:
       displacement [x, y, z, 3] float32 in voxels, affine [4, 4] voxel -> RAS mm.
 
     Raises:
-      UserError: not a field, damaged, of another format, not finite, or SimpleITK is needed and missing.
+      UserError: not a field, damaged, in another format, not finite, or SimpleITK is needed but missing.
     """
     path = Path(path)
     _check_suffix(path, FIELD_SUFFIXES)
@@ -125,8 +125,8 @@ def write_matrix(path: str | Path, matrix: Float[np.ndarray, "4 4"], *, overwrit
     """Writes a world matrix [4, 4], fixed RAS mm -> moving RAS mm, as an ITK affine transform.
 
     Raises:
-      UserError: another suffix, SimpleITK is needed (`.mat`) and missing, the file exists, or the disk
-        refuses.
+      UserError: unknown suffix, SimpleITK is needed (`.mat`) but missing, the file exists, or it can't be
+        written.
       ValueError: wrong shape.
     """
     path = Path(path)
@@ -151,10 +151,10 @@ def write_matrix(path: str | Path, matrix: Float[np.ndarray, "4 4"], *, overwrit
 def read_matrix(path: str | Path) -> Float[np.ndarray, "4 4"]:
     """Reads a linear ITK transform as a world matrix [4, 4], fixed RAS mm -> moving RAS mm.
 
-    An affine transform as text is read without SimpleITK, every other kind with it.
+    Affine transforms in text files are read without SimpleITK, all others with it.
 
     Raises:
-      UserError: not a linear 3-D ITK transform, or SimpleITK is needed and missing.
+      UserError: not a linear 3-D ITK transform, or SimpleITK is needed but missing.
     """
     path = Path(path)
     _check_suffix(path, MATRIX_SUFFIXES)
@@ -223,7 +223,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
         KeyError,
         TypeError,
         MemoryError,
-        RuntimeError,  # a compression or an encryption that Python doesn't know
+        RuntimeError,  # a compression or encryption that Python doesn't support
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
@@ -293,7 +293,7 @@ def _itk_affine(path: Path, matrix: np.ndarray) -> Any:
 
 
 def _linear_matrix(path: Path, transform: Any) -> np.ndarray:
-    """Whatever its kind and parameters, a linear transform is what it does to four points."""
+    """The matrix of a linear transform of any kind, from its effect on four points."""
     if not transform.IsLinear() or transform.GetDimension() != 3:
         raise UserError(f"{path}: {transform.GetName()} is not linear; expected a linear transform in 3-D")
     lps = np.eye(4)
@@ -332,5 +332,5 @@ def _parse_affine(path: Path) -> np.ndarray | None:
 
 
 def _flip(matrix: np.ndarray) -> np.ndarray:
-    """A world matrix in the other of RAS and LPS."""
+    """Converts a world matrix from RAS to LPS, or from LPS to RAS."""
     return LPS_TO_RAS @ matrix @ LPS_TO_RAS
