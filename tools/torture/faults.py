@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.torture.runs import STEPS, LostError, Place, finish, kill, metrics, steps_logged, wait_until
+from tools.torture.runs import LostError, Place, finish, kill, metrics, steps_logged, wait_until
 
 ERROR_LINE = "error: "
 CLOCK = """
@@ -246,7 +246,7 @@ def _ends(place: Place, workdir: Path, process: subprocess.Popen) -> None:
     if place.newest_state(workdir) is not None:
         place.check_state(workdir)
     finish(place.start("train.py", workdir))
-    if place.newest_state(workdir) != (STEPS, place.digests[STEPS]):
+    if place.newest_state(workdir) != (place.steps, place.digests[place.steps]):
         raise LostError("the run ends in another state than the undisturbed one")
 
 

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 400
 SAVE_EVERY = 5
 PATIENCE_SECONDS = 300.0  # longest wait for anything
-CONFIG = f"""
+CONFIG = """
 from adregnet_jax.config import *
 
 def get_config():
@@ -48,9 +48,9 @@ def get_config():
         ),
         loss=LossConfig(ncc_window=0, jacobian=0),
         optimiser=OptimiserConfig(
-            epochs=4, steps_per_epoch={STEPS // 4}, learning_rate=1e-3, average_decay=0.9
+            epochs=4, steps_per_epoch={steps_per_epoch}, learning_rate=1e-3, average_decay=0.9
         ),
-        run=RunConfig(patience_epochs=0, checkpoint_every_steps={SAVE_EVERY}, log_every_steps=2),
+        run=RunConfig(patience_epochs=0, checkpoint_every_steps={save_every}, log_every_steps=2),
     )
 """
 # Runs the command in sys.argv after a change to the process.
@@ -73,12 +73,13 @@ class LostError(Exception):
 
 
 class Place:
-    """A folder with the config, the compilation cache of all runs, and the undisturbed run."""
+    """A folder with the config, the cache of compiled programs, and the undisturbed run of `steps` steps."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, steps: int = STEPS):
         self.folder = folder
+        self.steps = steps
         self.config = folder / "tiny.py"
-        self.config.write_text(CONFIG)
+        self.config.write_text(CONFIG.format(steps_per_epoch=steps // 4, save_every=SAVE_EVERY))
         self.reference = folder / "undisturbed"
         self._environment = os.environ | {
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
@@ -89,7 +90,7 @@ class Place:
         finish(self.start("train.py", self.reference, change=RECORDED.format(path=str(digests))))
         self.digests = dict(json.loads(line) for line in digests.read_text().splitlines())
         self._read_state = _state_reader(self.config)
-        if self.newest_state(self.reference) != (STEPS, self.digests[STEPS]):
+        if self.newest_state(self.reference) != (self.steps, self.digests[self.steps]):
             raise LostError("the checkpoint of the undisturbed run differs from the saved state")
 
     def start(self, program: str, workdir: Path, *, change: str = "") -> subprocess.Popen:
@@ -132,7 +133,7 @@ class Place:
 
     def check_finished(self, workdir: Path) -> None:
         """Requires parameters, optimiser state and metrics of the undisturbed run, bit for bit."""
-        if self.newest_state(workdir) != (STEPS, self.digests[STEPS]):
+        if self.newest_state(workdir) != (self.steps, self.digests[self.steps]):
             raise LostError("the run ends in another state than the undisturbed one")
         if metrics(workdir) != metrics(self.reference):
             raise LostError("metrics.jsonl differs from that of the undisturbed run")
