@@ -27,6 +27,7 @@ alone. The package doesn't depend on it: pip install torch --index-url https://d
 
 import dataclasses
 import math
+from typing import Any
 
 import comparison
 import jax
@@ -68,8 +69,8 @@ def ours(config, state, batch, mesh):
 
     @jax.jit
     def forward(params, fixed, moving):
-        displacement = model.apply({"params": params}, fixed, moving).displacement
-        return displacement, warp(moving, displacement)
+        prediction: Any = model.apply({"params": params}, fixed, moving)
+        return prediction.displacement, warp(moving, prediction.displacement)
 
     params = jax.tree.map(jnp.copy, state.params)  # those of the state are donated to the training step
     optimiser = make_optimiser(config.optimiser, steps_per_epoch=1)

@@ -30,7 +30,7 @@ import importlib
 import os
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import comparison
 import nibabel as nib
@@ -80,12 +80,13 @@ class Scans(NamedTuple):
 def breathing_ct(root, cases):
     found = dirlab.find_cases(root)
     for case in cases:
-        scans = [
+        fixed, moving = (
             rescale_window(dirlab.read_image(found[case].images[phase], case), *CT_WINDOW_HU)
             for phase in ("T00", "T50")
-        ]
+        )
         spacing_mm = np.array(dirlab.GEOMETRY[case][1])
-        yield Scans(f"CT case {case}", *scans, spacing_mm, dirlab.read_landmarks(found[case], case), None)
+        landmarks = dirlab.read_landmarks(found[case], case)
+        yield Scans(f"CT case {case}", fixed, moving, spacing_mm, landmarks, None)
 
 
 def brains(folder):
@@ -94,8 +95,8 @@ def brains(folder):
     labels = [read_image(f"{subject}_labels.nii.gz", labels=True).values for subject in subjects]
     lines = (folder / "labels_30.txt").read_text().split("\n")
     scored = [int(line.split()[0]) for line in lines if line.strip()[:1].isdigit()]
-    rescaled = [rescale_percentiles(scan.values, scan.name) for scan in scans]
-    yield Scans("brains", *rescaled, scans[0].spacing_mm, None, (*labels, scored))
+    fixed, moving = (rescale_percentiles(scan.values, scan.name) for scan in scans)
+    yield Scans("brains", fixed, moving, scans[0].spacing_mm, None, (*labels, scored))
 
 
 def variants(scans, efforts, diffeomorphic):
@@ -244,15 +245,19 @@ def syn(scans, **settings):
         initial_transform="Identity",
         **settings,
     )
-    return np.asarray(nib.load(done["fwdtransforms"][0]).dataobj)[..., 0, :] / scans.spacing_mm
+    return (
+        np.asarray(nib.Nifti1Image.from_filename(done["fwdtransforms"][0]).dataobj)[..., 0, :]
+        / scans.spacing_mm
+    )
 
 
 def score(scans, displacement):
     """TRE or Dice of a displacement, and its folds."""
     field = jnp.asarray(displacement, jnp.float32)[None]
-    row = {"TRE mm": None, "Dice": None}
+    row: dict[str, float | None] = {"TRE mm": None, "Dice": None}
     if scans.landmarks:
-        distances_mm = metrics.tre_mm(displacement, *scans.landmarks, scans.spacing_mm)
+        fixed, moving = scans.landmarks
+        distances_mm = metrics.tre_mm(displacement, fixed, moving, scans.spacing_mm)
         row["TRE mm"] = round(float(np.mean(distances_mm)), 3)
     if scans.labels:
         fixed, moving, scored = scans.labels
@@ -289,7 +294,7 @@ def main():
         except ImportError:
             print(f"{PACKAGES[name]} is not installed: {name} is left out.")
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     pairs = list(breathing_ct(options.breathing_ct, options.cases)) if options.breathing_ct else []
     pairs += list(brains(options.brains)) if options.brains else []
     for scans in pairs:

@@ -25,6 +25,7 @@ the brains.
 import dataclasses
 import statistics
 from pathlib import Path
+from typing import Any
 
 import comparison
 import hippocampus_peers
@@ -61,7 +62,7 @@ def of_hippocampus(pair):
 
 def settings(method, data_set, network, effort, steps):
     """Of `register_scans`; `steps` are those of instance optimisation alone, None for the preset's."""
-    chosen = {"affine": None, "instance": None, "network": None}
+    chosen: dict[str, Any] = {"affine": None, "instance": None, "network": None}
     if "affine" in method:
         chosen["affine"] = AffineConfig()
     if method not in ("affine", "instance"):

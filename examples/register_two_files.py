@@ -10,7 +10,7 @@ from adregnet_jax import RegistrationOptions, register_files
 
 fixed, moving, folder, *effort = sys.argv[1:]
 Path(folder).mkdir(parents=True)  # before minutes of work: results of another run would be refused at the end
-options = RegistrationOptions(method="instance", effort=effort[0] if effort else "default")
+options = RegistrationOptions(method="instance", effort=effort[0] if effort else "default")  # type: ignore[arg-type]
 registered = register_files(fixed, moving, options=options, on_stage=print)
 registered.write(folder)
 

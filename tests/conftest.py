@@ -54,7 +54,7 @@ def with_onednn():
 
     if wrong := onednn.what_is_wrong():
         pytest.skip(wrong)
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.values["jax_enable_compilation_cache"]
     yield
     jax.clear_caches()  # what was traced with it would be compiled for the disk
     jax.config.update("jax_enable_compilation_cache", before)

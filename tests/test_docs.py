@@ -81,7 +81,7 @@ def test_commands_name_existing_programs_files_and_options(words):
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(rest) <= set(targets)
     elif program == "adregnet":
-        group = typer.main.get_command(importlib.import_module(COMMAND_LINE[0]).app)
+        group = typer.main.get_group(importlib.import_module(COMMAND_LINE[0]).app)
         group.commands[rest[0]].make_context(rest[0], rest[1:])
     elif rest[0] == "-m":
         assert importlib.util.find_spec(rest[1])

@@ -32,7 +32,7 @@ several = settings(max_examples=15, deadline=None, derandomize=True)
 def turned(volume, axes, signs):
     """[b, x, y, z, c] with its axes exchanged, then flipped where the sign is -1."""
     volume = np.transpose(volume, (0, *(1 + axis for axis in axes), 4))
-    return np.flip(volume, [1 + axis for axis in range(3) if signs[axis] < 0])
+    return np.flip(volume, tuple(1 + axis for axis in range(3) if signs[axis] < 0))
 
 
 def turned_field(displacement, axes, signs):

@@ -19,7 +19,7 @@ def lock_lines(lock):
 
 def locked(lock):
     """Versions by name; a package may have one for each of several platforms."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for line in lock_lines(lock):
         if not line.startswith(" "):
             requirement = Requirement(line.rstrip("\\ "))

@@ -29,8 +29,8 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    ours: Sequence[float],
-    theirs: Sequence[float],
+    ours: Sequence[float] | np.ndarray,
+    theirs: Sequence[float] | np.ndarray,
     *,
     subjects: Sequence[Sequence[str]] | None = None,
     seed: int = 0,

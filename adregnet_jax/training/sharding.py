@@ -76,7 +76,7 @@ def along_data(mesh: Mesh) -> NamedSharding:
 
 
 def batch_specs(
-    batch: Mapping[str, jax.Array | np.ndarray], along: str | None = "data"
+    batch: Mapping[str, jax.Array | np.ndarray | jax.ShapeDtypeStruct], along: str | None = "data"
 ) -> dict[str, PartitionSpec]:
     """The partition of each array of a batch over the mesh; with `along=None`, every device has all pairs."""
     return {

@@ -13,13 +13,14 @@ from jax.sharding import Mesh, PartitionSpec
 
 from adregnet_jax import losses
 from adregnet_jax.config import LossConfig, OptimiserConfig
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.ops.slabs import SPACE
 from adregnet_jax.training.sharding import batch_specs, replicated
 from adregnet_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
-Batch = Mapping[str, jax.Array]
+Batch = Mapping[str, AnyArray]
 
 
 def learning_rate(config: OptimiserConfig, steps_per_epoch: int) -> optax.Schedule:
@@ -77,7 +78,7 @@ def make_train_step(
     seed: int = 0,
     accumulate: int = 1,
     average_decay: float = 0.0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """A jitted `step(state, batch) -> (state, metrics)`.
 
     The batch is divided along `data`, its volumes along `space`, and the state is donated. Each device

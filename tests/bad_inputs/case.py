@@ -121,7 +121,7 @@ def noise(shape: tuple[int, ...] = (16, 16, 16)) -> np.ndarray:
 
 
 def with_value(value: float, dtype: type = np.float32) -> np.ndarray:
-    values = ramp().astype(dtype)
+    values: np.ndarray = ramp().astype(dtype)
     values[1, 2, 3] = value
     return values
 
@@ -161,7 +161,7 @@ def run_folder(record: str | None = None, checkpoint: str | None = None) -> Make
     return make_all(*makes)
 
 
-SMALL_MODEL = {"channels": (4,), "cross_attention": False, "regional_attention": False}
+SMALL_MODEL: dict[str, Any] = {"channels": (4,), "cross_attention": False, "regional_attention": False}
 
 
 def trained(*damages: Make, **model: Any) -> Make:

@@ -6,6 +6,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_every_case_has_a_name_of_its_own():
 @pytest.mark.parametrize(
     "entry_point",
     [
-        *(f"adregnet {name}" for name in typer.main.get_command(app).commands),
+        *(f"adregnet {name}" for name in typer.main.get_group(app).commands),
         "train.py",
         "eval.py",
         "adregnet_jax.benchmark",
@@ -62,7 +63,7 @@ def test_bad_input(case: Case, tmp_path, monkeypatch, capfd):
     capfd.readouterr()
     monkeypatch.chdir(tmp_path)
     if callable(case.command):
-        status, out, err = read(case, tmp_path)
+        status, out, err = read(case.command, tmp_path)
     elif case.child:
         status, out, err = in_child(shlex.split(case.command))
     else:
@@ -88,10 +89,10 @@ def entries(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def read(case: Case, folder: Path) -> tuple[int, str, str]:
+def read(command: Callable[[Path], object], folder: Path) -> tuple[int, str, str]:
     """What a reader returns, or its refusal as the line that entry points make of it."""
     try:
-        return 0, str(case.command(folder)), ""
+        return 0, str(command(folder)), ""
     except UserError as error:
         return 2, "", f"error: {error}"
 

@@ -170,8 +170,8 @@ def hippocampi(tmp_path):
     """Twenty-six scans with two labels each, of different shapes."""
     rng = np.random.default_rng(0)
     for n in range(26):
-        shape = rng.integers(12, 18, 3)
-        place = np.moveaxis(np.indices(shape), 0, -1) - shape / 2 - rng.uniform(-2, 2, 3)
+        shape = tuple(rng.integers(12, 18, 3))
+        place = np.moveaxis(np.indices(shape), 0, -1) - np.divide(shape, 2) - rng.uniform(-2, 2, 3)
         labels = (np.linalg.norm(place, axis=-1) < 4) * np.where(place[..., 0] > 0, 2, 1)
         image = (100 * labels + 5 * rng.random(shape)).astype(np.float32)
         for kind, values in (("images", image), ("labels", labels)):

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import create_autospec
 
 import jax
@@ -165,7 +166,7 @@ def test_register_writes_what_was_found(files, scans, tmp_path):
     displacement, affine = read_field(out / "field.nii.gz")
     np.testing.assert_allclose(displacement, FIELD.displacement, atol=1e-4)
     np.testing.assert_allclose(affine, AFFINE, atol=1e-4)
-    assert nib.load(out / "field.nii.gz").header["intent_code"] == 1007
+    assert nib.Nifti1Image.from_filename(out / "field.nii.gz").header["intent_code"] == 1007
     np.testing.assert_allclose(read_field(out / "inverse.nii.gz")[0], INVERSE.displacement, atol=1e-4)
     np.testing.assert_allclose(read_matrix(out / "affine.txt"), MATRIX, atol=1e-9)
 
@@ -319,7 +320,7 @@ def test_files_that_can_not_be_used(files, scans, tmp_path):
         return files / name
 
     whole = (files / "moving.nii.gz").read_bytes()
-    metres = nib.load(files / "moving.nii.gz")
+    metres = nib.Nifti1Image.from_filename(files / "moving.nii.gz")
     metres.header.set_xyzt_units("meter")
     nib.save(metres, files / "metres.nii.gz")
     for moving, message in [
@@ -527,11 +528,11 @@ def test_invert_and_compose(files, tmp_path):
 def test_convert(files, tmp_path):
     field = files / "field.nii.gz"
     succeed("convert", field, "-o", tmp_path / "a.nii.gz", "--format", "learn2reg")
-    assert nib.load(tmp_path / "a.nii.gz").shape == (*SHAPE, 3)
+    assert nib.Nifti1Image.from_filename(tmp_path / "a.nii.gz").shape == (*SHAPE, 3)
     succeed(
         "convert", tmp_path / "a.nii.gz", "--from", "learn2reg", "-o", tmp_path / "b.nii", "--format", "nifti"
     )
-    assert nib.load(tmp_path / "b.nii").header["intent_code"] == 1006
+    assert nib.Nifti1Image.from_filename(tmp_path / "b.nii").header["intent_code"] == 1006
     succeed("convert", tmp_path / "b.nii", "-o", tmp_path / "c.npz")
     np.testing.assert_allclose(read_field(tmp_path / "c.npz")[0], DISPLACEMENT, atol=1e-4)
     write_matrix(tmp_path / "a.txt", MATRIX)
@@ -780,8 +781,8 @@ def test_a_pair_is_registered_by_a_network(related, no_figures, weights, tmp_pat
     assert json.loads((out / "summary.json").read_text())["network"] == str(weights[0])
     if method == "network":
         still = DisplacementField(jnp.zeros((*SHAPE, 3)), jnp.asarray(AFFINE))
-        fixed, moving = (rescale_percentiles(scan.values, scan.name) for scan in scans)
-        moved = warp_image(still, jnp.asarray(moving), jnp.asarray(MOVING_AFFINE), padding="border")
+        fixed, moving = (jnp.asarray(rescale_percentiles(scan.values, scan.name)) for scan in scans)
+        moved = warp_image(still, moving, jnp.asarray(MOVING_AFFINE), padding="border")
         expected = register(params, fixed[None, ..., None], moved[None, ..., None], model=network, tile=tile)
         np.testing.assert_allclose(displacement, expected.displacement[0], atol=1e-3)
 
@@ -794,11 +795,12 @@ def test_weights_that_can_not_be_used(files, scans, weights, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(weights[0], workdir)
     record = workdir / "config.json"
-    for changes, message in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"channels": [8]}, "has a different architecture"),
         ({"depth": 3}, "no model that this version knows"),
         ({"architecture": "transformer"}, "'transformer': expected adregnet"),
-    ]:
+    ]
+    for changes, message in cases:
         record.write_text(json.dumps({"config": {"model": dataclasses.asdict(TINY) | changes}}))
         assert message in refused(workdir)
     record.write_text("{")

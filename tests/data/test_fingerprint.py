@@ -42,8 +42,10 @@ def test_every_file_counts(folder):
 def test_where_they_lie_does_not_count(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "elsewhere")
     assert of_files(tmp_path / "elsewhere") == of_files(folder)
-    for kind, config in (("dirlab", DirLabConfig), ("ixi", IxiConfig)):
-        data = DataConfig(kind=kind, **{kind: config(root=str(folder))})
+    for data in (
+        DataConfig(kind="dirlab", dirlab=DirLabConfig(root=str(folder))),
+        DataConfig(kind="ixi", ixi=IxiConfig(root=str(folder))),
+    ):
         assert data_fingerprint(data) == of_files(folder)
 
 

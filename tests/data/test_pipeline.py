@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from adregnet_jax.config import DataConfig, PhantomConfig
-from adregnet_jax.data.pair import Pair
+from adregnet_jax.data.pair import Pair, PairMaker
 from adregnet_jax.data.pipeline import augment, collate, iterate_from, training_batches
 from adregnet_jax.data.splits import LazyPairs, load_splits
 from adregnet_jax.errors import UserError
@@ -47,9 +47,19 @@ def test_no_case_is_in_two_splits():
     assert len({pair.name for pair in pairs}) == 4
 
 
+def noted_maker(n, made):
+    """Makes pair `n` and appends its number to `made`."""
+
+    def make():
+        made.append(n)
+        return make_pair(str(n), seed=n)
+
+    return PairMaker(str(n), str(n), make)
+
+
 def test_pairs_are_made_once_and_only_when_asked_for(monkeypatch):
-    made = []
-    pairs = LazyPairs([lambda n=n: made.append(n) or make_pair(str(n)) for n in range(3)])
+    made: list[int] = []
+    pairs = LazyPairs([noted_maker(n, made) for n in range(3)])
     assert (len(pairs), made) == (3, [])
     assert pairs[1] is pairs[1] and made == [1]
     monkeypatch.setattr("adregnet_jax.data.splits.CACHE_BYTES", 0)
@@ -139,8 +149,8 @@ def test_batch_is_a_function_of_seed_and_step():
 
 
 def test_rows_of_a_batch_are_made_alone():
-    made = []
-    pairs = LazyPairs([lambda n=n: made.append(n) or make_pair(str(n), seed=n) for n in range(4)])
+    made: list[int] = []
+    pairs = LazyPairs([noted_maker(n, made) for n in range(4)])
     whole = training_batches([make_pair(str(n), seed=n) for n in range(4)], AUGMENTED, batch_size=4, seed=3)
     part = training_batches(pairs, AUGMENTED, batch_size=4, seed=3, rows=[1, 2])
     for name, array in part[0].items():

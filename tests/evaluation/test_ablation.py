@@ -19,7 +19,7 @@ def differences(ours, theirs, path=""):
     """Paths and values of the fields in which two configs differ."""
     if not dataclasses.is_dataclass(ours):
         return {} if ours == theirs else {path: ours}
-    found = {}
+    found: dict[str, object] = {}
     for field in dataclasses.fields(ours):
         found |= differences(
             getattr(ours, field.name), getattr(theirs, field.name), f"{path}.{field.name}".lstrip(".")

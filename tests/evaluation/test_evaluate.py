@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +42,7 @@ class Shift(nn.Module):
 
 
 def register(params, fixed, moving, **_):
-    displacement = Shift().apply({"params": params}, fixed, moving)
+    displacement: Any = Shift().apply({"params": params}, fixed, moving)
     return Registration(displacement, warp(moving, displacement), (), ())
 
 
@@ -75,10 +77,17 @@ def run(monkeypatch, tmp_path):
     """Evaluates pairs with the stand-in network; `shift` is its parameter."""
 
     def evaluate(pairs, shift=SHIFT, config=None, model=None, **options):
-        kept = LazyPairs([PairMaker(f"{pair.name}f", f"{pair.name}m", lambda p=pair: p) for pair in pairs])
+        kept = LazyPairs(
+            [
+                PairMaker(f"{pair.name}f", f"{pair.name}m", functools.partial(dataclasses.replace, pair))
+                for pair in pairs
+            ]
+        )
         monkeypatch.setattr(evaluation, "make_model", lambda config: model or Shift())
         monkeypatch.setattr(inference, "register", register)
-        monkeypatch.setattr(evaluation, "load_splits", lambda config: Splits([], [], kept))
+        monkeypatch.setattr(
+            evaluation, "load_splits", lambda config: Splits(LazyPairs([]), LazyPairs([]), kept)
+        )
         monkeypatch.setattr(
             evaluation,
             "restore_parameters",
@@ -101,7 +110,7 @@ def test_a_field_at_rest_changes_nothing():
 
 def test_the_true_field_brings_everything_back():
     pair = shifted_pair()
-    displacement = np.broadcast_to(np.float32(SHIFT), (*SHAPE, 3))
+    displacement = np.broadcast_to(np.asarray(SHIFT, np.float32), (*SHAPE, 3))
     row = measured(pair, displacement, np.roll(pair.moving, -2, axis=0))
     assert row["landmarks"] == 20
     assert row["tre_mm"] == pytest.approx(0.0, abs=1e-5)
@@ -167,7 +176,7 @@ def test_the_folder_holds_tables_summary_and_figures(run, tmp_path, capsys):
 
 
 def test_the_affine_row_stands_between_before_and_after(run, monkeypatch, capsys):
-    half = np.broadcast_to(np.float32([1.0, 0.0, 0.0]), (*SHAPE, 3))  # of the two voxels
+    half = np.broadcast_to(np.array([1.0, 0.0, 0.0], np.float32), (*SHAPE, 3))  # of the two voxels
     monkeypatch.setattr(baselines, "affine_displacement", lambda *_, **__: half)
     folder = run([shifted_pair("a"), shifted_pair("b")], figures=0, affine=True)
     rows = read_cases(folder / "cases.csv")

@@ -1,6 +1,7 @@
 """The uncertainty at the landmarks, and its correlation with the error."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def test_the_uncertainty_of_a_landmark_is_that_of_its_voxel():
 
 
 def test_rank_correlations_of_both_uncertainties():
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": "a", "after_mm": error_mm, "match_entropy": -error_mm, "dropout_sd_mm": error_mm**2}
         for error_mm in (0.5, 3.0, 1.0, 2.0)
     ]

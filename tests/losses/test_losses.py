@@ -1,5 +1,7 @@
 import dataclasses
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ from tests.slabs import check_slabs
 
 SHAPE = (7, 8, 9)
 SPACING_MM = np.array([[1.0, 2.0, 3.0], [0.5, 0.5, 2.5]], np.float32)
-IMAGE_LOSSES = {
+IMAGE_LOSSES: dict[str, Callable[..., jax.Array]] = {
     "global ncc": partial(ncc_loss, window=0),
     "local ncc": partial(ncc_loss, window=5),
     "global ssim": partial(ssim_loss, window=0),
@@ -321,8 +323,9 @@ def test_total_loss_is_the_weighted_sum_of_its_terms(images, displacement):
     ],
 )
 def test_a_term_of_weight_zero_is_not_computed(weight, absent, images, displacement):
+    changes: dict[str, Any] = {weight: 0.0}
     names = {"ncc", "ssim", "smoothness", "jacobian", "landmark"}
-    config = dataclasses.replace(LossConfig(ssim=1.0, ncc_window=0), **{weight: 0.0})
+    config = dataclasses.replace(LossConfig(ssim=1.0, ncc_window=0), **changes)
     _, terms = jax.eval_shape(partial(total_loss, config=config), batch_of(images), displacement, images[1])
     assert set(terms) == names - absent
 
@@ -352,7 +355,8 @@ def test_shapes_are_checked(images, displacement):
     with pytest.raises(ValueError, match="displacement"):
         jacobian_loss(displacement[..., :2])
     with pytest.raises(ValueError, match="landmarks"):
-        landmark_loss(displacement, *landmarks()[:2], landmarks()[2][:, :1], SPACING_MM)
+        fixed_points, moving_points, valid = landmarks()
+        landmark_loss(displacement, fixed_points, moving_points, valid[:, :1], SPACING_MM)
     with pytest.raises(ValueError, match="one shape"):
         field_loss(displacement, displacement[:1], SPACING_MM)
 

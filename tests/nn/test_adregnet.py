@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,8 @@ from tests.oracles import network as oracle
 from tests.random_parameters import random_parameters
 
 # Small, and every part is in it: neighbourhood attention above 64 voxels, several regions at each level.
-SMALL = {"channels": (2, 3, 4), "global_attention_tokens": 64, "region_size": 4}
-TINY = {"channels": (2, 4), "region_size": 2}  # global attention only: quicker to compile
+SMALL: dict[str, Any] = {"channels": (2, 3, 4), "global_attention_tokens": 64, "region_size": 4}
+TINY: dict[str, Any] = {"channels": (2, 4), "region_size": 2}  # global attention only: quicker to compile
 
 
 def random_pair(*shape, batch=2):
@@ -72,7 +73,8 @@ def test_an_odd_size_is_padded_by_its_border_and_the_finest_level_may_be_left_ou
     params = random_parameters(AdRegNet(config), fixed, moving)
     prediction = predict(config, params, fixed, moving)
     padded = [np.pad(image[0], [(0, 1), (0, 0), (0, 1), (0, 0)], mode="edge") for image in (fixed, moving)]
-    displacement, pyramid, entropies = oracle.network(params, *(p.astype(np.float64) for p in padded), config)
+    fixed, moving = (image.astype(np.float64) for image in padded)
+    displacement, pyramid, entropies = oracle.network(params, fixed, moving, config)
     assert_equals_the_oracle(prediction, 0, (displacement[:5, :4, :7], pyramid, entropies))
 
 
@@ -156,7 +158,8 @@ def test_remat_changes_neither_values_nor_gradients():
         model = AdRegNet(ModelConfig(**settings, remat=remat))
 
         def loss(params):
-            return jnp.mean(model.apply({"params": params}, fixed, moving).displacement ** 2)
+            prediction: Any = model.apply({"params": params}, fixed, moving)
+            return jnp.mean(prediction.displacement**2)
 
         value, pull_back = jax.vjp(jax.jit(loss), params)
         kept_bytes = sum(array.nbytes for array in jax.tree.leaves(pull_back))

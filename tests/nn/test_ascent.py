@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
@@ -18,9 +19,9 @@ def blobs(*shape):
 # The same smooth image, and the displacement of two voxels that would bring it back.
 FIXED = blobs(16, 20, 12)
 MOVING = np.roll(FIXED, 2, axis=0)
-IMAGES = np.stack([FIXED, MOVING])[..., None]
-START = np.zeros((1, 8, 10, 6, 3), np.float32)  # of a level at half the resolution
-CONTEXT = RNG.random((1, 8, 10, 6, 4), np.float32)
+IMAGES = jnp.stack([FIXED, MOVING])[..., None]
+START = jnp.zeros((1, 8, 10, 6, 3))  # of a level at half the resolution
+CONTEXT = jnp.asarray(RNG.random((1, 8, 10, 6, 4), np.float32))
 
 
 def new_step(window=5):
@@ -61,7 +62,7 @@ def test_new_steps_bring_the_images_together():
 
 
 def test_the_ascent_of_a_level_is_that_of_one_voxel_that_moves_its_whole_block():
-    displacement = RNG.normal(size=START.shape).astype(np.float32)
+    displacement = jnp.asarray(RNG.normal(size=START.shape), jnp.float32)
     ascent = level_ascent(IMAGES, displacement, 5)
     full = resize_displacement(displacement, FIXED.shape)
     by_voxel = level_ascent(IMAGES, full, 5)[0]  # a level at the full resolution

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -63,7 +65,7 @@ def test_bfloat16_keeps_offsets_and_the_gradients_of_scalars(tokens):
         params = random_parameters(module, moving, fixed)
 
         def loss(params):
-            match = module.apply({"params": params}, moving, fixed)
+            match: Any = module.apply({"params": params}, moving, fixed)
             return match.features.astype(np.float32).sum() + match.entropy.sum(), match.offset
 
         gradient, offset = jax.jit(jax.grad(loss, has_aux=True))(params)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +57,7 @@ def test_downsample_is_the_strided_convolution_of_xla():
     kernel = params["kernel"].reshape(2, 2, 2, 2, 3)
     layout = ("NDHWC", "DHWIO", "NDHWC")
     expected = jax.lax.conv_general_dilated(volume, kernel, (2, 2, 2), "VALID", dimension_numbers=layout)
-    result = Downsample(3).apply({"params": {"dense": params}}, volume)
+    result: Any = Downsample(3).apply({"params": {"dense": params}}, volume)
     np.testing.assert_allclose(result, expected + params["bias"], atol=1e-5)
 
 
@@ -68,7 +70,7 @@ def test_upsample_is_the_transposed_convolution_of_xla():
     # `conv_transpose` correlates: the kernel is laid down mirrored unless it is mirrored first.
     mirrored = kernel[::-1, ::-1, ::-1]
     expected = jax.lax.conv_transpose(volume, mirrored, (2, 2, 2), "VALID", dimension_numbers=layout)
-    result = Upsample(3).apply({"params": {"dense": params}}, volume)
+    result: Any = Upsample(3).apply({"params": {"dense": params}}, volume)
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
@@ -76,7 +78,7 @@ def test_norm_of_bfloat16_takes_float32_statistics():
     # A mean of 300 with an SD of 1: bfloat16 has steps of 2 there, so the input itself is rounded first.
     volume = jnp.asarray(300 + 40 * random_volume(1, 4, 4, 4, 2), jnp.bfloat16)
     params = {"scale": np.ones(2, np.float32), "offset": np.zeros(2, np.float32)}
-    result = InstanceNorm().apply({"params": params}, volume)
+    result: Any = InstanceNorm().apply({"params": params}, volume)
     assert result.dtype == jnp.bfloat16
     expected = oracle.instance_norm(params, np.asarray(volume[0], np.float64))
     np.testing.assert_allclose(result[0].astype(np.float32), expected, atol=0.02)  # 2^-8 of numbers up to 3

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -56,5 +57,5 @@ def test_scaled_weights_leave_features_as_they_are_when_regions_count_alike():
 
 
 def test_means_of_partial_regions_count_their_own_voxels():
-    means = region_means(np.ones((1, 5, 4, 3, 2), np.float32), 2)
+    means = region_means(jnp.ones((1, 5, 4, 3, 2)), 2)
     np.testing.assert_allclose(means, np.ones((1, 3, 2, 2, 2)), rtol=1e-6)

@@ -1,5 +1,7 @@
 """Tiles: they cover, their weights blend without seams, and a network that looks nearby gives the same."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,7 @@ class Pointwise(nn.Module):
 
 def random_pair(shape):
     rng = np.random.default_rng(0)
-    return [rng.random((2, *shape, 1), np.float32) for _ in range(2)]
+    return [jnp.asarray(rng.random((2, *shape, 1), np.float32)) for _ in range(2)]
 
 
 @pytest.mark.parametrize(("n", "width"), [(8, 8), (9, 8), (14, 8), (15, 8), (100, 32), (33, 32), (7, 4)])
@@ -42,15 +44,15 @@ def test_tiles_cover_the_axis_and_overlap_by_a_quarter(n, width):
 
 def test_a_network_that_looks_at_the_voxel_alone_gives_the_same():
     fixed, moving = random_pair((13, 8, 5))
-    whole = Pointwise().apply({}, fixed, moving).displacement
+    prediction: Any = Pointwise().apply({}, fixed, moving)
     tiled = jax.jit(lambda *pair: predict_in_tiles(Pointwise(), {}, *pair, tile=6))(fixed, moving)
-    np.testing.assert_allclose(tiled, whole, atol=1e-6)
+    np.testing.assert_allclose(tiled, prediction.displacement, atol=1e-6)
     np.testing.assert_array_equal(register({}, fixed, moving, model=Pointwise(), tile=6).displacement, tiled)
 
 
 def test_tiles_that_disagree_leave_no_seams():
-    fixed, moving = np.zeros((2, 1, 40, 4, 4, 1), np.float32)
-    fixed[:, 20:] = 1.0
+    fixed, moving = jnp.zeros((2, 1, 40, 4, 4, 1))
+    fixed = fixed.at[:, 20:].set(1.0)
     tiled = np.asarray(predict_in_tiles(Constant(), {}, fixed, moving, tile=16))[0, :, 0, 0, 0]
     assert tiled[0] == 0 and tiled[-1] == pytest.approx(1)
     # From one tile's value to the next over a quarter of a tile: two tiles differ by 1 at most.

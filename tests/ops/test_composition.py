@@ -62,7 +62,7 @@ def test_zero_is_neutral_on_both_sides():
 
 
 def test_opposite_shifts_cancel():
-    shift = np.broadcast_to(np.float32([1.5, -2, 0.25]), (1, 4, 4, 4, 3))
+    shift = np.broadcast_to(np.array([1.5, -2, 0.25], np.float32), (1, 4, 4, 4, 3))
     np.testing.assert_allclose(compose(shift, -shift), np.zeros((1, 4, 4, 4, 3)), atol=1e-6)
 
 

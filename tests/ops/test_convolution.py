@@ -218,11 +218,11 @@ def test_onednn_is_there_where_it_should_be():
 @pytest.fixture
 def asked_anew():
     """oneDNN is tried again, before and after; JAX's cache on disk is as it was."""
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.values["jax_enable_compilation_cache"]
     onednn._what_is_wrong_with_jaxlib.cache_clear()
     yield
     onednn._what_is_wrong_with_jaxlib.cache_clear()
-    assert jax.config.jax_enable_compilation_cache == before
+    assert jax.config.values["jax_enable_compilation_cache"] == before
 
 
 def test_onednn_is_refused_where_it_was_not_tried(asked_anew, monkeypatch):

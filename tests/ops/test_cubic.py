@@ -25,7 +25,7 @@ def test_outside(padding):
     coordinates = np.array([[-0.4, 2, 3], [-0.6, 2, 3], [5.4, 4, 6], [5, 4.6, 6], [1, 2, 50]], np.float32)
     expected = VOLUME[[0, 0, 5, 5, 1], [2, 2, 4, 4, 2], [3, 3, 6, 6, 6]]
     if padding == "zeros":
-        expected = expected * [1, 0, 1, 0, 0]
+        expected = expected * np.array([1, 0, 1, 0, 0], np.float32)
     np.testing.assert_allclose(sample_cubic(VOLUME, coordinates, padding=padding), expected, atol=2e-6)
 
 

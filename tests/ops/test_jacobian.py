@@ -21,7 +21,8 @@ def linear_displacement(matrix, shape):
 @given(shape=st.tuples(*[st.integers(2, 6)] * 3), seed=st.integers(0, 1000))
 def test_gradient_is_that_of_numpy(shape, seed):
     volume = np.random.default_rng(seed).normal(size=(2, *shape, 2)).astype(np.float32)
-    expected = np.stack(np.gradient(volume, 0.5, 1.0, 3.0, axis=(1, 2, 3)), axis=-1)
+    gradients = [np.gradient(volume, step, axis=axis) for axis, step in enumerate((0.5, 1.0, 3.0), start=1)]
+    expected = np.stack(gradients, axis=-1)
     gradient = jax.jit(lambda v: spatial_gradient(v, spacing=(0.5, 1.0, 3.0)))(volume)
     np.testing.assert_allclose(gradient, expected, atol=1e-5)
 

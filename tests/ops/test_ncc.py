@@ -16,7 +16,8 @@ ASCENT = jax.jit(functools.partial(ncc_ascent, window=5))
 
 
 def test_the_ascent_equals_the_derivative_of_the_oracle():
-    expected = oracle.ascent(*(v[0].astype(np.float64) for v in (FIXED, MOVING, DISPLACEMENT)), 5)
+    fixed, moving, displacement = (v[0].astype(np.float64) for v in (FIXED, MOVING, DISPLACEMENT))
+    expected = oracle.ascent(fixed, moving, displacement, 5)
     assert np.abs(expected).mean() > 0.05
     # The oracle's own differences have an error of 1e-6.
     np.testing.assert_allclose(ASCENT(FIXED, MOVING, DISPLACEMENT)[0], expected, atol=1e-5)

@@ -19,7 +19,7 @@ def random_inputs(shape, d, c):
     return [rng.normal(size=(*shape, n)).astype(np.float32) for n in (d, d, c)]
 
 
-def masked_attention(query, key, value, radius):
+def masked_attention(query, key, value, *, radius):
     """The same by a softmax over all voxels, of which those far away are masked: for autodiff."""
     b, *shape, d = query.shape
     voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1).reshape(-1, 3)
@@ -41,7 +41,8 @@ def test_values_are_those_of_the_oracle(shape, d, c, radius, chunk_bytes):
     with budget.override(attention=chunk_bytes):
         ours = jax.jit(functools.partial(neighbourhood_attention, radius=radius))(*inputs)
     for b in range(shape[0]):
-        theirs = oracle.neighbourhood_attention(*(a[b].astype(np.float64) for a in inputs), radius)
+        query, key, value = (a[b].astype(np.float64) for a in inputs)
+        theirs = oracle.neighbourhood_attention(query, key, value, radius)
         for a, expected in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(a[b], expected, atol=1e-5)
 

@@ -47,7 +47,7 @@ def test_bfloat16_stays_bfloat16():
 
 
 def test_magnitudes_scale_with_the_grid():
-    displacement = np.broadcast_to(np.float32([1, -2, 3]), (1, 2, 3, 4, 3))
+    displacement = np.broadcast_to(np.array([1, -2, 3], np.float32), (1, 2, 3, 4, 3))
     resized = resize_displacement(displacement, (4, 9, 2))
     np.testing.assert_allclose(resized, np.broadcast_to([2.0, -6.0, 1.5], (1, 4, 9, 2, 3)), rtol=1e-6)
 

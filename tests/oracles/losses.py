@@ -67,7 +67,7 @@ def _ssim(mean_f, mean_w, variance_f, variance_w, covariance):
 
 def smoothness(displacement, spacing_mm, mask):
     """Nine means of squared forward differences, in (mm/mm)^2, summed."""
-    squares = {(k, j): [] for k in range(3) for j in range(3)}
+    squares: dict[tuple[int, int], list[float]] = {(k, j): [] for k in range(3) for j in range(3)}
     for position in itertools.product(*map(range, mask.shape)):
         for j in range(3):
             following = tuple(p + (axis == j) for axis, p in enumerate(position))

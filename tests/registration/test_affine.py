@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,12 +152,14 @@ EVERYWHERE = np.ones(FIXED_SHAPE, bool)
 
 @pytest.mark.parametrize("which", ["fixed", "moving"])
 def test_what_a_mask_leaves_out_has_no_part(which):
-    masks = {f"{name}_mask": np.ones(values.shape) for name, values in SCANS.items()}
+    masks: dict[str, Any] = {f"{name}_mask": np.ones(values.shape) for name, values in SCANS.items()}
     masks[f"{which}_mask"][:8] = 0
-    found = {}
+    found: dict[float, jax.Array] = {}
     for value in (1.0, np.nan):
         scans = SCANS | {which: np.where(masks[f"{which}_mask"] > 0, SCANS[which], np.float32(value))}
-        found[value] = align_affine(*scans.values(), FIXED_AFFINE, MOVING_AFFINE, config=CONFIG, **masks)
+        found[value] = align_affine(
+            scans["fixed"], scans["moving"], FIXED_AFFINE, MOVING_AFFINE, config=CONFIG, **masks
+        )
     np.testing.assert_array_equal(found[1.0], found[np.nan])
     assert mean_error_mm(found[1.0], AFFINE) < 1
 
@@ -197,7 +200,7 @@ def test_rigid_stays_rigid_where_the_scan_is_scaled():
 def test_scans_without_content_meet_at_their_centres(which, similarity):
     fixed = np.full_like(FIXED, 0.7) if which == "fixed" else FIXED
     moving = np.full_like(moving_scan(), 0.3) if which == "moving" else moving_scan()
-    masks = {}
+    masks: dict[str, Any] = {}
     if which == "mask":
         masks = {"fixed_mask": ~EVERYWHERE, "moving_mask": np.ones(MOVING_SHAPE, bool)}
     config = {"ncc": CONFIG, "mi": MI}[similarity]

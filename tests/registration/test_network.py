@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ def test_volumes_of_several_devices_are_registered_as_on_one(params, pair):
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
     assert {part.data.shape for part in registration.displacement.addressable_shards} == {(2, 2, 6, 4, 3)}
     with pytest.raises(UserError, match=r"6 wide along x .* pad the scans to 8"):
-        sharded(params, *(np.pad(image, ((0, 0), (0, 2), *[(0, 0)] * 3)) for image in pair))
+        sharded(params, *(jnp.pad(image, ((0, 0), (0, 2), *[(0, 0)] * 3)) for image in pair))
 
 
 def test_the_model_may_be_a_static_argument(params, pair):
@@ -101,7 +102,7 @@ def test_gradient_is_the_slope_of_the_loss(params, pair):
 
 
 def test_scatter_by_dropout_is_the_sample_sd_of_the_drawn_networks(pair):
-    settings = {"channels": (3, 4), "cross_attention": False, "regional_attention": False}
+    settings: dict[str, Any] = {"channels": (3, 4), "cross_attention": False, "regional_attention": False}
     model = AdRegNet(ModelConfig(**settings, dropout=0.4))
     params = random_parameters(model, *pair)
     key, spacing_mm = jax.random.key(7), (1.0, 1.5, 2.5)
@@ -117,4 +118,4 @@ def test_scatter_by_dropout_is_the_sample_sd_of_the_drawn_networks(pair):
     assert expected.mean() > 0.1
     np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4)
     with pytest.raises(ValueError, match="two samples or more, got 1"):
-        scatter(params, *pair, key, samples=1)
+        scatter(params, pair[0], pair[1], key, samples=1)

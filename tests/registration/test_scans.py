@@ -94,7 +94,7 @@ def test_the_warped_scan_is_one_interpolation_through_the_field(scans, registere
 
 
 def test_the_affine_step_alone(scans):
-    stages = []
+    stages: list[str] = []
     result = register_scans(*scans, affine=AFFINE, instance=None, on_stage=stages.append)
     points = inner_points_mm()
     through_matrix = nib.affines.apply_affine(result.matrix, points)

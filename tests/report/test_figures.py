@@ -159,7 +159,7 @@ def test_training_curves_hold_the_logged_values():
     figure = figures.training_figure(records)
     loss, rate, tre = figure.axes
     assert rate.get_title() == "learning_rate" and len(rate.lines) == 1
-    assert {line.get_label(): line.get_xydata().tolist() for line in loss.lines} == {
+    assert {line.get_label(): np.asarray(line.get_xydata()).tolist() for line in loss.lines} == {
         "training": [[1, 3.0], [2, 2.0]],
         "validation": [[2, 2.5]],
     }

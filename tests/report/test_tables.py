@@ -4,13 +4,14 @@ import csv
 import io
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from adregnet_jax.report import tables
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"name": "a", "tre_mm": 1.25, "tre_sd_mm": 0.5, "dice": None},
     {"name": "b, with a comma", "tre_mm": 1.0 / 3.0, "tre_sd_mm": 1.5, "dice": None},
 ]
@@ -68,7 +69,7 @@ def test_sd_is_that_of_the_published_landmark_distances(real_data):
 
 
 def test_latex_and_html_escape_what_they_must():
-    rows = [{"name": r"a_b & 5 % <\x>", "value": 1.5}, {"name": "c", "value": None}]
+    rows: list[dict[str, Any]] = [{"name": r"a_b & 5 % <\x>", "value": 1.5}, {"name": "c", "value": None}]
     columns = (tables.Column("case", "{name}"), tables.Column("TRE, %", "{value:.1f}"))
     latex = tables.to_latex(rows, columns)
     assert r"a\_b \& 5 \% <\textbackslash{}x> & 1.5 \\" in latex

@@ -9,6 +9,7 @@ import shutil
 import threading
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -59,14 +60,15 @@ def test_two_newest_and_the_best_are_kept_also_after_a_restart(tmp_path):
     expected = make_state(6)
     restored = Checkpoints(tmp_path).restore(abstract(expected))
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
-    for which, step in (("best", 3), ("newest", 6)):
+    steps: dict[Literal["best", "newest"], int] = {"best": 3, "newest": 6}
+    for which, step in steps.items():
         params, _ = restore_parameters(tmp_path, expected.params, which=which)
         jax.tree.map(np.testing.assert_array_equal, params, make_state(step).params)
 
 
 DAMAGES = {
     "a file cut short": lambda files: os.truncate(max(files, key=lambda file: file.stat().st_size), 10),
-    "all files empty": lambda files: [os.truncate(file, 0) for file in files],
+    "all files empty": lambda files: [file.write_bytes(b"") for file in files],
     "files gone": lambda files: [file.unlink() for file in files],
 }
 
@@ -78,7 +80,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_taken(tmp_path,
         checkpoints.save(step, make_state(step))
     checkpoints.close()
     damage([path for path in (tmp_path / "checkpoints" / "8").rglob("*") if path.is_file()])
-    told = []
+    told: list[str] = []
     checkpoints = Checkpoints(tmp_path, told.append)
     restored = checkpoints.restore(abstract(make_state(6)))
     jax.tree.map(np.testing.assert_array_equal, restored, make_state(6))
@@ -98,7 +100,7 @@ def test_damaged_metrics_are_put_aside_as_well(tmp_path):
     os.truncate(metrics, metrics.stat().st_size // 2)
     with pytest.raises(UserError, match=r"a checkpoint in .* can't be read .*: restore a copy, or resume"):
         restore_parameters(tmp_path, make_state(1).params)
-    told = []
+    told: list[str] = []
     restored = Checkpoints(tmp_path, told.append).restore(abstract(make_state(3)))
     assert int(restored.step) == 3
     assert len(told) == 1 and "step 1 can't be read and was moved" in told[0]
@@ -238,7 +240,7 @@ def test_saves_leave_no_event_loops(tmp_path):
 def test_what_is_deleted_or_damaged_under_the_run_is_saved_anew(tmp_path):
     for change in (delete_all, damage_all):
         workdir = tmp_path / change.__name__
-        told = []
+        told: list[str] = []
         checkpoints = Checkpoints(workdir, told.append)
         checkpoints.save(1, make_state(1), metric=0.5)
         checkpoints.save(2, make_state(2))
@@ -291,7 +293,7 @@ def test_a_run_can_start_from_the_best_parameters_of_another(tmp_path):
     checkpoints.save(6, make_state(6), metric=2.0)
     checkpoints.close()
     mesh = make_mesh(1, 1)
-    told = []
+    told: list[str] = []
     key = jax.random.key(0)
     state = initial_state(lambda key: make_state(0), key, mesh, str(tmp_path), told.append)
     jax.tree.map(np.testing.assert_array_equal, state, make_state(0).replace(params=make_state(3).params))

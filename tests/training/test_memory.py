@@ -18,7 +18,8 @@ GIB = 2**30
 def plan(available, *, choose=False, needs=None, model=None):
     """The chosen model, what was said, and the models that were compiled."""
     needs = needs or {(False, "float32"): 30, (True, "float32"): 20, (True, "bfloat16"): 10}
-    said, compiled = [], []
+    said: list[str] = []
+    compiled: list[ModelConfig] = []
 
     def compile_step(model):
         compiled.append(model)

@@ -1,5 +1,6 @@
 """`splits.json`: who is in which split, for every kind of data, and what is refused because of it."""
 
+import dataclasses
 import json
 import pickle
 
@@ -32,8 +33,8 @@ def of_files(folder, **changes):
 
 
 def of_phantom(**changes):
-    sizes = {"train_cases": 3, "validation_cases": 1, "test_cases": 2, "shape": (16, 16, 16)}
-    return DataConfig(phantom=PhantomConfig(**(sizes | changes)))
+    phantom = PhantomConfig(train_cases=3, validation_cases=1, test_cases=2, shape=(16, 16, 16))
+    return DataConfig(phantom=dataclasses.replace(phantom, **changes))
 
 
 def recorded(tmp_path, config):

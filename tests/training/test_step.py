@@ -52,10 +52,10 @@ def step_on(data: int, space: int, accumulate: int, **settings):
     state = TrainState(jnp.int32(0), params, optimiser.init(params), jnp.float32(np.inf), jnp.int32(0))
     state = jax.device_put(state, replicated(mesh))
     step = make_train_step(model, optimiser, LossConfig(ncc_window=3), mesh, accumulate=accumulate)
-    batch = place(batch, range(4), 4, mesh=mesh, multiple=model.multiple)
+    placed = place(batch, range(4), 4, mesh=mesh, multiple=model.multiple)
     # Optimised by LLVM less than in use: half of the seconds it takes to compile.
-    compiled = step.lower(state, batch).compile(compiler_options={"xla_backend_optimization_level": 0})
-    return compiled(state, batch), state
+    compiled = step.lower(state, placed).compile(compiler_options={"xla_backend_optimization_level": 0})
+    return compiled(state, placed), state
 
 
 @pytest.fixture(scope="module")

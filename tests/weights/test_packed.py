@@ -125,7 +125,7 @@ def test_training_goes_on_from_packed_parameters(packed):
 
 def test_modules_that_the_packed_ones_lack_start_as_new_and_are_told(packed):
     folder, params = packed
-    told = []
+    told: list[str] = []
     more = dataclasses.replace(TINY, ascent_steps=1)
     state = trained_on_from(more, str(folder), told.append)
     assert told == [f"{folder} has no ascent, ascent_context: random parameters are used there"]

@@ -93,9 +93,9 @@ def mutants(names: list[str], folder: Path) -> list[MutationSpec]:
     ]
 
 
-def _unnoticed(tree: ast.Module) -> list[ast.AST]:
+def _unnoticed(tree: ast.Module) -> list[ast.expr]:
     """Annotations and the texts of messages."""
-    found: list[ast.AST | None] = []
+    found: list[ast.expr | None] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             found.append(node.returns)
@@ -106,7 +106,7 @@ def _unnoticed(tree: ast.Module) -> list[ast.AST]:
     return [node for node in found if node is not None]
 
 
-def _within(mutant: MutationSpec, nodes: list[ast.AST]) -> bool:
+def _within(mutant: MutationSpec, nodes: list[ast.expr]) -> bool:
     return any(
         (node.lineno, node.col_offset) <= mutant.start_pos
         and mutant.end_pos <= (node.end_lineno, node.end_col_offset)

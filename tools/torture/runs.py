@@ -240,5 +240,5 @@ def _whole(path: Path) -> bool:
     elif path.suffix == ".html":
         return path.read_text().rstrip().endswith("</html>")
     elif path.name.endswith(".nii.gz"):
-        nib.load(path).get_fdata()
+        nib.Nifti1Image.from_filename(path).get_fdata()
     return path.stat().st_size > 0

@@ -1,5 +1,6 @@
 """The DIR-Lab reader, on tiny case folders of the real packs' names and format."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def write_case(
 
 
 def config(root, **changes):
-    return DirLabConfig(**({"root": str(root), "spacing_mm": 3.0, "shape": (40, 32, 32)} | changes))
+    return dataclasses.replace(DirLabConfig(root=str(root), spacing_mm=3.0, shape=(40, 32, 32)), **changes)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_a_test_case_that_was_trained_on_says_so_in_its_name(monkeypatch):
     monkeypatch.setattr(
         dirlab,
         "dirlab_pair",
-        lambda config, case: Pair(f"case{case}", *[np.zeros((2, 2, 2))] * 2, np.ones(3)),
+        lambda config, case: Pair(f"case{case}", np.zeros((2, 2, 2)), np.zeros((2, 2, 2)), np.ones(3)),
     )
     names = {
         protocol: load_splits(

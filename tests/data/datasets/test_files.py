@@ -210,9 +210,9 @@ def test_a_folder_is_split_by_subject(tmp_path):
 
     # In the test every subject goes with the ones behind it, of which the seed knows nothing.
     config.test_fraction, config.test_partners = 0.5, 2
-    names = [load().name.split("_") for load in file_splits(config, seed=1)[2]]
+    names = [tuple(load().name.split("_")) for load in file_splits(config, seed=1)[2]]
     members = list(dict.fromkeys(fixed for fixed, _ in names))
-    assert names == [[members[n], members[(n + step) % 5]] for n in range(5) for step in (1, 2)]
+    assert names == [(members[n], members[(n + step) % 5]) for n in range(5) for step in (1, 2)]
     config.test_fraction = 0.2
 
     pair = splits[0][0]()

@@ -78,7 +78,7 @@ def test_the_t2_of_a_subject_is_read_on_the_grid_of_its_t1(root):
 
 def test_other_subjects_stay_in_their_split(root):
     splits = load_splits(config(root, same_subject=False, partners=1, validation_fraction=0.2))
-    seen = set()
+    seen: set[str] = set()
     for pairs in splits:
         fixed, moving = ({getattr(maker, side) for maker in pairs.makers} for side in ("fixed", "moving"))
         assert len(pairs) == len(fixed) and moving <= fixed

@@ -74,7 +74,7 @@ def test_nrrd_in_another_space_is_turned(tmp_path):
     )
     (tmp_path / "a.nrrd").write_bytes(header.encode() + np.arange(12, dtype="<i2").tobytes())
     image = read_image(tmp_path / "a.nrrd")
-    expected = [[0, 1.5, 0, 10], [2, 0, 0, 20], [0, 0, -3, 30], [0, 0, 0, 1]]
+    expected = np.array([[0, 1.5, 0, 10], [2, 0, 0, 20], [0, 0, -3, 30], [0, 0, 0, 1]])
     np.testing.assert_allclose(image.affine, expected, atol=1e-12)
     np.testing.assert_array_equal(image.values.ravel(order="F"), np.arange(12))
 
@@ -114,7 +114,7 @@ def write_slices(folder, positions_mm, series="1.2.3"):
 def test_dicom_series(tmp_path):
     image = read_image(write_slices(tmp_path / "scan", [5, 7.5, 10]))
     np.testing.assert_array_equal(image.values, np.tile([0, 100, 200], (5, 4, 1)))
-    expected = [[-0.5, 0, 0, 10], [0, -0.75, 0, 20], [0, 0, 2.5, 5], [0, 0, 0, 1]]
+    expected = np.array([[-0.5, 0, 0, 10], [0, -0.75, 0, 20], [0, 0, 2.5, 5], [0, 0, 0, 1]])
     np.testing.assert_allclose(image.affine, expected, atol=1e-9)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from adregnet_jax.data.io.transforms import read_field, read_matrix, write_field, write_matrix
+from adregnet_jax.data.io.transforms import Format, read_field, read_matrix, write_field, write_matrix
 from adregnet_jax.errors import UserError
 
 AFFINE = np.eye(4)
@@ -62,13 +62,14 @@ def test_what_is_in_a_nifti_file(tmp_path):
     along = np.zeros((4, 4, 4, 3), np.float32)
     along[..., 0] = 1
     mm = AFFINE[:3, 0]
-    for format, shape, intent, vector in [
+    cases: list[tuple[Format, tuple[int, ...], int, np.ndarray]] = [
         ("itk", (4, 4, 4, 1, 3), 1007, mm * [-1, -1, 1]),
         ("nifti", (4, 4, 4, 1, 3), 1006, mm),
-        ("learn2reg", (4, 4, 4, 3), 0, [1, 0, 0]),
-    ]:
+        ("learn2reg", (4, 4, 4, 3), 0, np.array([1, 0, 0])),
+    ]
+    for format, shape, intent, vector in cases:
         write_field(tmp_path / f"{format}.nii", along, AFFINE, format=format)
-        image = nib.load(tmp_path / f"{format}.nii")
+        image = nib.Nifti1Image.from_filename(tmp_path / f"{format}.nii")
         assert image.shape == shape
         assert image.header["intent_code"] == intent
         assert image.header.get_xyzt_units()[0] == "mm"
@@ -91,7 +92,7 @@ def test_a_format_can_be_told_where_the_file_does_not(tmp_path):
     path = save(tmp_path / "a.nii", DISPLACEMENT[:, :, :, None])
     assert "is not a displacement field" in refusal(lambda: read_field(path), path)
     write_field(tmp_path / "b.nii", DISPLACEMENT, AFFINE)
-    mm = nib.load(tmp_path / "b.nii").get_fdata().astype(np.float32)
+    mm = nib.Nifti1Image.from_filename(tmp_path / "b.nii").get_fdata().astype(np.float32)
     save(path, mm)
     np.testing.assert_allclose(read_field(path, format="itk")[0], DISPLACEMENT, atol=2e-6)
     assert "is not a displacement field" in refusal(lambda: read_field(path, format="learn2reg"), path)
@@ -191,7 +192,7 @@ def test_other_files(tmp_path):
     with pytest.raises(ValueError, match="expected a displacement"):
         write_field(tmp_path / "a.npz", DISPLACEMENT[0], AFFINE)
     with pytest.raises(ValueError, match="format must be"):
-        write_field(tmp_path / "a.nii", DISPLACEMENT, AFFINE, format="fsl")
+        write_field(tmp_path / "a.nii", DISPLACEMENT, AFFINE, format="fsl")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".tfm", ".mat"])

@@ -43,9 +43,9 @@ def neighbours_product(first, factor, a, b):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("slices", [1, 2, 3, 6])
 def test_mapped_over_chunks_is_the_function_of_the_whole(slices, dtype):
-    a, b, *cotangents = (jnp.asarray(random_volume(seed), dtype) for seed in range(4))
+    a, b, *rest = (jnp.asarray(random_volume(seed), dtype) for seed in range(4))
+    cotangents = (rest[0], rest[1][..., 0])
     factor = {"channels": jnp.array([2.0, -3.0], dtype), "all": jnp.asarray(5, dtype)}
-    cotangents = (cotangents[0], cotangents[1][..., 0])
     expected, pull_back = jax.vjp(functools.partial(neighbours_product, 10), factor, a, b)
     result, pull_back_chunks = jax.vjp(
         lambda factor, a, b: map_chunks(
@@ -80,8 +80,8 @@ def test_what_waits_for_numbers_does_not_depend_on_them(first, dtype):
 
 def test_a_volume_that_is_not_finite_leaves_the_others_of_its_batch_alone():
     """Infinities come first in the batch, where the loops over chunks look before they begin."""
-    a, b, *cotangents = (random_volume(seed) for seed in range(4))
-    cotangents = (cotangents[0], cotangents[1][..., 0])
+    a, b, *rest = (random_volume(seed) for seed in range(4))
+    cotangents = (rest[0], rest[1][..., 0])
     factor = {"channels": jnp.float32([2, -3]), "all": jnp.float32(5)}
 
     @jax.jit
