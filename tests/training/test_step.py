@@ -1,5 +1,7 @@
 """The training step on one device and on four, the schedule, and the mesh."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +56,8 @@ def step_on(data: int, space: int, accumulate: int, **settings):
     step = make_train_step(model, optimiser, LossConfig(ncc_window=3), mesh, accumulate=accumulate)
     placed = place(batch, range(4), 4, mesh=mesh, multiple=model.multiple)
     # Optimised by LLVM less than in use: half of the seconds it takes to compile.
-    compiled = step.lower(state, placed).compile(compiler_options={"xla_backend_optimization_level": 0})
+    options: dict[str, Any] = {"xla_backend_optimization_level": 0}
+    compiled = step.lower(state, placed).compile(compiler_options=options)
     return compiled(state, placed), state
 
 
