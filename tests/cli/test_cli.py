@@ -400,7 +400,8 @@ def test_what_the_worker_raises(files, scans, tmp_path):
 
 
 def test_a_field_that_is_not_finite(files, scans, tmp_path):
-    broken = DisplacementField(FIELD.displacement.at[0, 0, 0, 0].set(jnp.nan), FIELD.affine)
+    displacement = jnp.asarray(FIELD.displacement).at[0, 0, 0, 0].set(jnp.nan)
+    broken = DisplacementField(displacement, FIELD.affine)
 
     def diverge(*arguments, **options):
         return dataclasses.replace(found_field(*arguments, **options), field=broken)

@@ -220,7 +220,7 @@ def test_shapes():
     with pytest.raises(ValueError, match="matrix must be"):
         after_field(FIELD, np.eye(3))
     with pytest.raises(ValueError, match="mode must be"):
-        warp_image(FIELD, MOVING, MOVING_AFFINE, mode="quintic")
+        warp_image(FIELD, MOVING, MOVING_AFFINE, mode="quintic")  # type: ignore[arg-type]
 
 
 def itk_transform(itk, path):
