@@ -2,13 +2,14 @@
 
     python -m adregnet_jax.evaluation.ablation --config configs/phantom.py --workdir runs/table_v
 
-Each row and seed has its own folder in the workdir, which `train.py` and `eval.py` could have made as well.
-Running the same command again skips the rows that are finished. At the end the table is printed and written
-to table_v.csv and table_v.md. --seeds N takes the seeds 0 to N - 1 (default: 3); --baselines adds
-VoxelMorph-1 and -2. Any field of the config can be set, as in training.
+Each row and seed has its own folder in the workdir, in the format of `train.py` and `eval.py`. Running the
+same command again skips finished rows. At the end the table is printed and written to table_v.csv and
+table_v.md. --seeds N takes the seeds 0 to N - 1 (default: 3); --baselines adds VoxelMorph-1 and -2. Any field
+of the config can be set, as in training.
 
-Each --row replaces the paper's rows by one of your own: the config with the fields that it sets. The first
-row is then the config as it is, and the table is written to ablation.csv and ablation.md.
+With --row, which can be repeated, your own rows replace those of the paper. Each is the config with the given
+fields changed; the first row is the unchanged config. The table is then written to ablation.csv and
+ablation.md.
 
     python -m adregnet_jax.evaluation.ablation --config configs/phantom.py --workdir runs/ablation \\
         --row model.align_features=False --row "loss.smoothness=2 loss.jacobian=20"
@@ -35,7 +36,7 @@ from adregnet_jax.launch.config_file import override
 from adregnet_jax.launch.main import main as entry_main
 from adregnet_jax.report import tables
 
-Rows = dict[str, Sequence[str]]  # the fields that a row sets, as "model.region_size=8", by its name
+Rows = dict[str, Sequence[str]]  # settings such as "model.region_size=8" by the name of the row
 
 ROWS: Rows = {
     "full": (),
@@ -59,10 +60,10 @@ COLUMNS = (  # heading, metric (its name in cases.csv), format
 
 
 def table_v(config: Config, workdir: Path, *, seeds: int = 3, baselines: bool = False) -> None:
-    """Makes the paper's Table V by `ablate`.
+    """Produces the paper's Table V with `ablate`.
 
     Raises:
-        UserError: a config that isn't of the full network, and any error of training or evaluation.
+        UserError: the config isn't that of the full network, or training or evaluation fails.
     """
     model = config.model
     parts = (model.cross_attention, model.regional_attention, model.multi_resolution)
@@ -87,8 +88,8 @@ def ablate(
     """Trains and evaluates every row with every seed unless it is finished; prints and writes the table.
 
     Raises:
-        UserError: before any training, rows that set unknown fields or would share a folder; a folder that
-            holds another run; and any error of training or evaluation.
+        UserError: rows set unknown fields or would share a folder, or a folder holds another run (all found
+            before training); or training or evaluation fails.
     """
     configs = {row: row_config(config, changes) for row, changes in rows.items()}
     check_folders(workdir, rows)
@@ -107,7 +108,7 @@ def ablate(
                 continue
             print(f"{folder}:")
             check_earlier_run(changed, folder)
-            # Otherwise results of an earlier config could pass for this one's after an interruption.
+            # After an interruption, results of an earlier config could otherwise pass for this one's.
             with contextlib.suppress(NotADirectoryError):  # the training refuses such a workdir
                 (folder / "eval" / "summary.json").unlink(missing_ok=True)
             train(changed, folder)
@@ -160,9 +161,9 @@ def check_folders(workdir: Path, rows: Rows) -> None:
 
 
 def recorded_config(folder: Path) -> dict[str, Any] | None:
-    """The config of the run in a folder; None without a record that can be read.
+    """The config of the run in a folder; None without a readable record.
 
-    A setting that is newer than that run has its default there.
+    Settings that are newer than the run get their defaults.
     """
     try:
         record = json.loads((folder / "config.json").read_text())["config"]
@@ -172,7 +173,7 @@ def recorded_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _completed(record: Any, defaults: Any) -> Any:
-    """Nested dictionaries, with the entries of `defaults` that they lack."""
+    """Completes nested dictionaries with the entries of `defaults` that they lack."""
     if not (isinstance(record, dict) and isinstance(defaults, dict)):
         return record
     return defaults | {name: _completed(value, defaults.get(name)) for name, value in record.items()}
@@ -223,7 +224,7 @@ def check_cases(folders: Sequence[Path]) -> None:
 
 
 def table_row(name: str, folders: Sequence[Path]) -> tables.Row:
-    """Mean of each metric over the cases; then mean and SD of these over the folders, one a seed."""
+    """Mean and SD, over the folders (one per seed), of each metric's mean over the cases."""
     runs = [_read_cases(folder) for folder in folders]
     row: tables.Row = {"network": name, "seeds": len(folders), "cases": len(runs[0])}
     for _, metric, _ in COLUMNS:

@@ -33,7 +33,7 @@ class AffineScores(NamedTuple):
 def affine_displacement(pair: Pair, *, config: AffineConfig) -> Float[np.ndarray, "x y z 3"]:
     """The affine map that makes the two scans of a pair most similar (`align_affine`), in voxels.
 
-    Padding of either scan doesn't count.
+    Padding of either scan is ignored.
     """
     mask = None if pair.mask is None else jnp.asarray(pair.mask, jnp.float32)
     matrix = align_affine(

@@ -180,7 +180,7 @@ def _table_1(
 def _comparisons(rows: Sequence[tables.Row], against: Sequence[Path], *, is_dirlab: bool) -> list[tables.Row]:
     others: dict[str, tuple[Sequence[tables.Row], str, list[float | None]]] = {}
     if is_dirlab:
-        for method in published.DIRLAB_TRE_MM:  # a snapped distance with a snapped one
+        for method in published.DIRLAB_TRE_MM:  # snapped distances are compared with snapped ones
             snapped = method in published.SNAPPED
             name = f"{method} (snapped)" if snapped else method
             others[name] = (rows, "tre_snapped_mm" if snapped else "tre_mm", list(_published(rows, method)))
@@ -228,7 +228,7 @@ def _comparisons(rows: Sequence[tables.Row], against: Sequence[Path], *, is_dirl
 
 
 def _protocol(runs: Sequence[Path], instance: bool) -> str:
-    """The data that each run was trained and tested on, by its records, with a warning of leakage."""
+    """The data that each run was trained and tested on, from its records, with a warning of any leakage."""
     lines = [f"{METHODS[instance]}; the best checkpoint of each run by its validation cases.", ""]
     for run in runs:
         try:
@@ -253,7 +253,7 @@ def _recorded_config(run: Path) -> Mapping:
 
 
 def _origin(run: Path) -> str:
-    """The origin of a run's parameters, by its records."""
+    """The origin of a run's parameters, from its records."""
     try:
         pairs = json.loads((run / "splits.json").read_text())["test"]["pairs"]
         tested = {fixed for fixed, _ in pairs}

@@ -2,13 +2,13 @@
 
 `evaluate` writes to `workdir/eval`, or to `workdir/eval_instance` with instance optimisation:
 
-    cases.csv      one row a case, all metrics at full precision (`registration.measure.measure_pair`)
-    landmarks.csv  every landmark's distance before and after, the entropy of its match, and with Monte-Carlo
+    cases.csv      one row per case, all metrics at full precision (`registration.measure.measure_pair`)
+    landmarks.csv  distance of each landmark before and after, the entropy of its match, and with Monte-Carlo
                    dropout the SD of its displacement
     summary.json   mean and SD over the cases
-    tables.md      the printed tables; tables.tex the same for LaTeX
+    tables.md      the printed tables; tables.tex is the same for LaTeX
     report.html    tables, box plots, histograms and overlays on one page
-    table_3.*      for IXI: Dice as it is published, and ixi_*.csv with each subject's labels
+    table_3.*      for IXI: Dice averaged as in publications; ixi_*.csv has the Dice of each subject's labels
     figures/       the first cases in three planes and level by level, and the training curves
 """
 
@@ -72,22 +72,22 @@ def evaluate(
 
     Args:
         config: the config of the training run.
-        workdir: its folder.
-        figures: how many cases are drawn, starting with the first.
+        workdir: folder of the training run.
+        figures: number of cases to draw, starting with the first.
         instance: refines the network's displacement on each test pair, from its two images alone
-            (`adregnet_jax.registration.instance`). This is another protocol, with tables of its own.
-        mc_dropout: how many networks are drawn by dropout, for the SD of the network's displacement as a
-            second uncertainty; 0: none.
-        affine: also measures an affine alignment of each pair by its images. Off by default, since compiling
-            it takes longer than a small test split.
+            (`adregnet_jax.registration.instance`). This is a different protocol, with its own tables.
+        mc_dropout: number of networks to draw by dropout, for the SD of the displacement as a second measure
+            of uncertainty; 0 for none.
+        affine: also measures an affine alignment of each pair. Off by default, since compiling it takes
+            longer than evaluating a small test split.
 
     Returns:
-        The folder of the results.
+        The folder with the results.
 
     Raises:
-        UserError: no checkpoint, an empty test split or another one than the run's, a field that is not
-            finite, a folder that can't be written, or dropout samples from a network without dropout or fewer
-            than 2 of them.
+        UserError: there is no checkpoint, the test split is empty or differs from that of the run, a field is
+            not finite, the folder can't be written, or dropout samples are fewer than 2 or requested from a
+            network without dropout.
     """
     check_options(config, workdir, instance=instance, mc_dropout=mc_dropout, affine=affine)
     check_implementation(config.model.convolution)
@@ -127,13 +127,13 @@ def check_options(config: Config, workdir: Path, *, instance: bool, mc_dropout: 
     if not mc_dropout:
         return
     if mc_dropout < 2:
-        raise UserError(f"--mc-dropout is {mc_dropout}: an SD takes 2 samples or more, for instance 20")
+        raise UserError(f"--mc-dropout is {mc_dropout}: an SD needs 2 samples or more, for instance 20")
     if not config.model.dropout:
         raise UserError(
             "--mc-dropout draws networks by dropout, and model.dropout is 0: train with a rate above 0, for"
             " instance --config.model.dropout=0.1"
         )
-    # With another dropout rate than in training, the samples would mean nothing.
+    # With a different dropout rate than in training, the samples would be meaningless.
     check_architecture(workdir, config.model)
 
 
@@ -257,10 +257,10 @@ def _write_figure(path: Path, figure: Figure, caption: str) -> str:
 
 
 def _published_labels(data: DataConfig) -> tuple[int, ...] | None:
-    """The labels that published scores cover; None for all labels. T1 to T2 has none."""
+    """The labels that published scores cover, or None for all labels. None are published for T1 to T2."""
     return ixi.SCORED_LABELS if data.kind == "ixi" and data.ixi.mode != "t1t2" else None
 
 
 def _file_name(index: int, pair: Pair) -> str:
-    """Numbered, since several pairs may have the same name; only characters that every file system allows."""
+    """A numbered name, since several pairs may share one; only characters that all file systems allow."""
     return f"{index + 1:02d}_" + re.sub(r"[^\w.-]+", "_", pair.name)

@@ -1,4 +1,4 @@
-"""Figures of the evaluation: one case at a time, over all cases, and of the training before."""
+"""Figures of the evaluation: of single cases, of all cases together, and of the training run."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def case_figures(
 
     Args:
         pair: the scans.
-        registered: what the network made of them.
-        jacobian: [x, y, z], determinant of its displacement.
-        title: stands above the panels.
+        registered: the result of registering them.
+        jacobian: [x, y, z], Jacobian determinant of the displacement.
+        title: shown above the panels.
     """
     return {
         "": figures.registration_figure(

@@ -20,7 +20,7 @@ from adregnet_jax.registration.network import register
 
 
 class RegisteredPair(NamedTuple):
-    """A pair as the network registers it: NumPy arrays without the batch axis."""
+    """The registration of a pair by the network: NumPy arrays without the batch axis."""
 
     displacement: np.ndarray  # [x, y, z, 3] voxels
     warped: np.ndarray  # [x, y, z]
@@ -31,7 +31,7 @@ class RegisteredPair(NamedTuple):
 
 
 def abstract_parameters(model: nn.Module, pair: Pair) -> Any:
-    """Shapes and dtypes of the network's parameters; nothing is computed."""
+    """Shapes and dtypes of the network's parameters, without computing them."""
     image = jax.ShapeDtypeStruct((1, *pair.fixed.shape, 1), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image, image)["params"]
 
@@ -44,9 +44,9 @@ def timed_network(
     Args:
         model: the network.
         params: its parameters.
-        config: settings of the instance optimisation, and the seed of the dropout.
+        config: settings of the instance optimisation, and the seed for dropout.
         instance: refines each displacement on the two images.
-        mc_dropout: how many networks are drawn by dropout for `dropout_sd_mm`; 0: none.
+        mc_dropout: number of networks to draw by dropout for `dropout_sd_mm`; 0 for none.
     """
     scatter = dropout_scatter(model, params, samples=mc_dropout, seed=config.seed) if mc_dropout else None
 

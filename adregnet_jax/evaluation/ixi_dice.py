@@ -1,16 +1,16 @@
-"""Dice on IXI as it is published: averages over left and right, and tables of single subjects.
+"""Dice on IXI, averaged over left and right as in publications, and tables of single subjects.
 
     >>> dice, folded_percent = read_results("X.csv")
     >>> summarise(dice)
 
-TransMorph publishes a table of 46 Dice scores for each of the 115 test subjects. Its headline figures come
-from these in three steps, all plain means: left and right of each structure, which makes 17 groups of the 30
-scored labels; then all groups of all subjects alike. So a structure counts once, whether it has two sides or
-one. The mean of the 30 labels is another number: 0.406 for affine alignment, where the groups give 0.386.
-The SD that goes with them is over groups x subjects, by n, not n - 1.
+TransMorph publishes a table of 46 Dice scores for each of the 115 test subjects. Its headline figures are
+plain means: over left and right of each structure, which turns the 30 scored labels into 17 groups; then
+over all groups and subjects. A structure thus counts once, whether it has two sides or one. The mean of the
+30 labels differs: it is 0.406 for affine alignment, where the groups give 0.386. The published SD is taken
+over groups x subjects, with divisor n, not n - 1.
 
-Their tables have 0 where a label is absent from the scan and from the warped atlas. Here that is NaN, and is
-left out of each mean: a group with one side takes its score. The published tables have no NaN.
+The published tables have 0 where a label is absent from both the scan and the warped atlas. Here it is NaN
+and left out of each mean: a group with one side takes its score. The published tables have no NaN.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def group_scores(dice: np.ndarray) -> np.ndarray:
 
 
 def summarise(dice: np.ndarray) -> dict[str, float]:
-    """The means and SDs of Dice [cases, 46] that are published, each by its own name.
+    """The means and SDs of Dice [cases, 46] that papers report, by name.
 
     Returns:
       `mean`, `sd_groups_and_cases` and `sd_case_means` of the 17 groups; `flat_mean`, `flat_sd` (over
-      labels x cases) and `flat_sd_case_means` of the 30 labels. SDs are by n.
+      labels x cases) and `flat_sd_case_means` of the 30 labels. SDs have divisor n.
     """
     groups, labels = group_scores(dice), dice[:, list(SCORED_LABELS)]
     if np.isnan(groups).all():
@@ -77,7 +77,7 @@ def summarise(dice: np.ndarray) -> dict[str, float]:
 
 
 def _mean_of_rows(values: np.ndarray) -> np.ndarray:
-    """`np.nanmean` along axis 1 that gives NaN for a row of NaN without a warning."""
+    """`np.nanmean` along axis 1, without a warning for rows that are all NaN."""
     known = ~np.isnan(values)
     counts = known.sum(axis=1)
     sums = np.where(known, values, 0).sum(axis=1)
@@ -85,7 +85,7 @@ def _mean_of_rows(values: np.ndarray) -> np.ndarray:
 
 
 def read_results(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a table of single subjects: Dice [cases, 46], and voxels that fold, in percent, [cases]."""
+    """Reads a table of single subjects: Dice [cases, 46] and folded voxels in percent [cases]."""
     try:
         rows = list(csv.reader(Path(path).read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -106,7 +106,7 @@ def read_results(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         if len(row) != len(COLUMNS):
             raise UserError(f"{path}, line {number}: has {len(row)} cells, expected {len(COLUMNS)}")
     if not subjects:
-        raise UserError(f"{path}: has no subjects; expected a line each")
+        raise UserError(f"{path}: has no subjects; expected one line per subject")
     values = np.array(subjects)
     return values[:, :-1], 100 * values[:, -1]
 
@@ -148,7 +148,7 @@ def write_tables(
 
     Args:
       folder: gets ixi_*.csv and table_3.*.
-      cases: a row a subject with its "folded_percent".
+      cases: one row per subject with its "folded_percent".
       dice: by warping and label, of each subject (`registration.measure.label_scores`).
     """
     folded_percent = np.array([case["folded_percent"] for case in cases])

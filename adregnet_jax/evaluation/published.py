@@ -1,13 +1,13 @@
 """Published results for comparison. DIR-Lab 4DCT: mean TRE in mm of cases 1 to 10.
 
 Protocols differ: the learned methods of the paper's Table I were trained on other cases or on these very
-ones, pTVreg and IDIR are optimised on each test pair itself. `SNAPPED` compares mapped points after rounding
-to voxels.
+cases; pTVreg and IDIR are optimised on each test pair itself. Methods in `SNAPPED` round mapped points to
+voxels before measuring.
 """
 
 from __future__ import annotations
 
-# Table I of the AD-RegNet paper, which names its sources, then methods it leaves out.
+# Table I of the AD-RegNet paper, which names its sources, then methods that it omits.
 DIRLAB_TRE_MM: dict[str, tuple[float, ...]] = {
     "De Vos": (1.27, 1.20, 1.48, 2.09, 1.95, 5.16, 3.05, 6.48, 2.10, 2.09),
     "Eppenhof": (1.45, 1.46, 1.57, 1.95, 2.07, 3.04, 3.41, 2.80, 2.18, 1.83),

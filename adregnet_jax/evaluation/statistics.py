@@ -37,23 +37,23 @@ def compare(
 ) -> Comparison:
     """Compares two methods on the same cases.
 
-    The test is exact where no two differences tie, and leaves out differences of zero (Wilcoxon's own way).
-    The interval is a bias-corrected bootstrap over the cases (BCa, 10,000 samples). If cases share
-    subjects, other than one in all of them such as an atlas, there is no test, and the interval is that of
-    `subject_interval`.
+    The test is exact if no two differences tie, and leaves out differences of zero, as Wilcoxon did. The
+    interval is a bias-corrected bootstrap over the cases (BCa, 10,000 samples). If cases share subjects (not
+    counting one in all of them, such as an atlas), there is no test, and `subject_interval` gives the
+    interval.
 
     Args:
-        ours: one value a case.
-        theirs: one value a case, in the same order.
-        subjects: the subjects of each case; None: no subject is in two cases.
+        ours: one value per case.
+        theirs: one value per case, in the same order.
+        subjects: the subjects of each case; None if no subject is in two cases.
         seed: seed of the bootstrap.
 
     Raises:
-        ValueError: lengths that differ, no cases, or a value that is not finite.
+        ValueError: lengths differ, there are no cases, or a value is not finite.
     """
     ours_, theirs_ = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if ours_.shape != theirs_.shape or ours_.ndim != 1 or not ours_.size:
-        raise ValueError(f"expected one value a case from both, got {ours_.shape} and {theirs_.shape}")
+        raise ValueError(f"expected one value per case from both, got {ours_.shape} and {theirs_.shape}")
     if not np.isfinite([ours_, theirs_]).all():
         raise ValueError("expected finite values of both")
     # Published figures have two digits: without rounding, equal differences would not tie.
@@ -66,11 +66,11 @@ def compare(
     if shared:
         note = f"n/a: {shared} subjects are in several pairs, the interval is over subjects"
     elif len(moved) < FEWEST_PAIRS:
-        note = f"n/a: {len(moved)} pairs differ, a signed-rank test takes {FEWEST_PAIRS}"
+        note = f"n/a: {len(moved)} pairs differ, a signed-rank test needs {FEWEST_PAIRS}"
     else:
         p = float(stats.wilcoxon(moved).pvalue)
     if len(difference) < FEWEST_PAIRS:
-        interval = None  # a bootstrap of so few values never leaves their range
+        interval = None  # a bootstrap of this few values never leaves their range
     elif shared:
         interval = subject_interval(difference, subjects or [], seed=seed)
     else:
@@ -93,7 +93,7 @@ def subject_interval(
     the product of their numbers. A subject that is in all cases is not drawn.
 
     Args:
-        values: [n], one a case.
+        values: [n], one per case.
         subjects: the subjects of each case.
         seed: seed of the draws.
         samples: number of draws.
@@ -115,7 +115,7 @@ def subject_interval(
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p values corrected for their number by Holm's step-down method; None stays None and doesn't count."""
+    """p values corrected by Holm's step-down method; None stays None and isn't counted."""
     known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     highest = 0.0

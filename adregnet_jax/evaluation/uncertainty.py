@@ -46,7 +46,7 @@ class Calibration(NamedTuple):
 def dropout_scatter(
     model: nn.Module, params: Any, *, samples: int, seed: int
 ) -> Callable[[Pair], np.ndarray]:
-    """`dropout_sd_mm` [x, y, z] as a function of a pair: the same drawn networks for all pairs."""
+    """`dropout_sd_mm` [x, y, z] as a function of a pair, with the same drawn networks for all pairs."""
     key = jax.random.key(seed)
 
     @jax.jit
@@ -67,14 +67,14 @@ def landmark_rows(
     match_entropy: Sequence[np.ndarray] = (),
     dropout_sd_mm: Float[np.ndarray, "x y z"] | None = None,
 ) -> list[tables.Row]:
-    """A row a landmark: its number from 0, its distance in mm before and after, and its uncertainties.
+    """One row per landmark: its 0-based number, its distance in mm before and after, and its uncertainties.
 
     The uncertainties are read at the voxel of the fixed landmark.
 
     Args:
         pair: the landmarks and the grid.
         displacement: [x, y, z, 3] in voxels.
-        match_entropy: [x_l, y_l, z_l] of each level in nats, of which the finest is read; empty without
+        match_entropy: [x_l, y_l, z_l] of each level in nats; only the finest is used. Empty without
             attention.
         dropout_sd_mm: [x, y, z]; None without dropout samples.
     """
@@ -110,7 +110,7 @@ def calibrate(landmarks: Sequence[tables.Row], uncertainty: Uncertainty) -> Cali
 
 
 def calibration_figures(landmarks: Sequence[tables.Row]) -> dict[str, Figure]:
-    """A figure by name for each uncertainty that varies."""
+    """Figures by name, one for each uncertainty that varies."""
     return {
         uncertainty.figure: figures.calibration_figure(*calibration, measure=uncertainty.label)
         for uncertainty in UNCERTAINTIES
@@ -119,7 +119,7 @@ def calibration_figures(landmarks: Sequence[tables.Row]) -> dict[str, Figure]:
 
 
 def rank_correlations(landmarks: Sequence[tables.Row]) -> list[str]:
-    """A line for each uncertainty that varies: its rank correlation with the error."""
+    """The rank correlation with the error, as one line for each uncertainty that varies."""
     lines = []
     for uncertainty in UNCERTAINTIES:
         if (calibration := calibrate(landmarks, uncertainty)) is None:

@@ -126,8 +126,8 @@ def compose_fields(first: DisplacementField, second: DisplacementField) -> Displ
       From the fixed to the moving world, on the same grid.
 
     Raises:
-      ValueError: fields on different grids. Under `jit` the affines have no values to compare yet: there the
-        shapes have to do.
+      ValueError: fields on different grids. Under `jit`, where affines have no values yet, only the shapes
+        are compared.
     """
     _check_field(first)
     _check_field(second)

@@ -1,7 +1,7 @@
 """Figures for papers and reports: pure functions from arrays to a matplotlib `Figure`.
 
-Volumes are turned to the patient first, by their affine, so that axes 0, 1, 2 are right, anterior, superior.
-Panels show the patient's right on the left, as radiologists look, and every panel has the same scale in mm.
+Volumes are first reoriented by their affine, so that axes 0, 1, 2 are right, anterior, superior. Panels show
+the patient's right on the left, the radiological convention, and all have the same scale in mm.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from adregnet_jax.report import tables
 
 
 class TurnedPair(NamedTuple):
-    """A registered pair turned to the patient: axes 0, 1, 2 are right, anterior, superior."""
+    """A registered pair in patient orientation: axes 0, 1, 2 are right, anterior, superior."""
 
     fixed: Float[np.ndarray, "x y z"]
     moving: Float[np.ndarray, "x y z"]
@@ -70,7 +70,7 @@ TRAINING, VALIDATION = "train/", "validation/"  # prefixes of the metrics of eac
 FOLDED_COLOUR = "magenta"  # occurs in neither of the diverging colour maps
 SIDES = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.03), (0.5, 0.97))  # left, right, bottom, top of a panel
 ALIGNED = (("left", "center"), ("right", "center"), ("center", "bottom"), ("center", "top"))
-OUTLINE = [withStroke(linewidth=1.5, foreground="black")]  # letters stay readable on any grey
+OUTLINE = [withStroke(linewidth=1.5, foreground="black")]  # keeps letters readable on any grey
 
 # Layout in inches.
 PANEL_WIDTH, GAP = 1.6, 0.08
@@ -86,7 +86,7 @@ TITLE = (
 
 
 def figure_title(row: tables.Row) -> str:
-    """The gains of a measured pair and its folds, in one line."""
+    """One line with the metrics of a pair before and after, and its folds."""
     return ", ".join(text for part in TITLE if (text := part.text(row)) != "-")
 
 
@@ -111,8 +111,8 @@ def registration_figure(
     """One registered pair in three planes through `central_point`.
 
     The scans share one grey window and the two differences one colour scale centred on 0. The Jacobian map
-    is centred on 1, with folded voxels (determinant <= 0) in a colour of their own. The grid shows where
-    p + u(p) takes straight lines of the fixed scan, over the moving scan.
+    is centred on 1, with folded voxels (determinant <= 0) in their own colour. The grid shows where p + u(p)
+    maps straight lines of the fixed scan, on top of the moving scan.
 
     Args:
         fixed, moving, warped: [x, y, z], intensities in [0, 1].
@@ -164,7 +164,7 @@ def levels_figure(
 ) -> Figure:
     """The paper's Fig. 5: the scans, uncertainty maps and Jacobian maps, coarse to fine, in three planes.
 
-    The planes go through the middle. A level's map is drawn in its own voxels.
+    The planes go through the centre. The maps of a level are drawn in its own voxels.
 
     Args:
         fixed, moving, warped: [x, y, z], intensities in [0, 1].
@@ -172,7 +172,7 @@ def levels_figure(
         jacobian: of each level, coarse to fine, [x_l, y_l, z_l].
         spacing_mm: [3].
         affine: [4, 4], voxel to RAS mm; only its orientation is used.
-        dropout_sd_mm: [x, y, z], SD of the displacement over networks drawn by dropout: one more map.
+        dropout_sd_mm: [x, y, z], SD of the displacement over networks drawn by dropout, as one more map.
         title: shown above the panels.
     """
     orientation = nib.io_orientation(affine).astype(int)
@@ -244,12 +244,12 @@ def calibration_figure(
     *,
     measure: str = "entropy of the match, nats",
 ) -> Figure:
-    """Mean error in ten groups of equal size, from the least to the most uncertain landmarks.
+    """The mean error in ten groups of equal size, from the least to the most uncertain landmarks.
 
     Args:
         uncertainty: [n], at each landmark.
         error_mm: [n].
-        rank_correlation: Spearman's, of the two; shown above the plot.
+        rank_correlation: Spearman's, between the two; shown above the plot.
         measure: name and unit of the uncertainty.
     """
     groups = np.array_split(np.argsort(uncertainty, kind="stable"), min(10, len(uncertainty)))
@@ -283,11 +283,11 @@ def jacobian_figure(names: Sequence[str], determinants: Sequence[Float[np.ndarra
 
 
 def training_figure(records: Sequence[Mapping[str, float]]) -> Figure:
-    """The logged metrics of a run over its steps: one panel a metric, with the curves of both splits.
+    """The logged metrics of a run over its steps: one panel per metric, with the curves of both splits.
 
     Args:
-        records: one mapping a logged step, with "step" and any metrics; "validation/loss" becomes a curve in
-            the panel "loss", next to that of the training steps.
+        records: one mapping per logged step, with "step" and any metrics; "validation/loss" becomes a curve
+            in the panel "loss", next to that of the training steps.
     """
     names = dict.fromkeys(name for record in records for name in record if name != "step")
     panels = list(dict.fromkeys(name.removeprefix(TRAINING).removeprefix(VALIDATION) for name in names))
@@ -297,7 +297,7 @@ def training_figure(records: Sequence[Mapping[str, float]]) -> Figure:
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
         curves = (
-            (panel, "training", "C0"),  # metrics without a split, as the learning rate
+            (panel, "training", "C0"),  # metrics without a split, such as the learning rate
             (TRAINING + panel, "training", "C0"),
             (VALIDATION + panel, "validation", "C1"),
         )
@@ -340,7 +340,7 @@ def central_point(
 
 
 def enlarged(level: Float[np.ndarray, "_x _y _z"], shape: Sequence[int]) -> Float[np.ndarray, "x y z"]:
-    """A level's volume in the voxels of the full grid, which the network padded at the high end.
+    """Enlarges the volume of a level to the full grid, which the network padded at the high end.
 
     Args:
         level: [x_l, y_l, z_l], coarser than the full grid by a power of two.
@@ -365,7 +365,7 @@ def grid_lines(
         every_mm: distance between the lines, rounded to whole voxels.
 
     Returns:
-        Lines [k, 2] in mm, the centre of the first voxel at 0.
+        Lines [k, 2] in mm, with the centre of the first voxel at 0.
     """
     index = np.moveaxis(np.indices(displacement_mm.shape[:2]), 0, -1)
     carried = index * spacing_mm + displacement_mm  # [m, n, 2]
@@ -384,7 +384,7 @@ def _turned(
     spacing_mm: np.ndarray,
     orientation: np.ndarray,
 ) -> TurnedPair:
-    """All arrays with the patient's axes in order; `orientation` as from `nibabel.io_orientation`."""
+    """All arrays in patient orientation; `orientation` is that of `nibabel.io_orientation`."""
     order = np.argsort(orientation[:, 0])  # the file's axis for each axis of the patient
     displacement_mm = nib.apply_orientation(displacement * spacing_mm, orientation)
     fixed, moving, warped, jacobian = (
@@ -395,7 +395,7 @@ def _turned(
 
 
 def _file_index(axis: int, point: Sequence[int], orientation: np.ndarray, shape: Sequence[int]) -> str:
-    """The slice through `point` as the file counts it, for instance "k = 38"."""
+    """The index of the slice through `point` in the file, for instance "k = 38"."""
     file_axis = int(np.flatnonzero(orientation[:, 0] == axis)[0])
     index = point[axis] if orientation[file_axis, 1] > 0 else shape[axis] - 1 - point[axis]
     return f"{'ijk'[file_axis]} = {index}"
@@ -414,7 +414,7 @@ def _colours(scan: TurnedPair) -> Colours:
 def _draw_plane(
     axes: Sequence[Axes], scan: TurnedPair, plane: Plane, index: int, colours: Colours, every_mm: float
 ) -> None:
-    """Fill one row of panels, in the order of `PANELS`."""
+    """Fills one row of panels, in the order of `PANELS`."""
     fixed, moving, warped, jacobian = (
         volume.take(index, plane.normal) for volume in (scan.fixed, scan.moving, scan.warped, scan.jacobian)
     )
@@ -465,7 +465,7 @@ def _show(
 
 
 def _panels(extent_mm: np.ndarray, columns: int) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with one row a plane, one column a panel, all at one scale in mm."""
+    """A figure with one row per plane and one column per panel, all at one scale in mm."""
     inches = PANEL_WIDTH / max(extent_mm[:2])
     heights = [extent_mm[plane.axes[1]] * inches for plane in PLANES]
     width = LEFT + columns * (PANEL_WIDTH + GAP)

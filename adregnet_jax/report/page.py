@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: tables, and pictures as data. No scripts, no further files."""
+"""Self-contained HTML pages: tables, and pictures as embedded data. No scripts, no other files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def page(title: str, protocol: str, sections: Sequence[Section]) -> str:
             f"<h1>{html.escape(title)}</h1>",
             f"<pre>{html.escape(protocol.strip())}</pre>",
             *blocks,
-            "<p>Research software, no medical device.</p>",
+            "<p>Research software, not a medical device.</p>",
             "</body></html>\n",
         ]
     )

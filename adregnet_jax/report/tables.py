@@ -27,7 +27,7 @@ TEXTS = ("name", "fixed", "moving")  # the columns of cases.csv that hold no num
 
 
 class Column(NamedTuple):
-    """One printed column: `cell` is a format string over the row's names, as in "{tre_mm:.2f}"."""
+    """One printed column: `cell` is a format string with names of the row, such as "{tre_mm:.2f}"."""
 
     heading: str
     cell: str
@@ -82,14 +82,14 @@ def finite(value: float | None) -> float | None:
 
 
 def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
-    """Mean and sample SD of the finite values; None if there are none, or for the SD fewer than two."""
+    """Mean and sample SD of the finite values; None without values, the SD also if there is only one."""
     known = [number for value in values if (number := finite(value)) is not None]
     mean = float(np.mean(known)) if known else None
     return mean, float(np.std(known, ddof=1)) if len(known) > 1 else None
 
 
 def with_mean_and_sd(rows: Sequence[Row]) -> list[Row]:
-    """The rows, then their mean and their SD over the cases, column by column."""
+    """The rows, followed by their mean and SD over the cases, column by column."""
     numbers = {name: mean_and_sd(row[name] for row in rows) for name in rows[0] if name not in TEXTS}
     mean: Row = {"name": "mean"} | {name: pair[0] for name, pair in numbers.items()}
     sd: Row = {"name": "SD"} | {name: pair[1] for name, pair in numbers.items()}
@@ -97,7 +97,7 @@ def with_mean_and_sd(rows: Sequence[Row]) -> list[Row]:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """All values of all rows at full precision, below a line of names; `None` is an empty cell."""
+    """All values of all rows at full precision, below a header; `None` is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -120,14 +120,14 @@ def read_cases(path: Path) -> list[Row]:
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: is not a table of eval.py ({error}): evaluate the run again") from None
     if not rows or "name" not in rows[0]:
-        raise UserError(f"{path}: no cases in it: expected the cases.csv of eval.py")
+        raise UserError(f"{path}: holds no cases; expected the cases.csv of eval.py")
     if not all(row["name"] for row in rows):
         raise UserError(f"{path}: a case without a name, the table is cut off: evaluate the run again")
     return rows
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The lines of a table that eval.py writes, by the names of its columns."""
+    """The lines of a table written by eval.py, by the names of its columns."""
     try:
         return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     except FileNotFoundError:
@@ -137,7 +137,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def to_text(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """An aligned table for the terminal: first column to the left, the others to the right."""
+    """An aligned table for the terminal: first column left-aligned, the others right-aligned."""
     cells = _cells(rows, columns)
     widths = [max(len(line[k]) for line in cells) for k in range(len(cells[0]))]
     lines = [
@@ -151,7 +151,7 @@ def to_text(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def to_markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """A table for a README: first column to the left, the others to the right."""
+    """A Markdown table: first column left-aligned, the others right-aligned."""
     cells = _cells(rows, columns)
     rule = ["---"] + ["---:"] * (len(cells[0]) - 1)
     lines = [" | ".join(cell.replace("|", r"\|") for cell in line) for line in [cells[0], rule, *cells[1:]]]
@@ -159,7 +159,7 @@ def to_markdown(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def to_latex(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """A `tabular` with the rules of booktabs."""
+    """A LaTeX `tabular` with booktabs rules."""
     heading, *cells = _cells(rows, columns)
     lines = [
         r"\begin{tabular}{l" + "r" * (len(heading) - 1) + "}",
@@ -172,7 +172,7 @@ def to_latex(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def to_html(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """A table for a report."""
+    """An HTML table."""
     heading, *cells = _cells(rows, columns)
     lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in heading) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in cells]
@@ -187,6 +187,6 @@ def _latex_line(cells: Sequence[str]) -> str:
 
 
 def _cells(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
-    """The headings, then one line a row. A column that applies to no row is left out."""
+    """The headings, then one line per row. A column that applies to no row is left out."""
     shown = [column for column in columns if any(column.text(row) != "-" for row in rows)]
     return [[column.heading for column in shown], *([column.text(row) for column in shown] for row in rows)]

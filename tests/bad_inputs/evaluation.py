@@ -179,13 +179,13 @@ EVALUATION = [
         "collect_empty",
         COLLECT,
         text("run/eval/cases.csv", ""),
-        "no cases in it: expected the cases.csv of eval",
+        "holds no cases; expected the cases.csv of eval",
     ),
     Case(
         "collect_columns",
         COLLECT,
         text("run/eval/cases.csv", "case,tre\na,1\n"),
-        "no cases in it|not a table",
+        "holds no cases|not a table",
     ),
     Case(
         "collect_words",

@@ -343,7 +343,5 @@ ITK = [
     Case(
         "text_nrrd", "adregnet info scan.nrrd", text("scan.nrrd", "NRRD0004\nnonsense\n"), "not an image that"
     ),
-    Case(
-        "folder_without_dicom", "adregnet info .", nothing, "holds 0 DICOM series; expected the files of one"
-    ),
+    Case("folder_without_dicom", "adregnet info .", nothing, "holds 0 DICOM series; expected the files of a"),
 ]

@@ -304,7 +304,7 @@ def test_dropout_samples_go_to_landmarks_and_figures(run, capsys):
 
 @pytest.mark.parametrize(
     ("rate", "samples", "told"),
-    [(0.0, 5, "model.dropout is 0: train with"), (0.2, 1, "--mc-dropout is 1: an SD takes 2")],
+    [(0.0, 5, "model.dropout is 0: train with"), (0.2, 1, "--mc-dropout is 1: an SD needs 2")],
 )
 def test_dropout_samples_that_tell_nothing_are_refused(run, rate, samples, told):
     with pytest.raises(UserError, match=told) as raised:

@@ -69,7 +69,7 @@ def test_too_few_pairs_have_no_p_and_a_reason():
     with pytest.raises(ValueError, match="finite"):
         compare([1.0, float("nan")], [1.0, 2.0])
     assert compare([1.0, 2.0], [1.0, 2.0]).effect is None
-    with pytest.raises(ValueError, match="one value a case"):
+    with pytest.raises(ValueError, match="one value per case"):
         compare([1.0], [1.0, 2.0])
 
 
