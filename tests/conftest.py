@@ -14,6 +14,8 @@ flags = os.environ.get("XLA_FLAGS", QUICK_TO_COMPILE)
 if "xla_force_host_platform_device_count" not in flags:
     flags += " --xla_force_host_platform_device_count=4"  # for what is divided among devices
 os.environ["XLA_FLAGS"] = flags
+# A missing axis is an error, here and in the processes that tests start. Scalars broadcast as ever.
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 
 @pytest.fixture

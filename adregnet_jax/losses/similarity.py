@@ -168,7 +168,7 @@ def mutual_information_loss(
         joint = _joint_histogram(fixed.ravel(), warped.ravel(), weights.ravel(), bins)
         joint = sum_over_slabs(joint)
         joint = joint / jnp.maximum(jnp.sum(joint), 1e-6)
-        independent = jnp.sum(joint, axis=0) * jnp.sum(joint, axis=1, keepdims=True)
+        independent = jnp.sum(joint, axis=0, keepdims=True) * jnp.sum(joint, axis=1, keepdims=True)
         tiny = 1e-12  # of a probability: p log p is 0 there
         return jnp.sum(joint * (jnp.log(joint + tiny) - jnp.log(independent + tiny)))
 
@@ -197,7 +197,7 @@ def _parzen_windows(intensities: AnyArray, bins: int) -> Array:
     """[n, bins]: what each intensity gives to each bin, cubic B-splines that sum to 1."""
     # The outermost bins take the tails of 0 and 1.
     position = 1 + jnp.clip(intensities, 0, 1) * (bins - 3)
-    distance = jnp.abs(position[:, None] - jnp.arange(bins))
+    distance = jnp.abs(position[:, None] - jnp.arange(bins)[None])
     near = 2 / 3 - distance**2 * (1 - distance / 2)
     far = (2 - distance) ** 3 / 6
     return jnp.where(distance < 1, near, jnp.where(distance < 2, far, 0))

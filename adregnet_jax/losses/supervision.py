@@ -114,7 +114,7 @@ def dice_loss(
             f"fixed_labels must be {(*displacement.shape[:-1], 1)} and labels not empty, "
             f"got {fixed_labels.shape} and {labels}"
         )
-    chosen = jnp.asarray(labels)
+    chosen = jnp.asarray(labels)[None, None, None, None]
     fixed = (fixed_labels == chosen).astype(jnp.float32)  # [b, x, y, z, label]
     warped = warp((moving_labels == chosen).astype(jnp.float32), displacement)
     overlap = jnp.sum(fixed * warped, axis=(1, 2, 3))

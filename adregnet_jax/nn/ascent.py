@@ -85,6 +85,5 @@ class AscentStep(nn.Module):
 
 def _smoothed_first(_key: jax.Array, shape: tuple[int, int, int, int, int]) -> jax.Array:
     """A kernel that smooths the first three channels, times `STEP`, and leaves out the others."""
-    weights = jnp.array([0.25, 0.5, 0.25])
-    smoothing = weights[:, None, None] * weights[:, None] * weights
-    return STEP * smoothing[..., None, None] * jnp.eye(shape[3], shape[4])
+    x, y, z = jnp.ix_(*[jnp.array([0.25, 0.5, 0.25])] * 3)
+    return STEP * (x * y * z)[..., None, None] * jnp.eye(shape[3], shape[4])[None, None, None]

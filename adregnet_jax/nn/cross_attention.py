@@ -158,7 +158,8 @@ def _attend_globally(tokens: _Arrays, locality: jax.Array | None, block: int) ->
     query, key, value = tokens
     b, *shape, c = query.shape
     whole = (whole_width(shape[0]), *shape[1:])
-    grid = identity_grid(tuple(shape)) - (jnp.array(whole) - 1) / 2
+    centre = (jnp.array(whole) - 1) / 2
+    grid = identity_grid(tuple(shape)) - centre[None, None, None]
     place = jnp.broadcast_to(grid.reshape(1, -1, 3), (b, query[0, ..., 0].size, 3))  # [b, q, 3]
     query, key, value = (array.reshape(b, -1, array.shape[-1]) for array in (query, key, value))
     if locality is not None:

@@ -45,6 +45,7 @@ def add_bias(features: jax.Array, bias: jax.Array) -> jax.Array:
 
     The gradient of the bias is a sum over all voxels, which stops growing early in bfloat16.
     """
+    bias = jnp.expand_dims(bias, range(features.ndim - 1))
     return (features.astype(jnp.float32) + bias).astype(features.dtype)
 
 

@@ -76,7 +76,7 @@ def region_means(features: jax.Array, region: int) -> jax.Array:
     sums = features
     if slab_count() > 1:
         padding[0] = (0, 0)
-        of_block = (slab_start(width) + jnp.arange(width)) // region == jnp.arange(count[0])[:, None]
+        of_block = (slab_start(width) + jnp.arange(width))[None] // region == jnp.arange(count[0])[:, None]
         sums = jnp.einsum("px,bxyzc->bpyzc", of_block.astype(sums.dtype), sums, precision="highest")
     sums = jnp.pad(sums, [(0, 0), *padding, (0, 0)])
     for axis, m in enumerate(count, start=1):  # one axis at a time
@@ -87,5 +87,5 @@ def region_means(features: jax.Array, region: int) -> jax.Array:
     voxels = [
         jnp.minimum(region, n - region * jnp.arange(m)) for m, n in zip(count, shape, strict=True)
     ]  # of each block, along each axis
-    volume = voxels[0][:, None, None] * voxels[1][:, None] * voxels[2]
-    return sums / volume[..., None]
+    x, y, z = jnp.ix_(*voxels)
+    return sums / (x * y * z)[None, ..., None]

@@ -49,7 +49,8 @@ def predict_in_tiles(
     widths = tuple(min(tile, n) for n in shape)
     starts = np.array(list(itertools.product(*map(tile_starts, shape, widths))))  # [t, 3]
     ramps = [tile_ramp(width) for width in widths]
-    window = jnp.asarray(ramps[0][:, None, None] * ramps[1][:, None] * ramps[2], jnp.float32)[..., None]
+    x, y, z = np.ix_(*ramps)
+    window = jnp.asarray(x * y * z, jnp.float32)[None, ..., None]
 
     def add_tile(n: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         total, weight = sums
@@ -59,10 +60,10 @@ def predict_in_tiles(
         prediction = cast(Prediction, model.apply({"params": params}, *both))
         return (
             _add_at(total, window * prediction.displacement, at),
-            _add_at(weight, window, at[1:]),
+            _add_at(weight, window, at),
         )
 
-    start = (jnp.zeros((*fixed.shape[:4], 3)), jnp.zeros((*shape, 1)))
+    start = (jnp.zeros((*fixed.shape[:4], 3)), jnp.zeros((1, *shape, 1)))
     total, weight = jax.lax.fori_loop(0, len(starts), add_tile, start)
     return total / weight
 

@@ -52,7 +52,8 @@ def blocked_attention(
         padded = jnp.pad(array, ((0, 0), (0, count * block - keys), (0, 0)))
         return jnp.moveaxis(padded.reshape(b, count, block, -1), 1, 0)
 
-    absent = jnp.where(jnp.arange(count * block) < keys, 0.0, -jnp.inf).reshape(count, block)
+    # [count, 1, 1, block]
+    absent = jnp.where(jnp.arange(count * block) < keys, 0.0, -jnp.inf).reshape(count, 1, 1, block)
     query = query * jnp.asarray(d**-0.5, query.dtype)
 
     @jax.checkpoint

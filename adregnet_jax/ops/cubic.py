@@ -70,7 +70,8 @@ def inside_grid(coordinates: Real[AnyArray, "*points 3"], shape: tuple[int, ...]
     Returns:
       [...] bool.
     """
-    return jnp.all((coordinates >= -0.5) & (coordinates <= jnp.array(shape) - 0.5), axis=-1)
+    highest = jnp.broadcast_to(jnp.array(shape) - 0.5, coordinates.shape)
+    return jnp.all((coordinates >= -0.5) & (coordinates <= highest), axis=-1)
 
 
 def _prefilter(n: int) -> np.ndarray:

@@ -63,7 +63,7 @@ def box_mean(volume: Float[AnyArray, "b x y z c"], width: int) -> Float[Array, "
       ValueError: wrong rank or width.
     """
     counts = window_counts(volume.shape[1:4], width)
-    return box_sum(volume, width) / counts[..., None]
+    return box_sum(volume, width) / counts[None, ..., None]
 
 
 def window_counts(shape: tuple[int, ...], width: int) -> Float[Array, "x y z"]:
@@ -84,7 +84,8 @@ def window_counts(shape: tuple[int, ...], width: int) -> Float[Array, "x y z"]:
             position, last = position + slab_start(n), whole_width(n) - 1
         counts.append(jnp.minimum(position + radius, last) - jnp.maximum(position - radius, 0) + 1.0)
     # The counts of a cube are the product of those of its sides.
-    return counts[0][:, None, None] * counts[1][:, None] * counts[2]
+    x, y, z = jnp.ix_(*counts)
+    return x * y * z
 
 
 def gaussian_filter(
@@ -119,8 +120,8 @@ def gaussian_filter(
             volume = halo(volume, radius, radius)
             source = jnp.arange(-radius, n + radius)
             place = slab_start(n) + source
-            outside = (place < 0) | (place >= whole_width(n))
-        distance = position[:, None] - source  # [n, n], or of a slab [n, before + n + after]
+            outside = ((place < 0) | (place >= whole_width(n)))[None]
+        distance = position[:, None] - source[None]  # [n, n], or of a slab [n, before + n + after]
         near = (jnp.abs(distance) <= width // 2) & jnp.logical_not(outside)
         weights = jnp.where(near, jnp.exp(-0.5 * (distance / sigma) ** 2), 0)
         weights = (weights / weights.sum(axis=1, keepdims=True)).astype(volume.dtype)

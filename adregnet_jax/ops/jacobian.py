@@ -71,7 +71,7 @@ def _gradient(volume: AnyArray, spacing: Sequence[float]) -> list[jax.Array]:
     width = volume.shape[1]
     extended = halo(volume, 1, 1)
     step = extended[:, 1:] - extended[:, :-1]
-    place = slab_start(width) + jnp.arange(width).reshape(-1, *[1] * (volume.ndim - 2))
+    place = slab_start(width) + jnp.arange(width).reshape(1, -1, *[1] * (volume.ndim - 2))
     first, last = place == 0, place == whole_width(width) - 1
     along_x = jnp.where(
         first, step[:, 1:], jnp.where(last, step[:, :-1], (extended[:, 2:] - extended[:, :-2]) / 2)
@@ -109,7 +109,7 @@ def folded_volume(
         raise ValueError(
             f"displacement must be [b, x, y, z, 3] of 2 voxels or more an axis, got {displacement.shape}"
         )
-    mapped = identity_grid(displacement.shape[1:4]) + displacement
+    mapped = identity_grid(displacement.shape[1:4])[None] + displacement
     low, high = slice(None, -1), slice(1, None)
     vertex = {
         bits: mapped[(slice(None), *(high if bit else low for bit in bits))]

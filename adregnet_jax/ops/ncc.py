@@ -35,7 +35,7 @@ def local_squared_ncc(
         return box_sum(values[..., None], window)[..., 0]
 
     if mask is None:
-        count = window_counts(fixed.shape[1:], window)
+        count = window_counts(fixed.shape[1:], window)[None]
     else:
         count = jnp.maximum(window_sum(mask), 1)
     fixed_sum, warped_sum = window_sum(fixed), window_sum(warped)

@@ -170,10 +170,11 @@ def _border_biases(first: int | Array, shape: Sequence[int], whole: int, radius:
 
     slices, ny, nz = shape
     offsets = _xy_offsets(radius)
-    along_x = outside(first + np.arange(slices) + offsets[:, :1], whole)[:, None, :, None, None]
+    along_x = outside(first + (np.arange(slices) + offsets[:, :1]), whole)[:, None, :, None, None]
     along_y = outside(np.arange(ny) + offsets[:, 1:], ny)[:, None, None, :, None]
     # Sums of vectors, broadcast when they are added: a whole volume of constants would be in the program.
-    return [along_x + along_y + outside(np.arange(nz) + o, nz) for o in range(-radius, radius + 1)]
+    along_z = [outside(np.arange(nz) + o, nz)[None, None, None, None] for o in range(-radius, radius + 1)]
+    return [along_x + along_y + z for z in along_z]
 
 
 def _planar(features: Array) -> Array:

@@ -62,8 +62,8 @@ def _forward(
     mean = total / voxels  # [b, c]
     (squares,) = sum_over_slabs(_sums(lambda x, mean: [(x - mean) ** 2], [volume], [mean]))
     reciprocal_sd = jax.lax.rsqrt(squares / voxels + epsilon)
-    gain = reciprocal_sd * scale
-    result = (volume.astype(jnp.float32) - _spread(mean)) * _spread(gain) + offset
+    gain = reciprocal_sd * scale[None]
+    result = (volume.astype(jnp.float32) - _spread(mean)) * _spread(gain) + _spread(offset[None])
     result = jnp.where(result >= 0, result, negative_slope * result)
     return result.astype(volume.dtype), (volume, scale, offset, mean, reciprocal_sd)
 
@@ -78,7 +78,8 @@ def _backward(
     def before_activation(x: Array, g: Array, mean: Array, reciprocal_sd: Array) -> tuple[Array, Array]:
         """The normalised volume, and the gradient before scale and offset."""
         normalised = (x - mean) * reciprocal_sd
-        return normalised, jnp.where(normalised * scale + offset >= 0, g, negative_slope * g)
+        activated = normalised * _spread(scale[None]) + _spread(offset[None])
+        return normalised, jnp.where(activated >= 0, g, negative_slope * g)
 
     def terms(x: Array, g: Array, mean: Array, reciprocal_sd: Array) -> list[Array]:
         normalised, g = before_activation(x, g, mean, reciprocal_sd)
@@ -90,7 +91,7 @@ def _backward(
         volume.astype(jnp.float32), gradient.astype(jnp.float32), _spread(mean), _spread(reciprocal_sd)
     )
     centred = g - _spread(whole[0] / voxels) - normalised * _spread(whole[1] / voxels)
-    to_volume = (_spread(reciprocal_sd * scale) * centred).astype(volume.dtype)
+    to_volume = (_spread(reciprocal_sd * scale[None]) * centred).astype(volume.dtype)
     return to_volume, jnp.sum(sums[1], axis=0), jnp.sum(sums[0], axis=0)
 
 

@@ -64,7 +64,7 @@ def resize_displacement(
       [b, x', y', z', 3] in voxels of the new grid.
     """
     scale = [m / n for n, m in zip(displacement.shape[1:4], shape, strict=True)]
-    return resize(displacement, shape) * jnp.array(scale, displacement.dtype)
+    return resize(displacement, shape) * jnp.array(scale, displacement.dtype)[None, None, None, None]
 
 
 def _multiply(matrix: jax.Array, values: AnyArray, axis: int) -> jax.Array:

@@ -75,7 +75,7 @@ def warp(
     """
     if displacement.ndim != 5 or displacement.shape[-1] != 3:
         raise ValueError(f"displacement must be [b, x, y, z, 3], got shape {displacement.shape}")
-    coordinates = identity_grid(displacement.shape[1:4]) + displacement
+    coordinates = identity_grid(displacement.shape[1:4])[None] + displacement
     _check_batch(volume, coordinates)
     if slab_count() > 1:
         return _sample_in_turn(jnp.asarray(volume), coordinates, mode, padding)

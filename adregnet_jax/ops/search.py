@@ -95,7 +95,8 @@ def _costs(
         return both
 
     counted = jax.lax.map(counts, starts)
-    mean = jnp.sum(costs, axis=0, where=counted) / jnp.maximum(jnp.sum(counted, axis=0), 1)
+    count = jnp.maximum(jnp.sum(counted, axis=0, keepdims=True), 1)
+    mean = jnp.sum(costs, axis=0, keepdims=True, where=counted) / count
     return jnp.where(counted, costs, mean)
 
 
@@ -109,6 +110,7 @@ def _coupled(costs: Array, candidates: np.ndarray) -> Array:
             best: tuple[Array, Array], candidate: tuple[Array, Array]
         ) -> tuple[tuple[Array, Array], None]:
             cost, displacement = candidate
+            displacement = displacement[None, None, None]
             energy = cost + coupling * jnp.sum((smooth - displacement) ** 2, axis=-1)
             better = energy < best[0]
             return (

@@ -131,7 +131,7 @@ def _aligned(
     levels = [_level(scans, moving_inverse, pair) for pair in shapes]
     (fixed, _, linear), _ = scans
     # Of a box: the root mean square distance from its centre.
-    radius_mm = jnp.sqrt(jnp.sum((linear * jnp.array(fixed.shape)) ** 2) / 12)
+    radius_mm = jnp.sqrt(jnp.sum((linear * jnp.array(fixed.shape)[None]) ** 2) / 12)
     starts = _starts(levels[0], radius_mm, config)
 
     candidates, best_start = starts, starts[0]
@@ -187,10 +187,11 @@ def _loss(theta: jax.Array, level: _Level, radius_mm: jax.Array, config: AffineC
     to_voxels = jnp.matmul(level.to_voxels, linear, precision="highest")
     first = _linear(level.to_voxels, shift_mm) + _middle(level.moving.shape)
     # [x, y, z, 3], voxels of the moving grid
-    coordinates = _linear(to_voxels, level.fixed_mm) + first
+    coordinates = _linear(to_voxels, level.fixed_mm) + first[None, None, None]
     warped = sample(level.moving[..., None], coordinates)[..., 0]
     # 1 as far as the centres of the outermost voxels, then fading to 0 over the next voxel.
-    beyond = jnp.maximum(-coordinates, coordinates + 1 - jnp.array(level.moving.shape, jnp.float32))
+    size = jnp.array(level.moving.shape, jnp.float32)[None, None, None]
+    beyond = jnp.maximum(-coordinates, coordinates + 1 - size)
     inside = jnp.prod(1 - jnp.clip(beyond, 0, 1), axis=-1)
     if level.moving_masked:
         counts = sample(level.moving_counts[..., None], coordinates)[..., 0]
@@ -283,11 +284,11 @@ def _level(scans: tuple[_Scan, _Scan], moving_inverse: jax.Array, shapes: tuple[
     for (scan, mask, scan_linear), shape in zip(scans, shapes, strict=True):
         image, count = _resampled(scan, mask, shape)
         # Centres of voxels are aligned: those of the grids stay where they are.
-        linear = scan_linear * np.divide(scan.shape, shape).astype(np.float32)
+        linear = scan_linear * np.divide(scan.shape, shape).astype(np.float32)[None]
         voxel_mm3 = jnp.abs(jnp.dot(linear[:, 0], jnp.cross(linear[:, 1], linear[:, 2])))
         images.append(image)
         counts.append(count)
-        points_mm.append(_linear(linear, identity_grid(shape) - _middle(shape)))
+        points_mm.append(_linear(linear, identity_grid(shape) - _middle(shape)[None, None, None]))
         volumes_mm3.append((voxel_mm3, jnp.sum(count) * voxel_mm3))
     smaller_mm3 = jnp.minimum(volumes_mm3[0][1], volumes_mm3[1][1])
     return _Level(

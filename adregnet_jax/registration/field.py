@@ -275,7 +275,8 @@ def after_field(field: DisplacementField, matrix: Real[AnyArray, "4 4"]) -> Disp
     if matrix.shape != (4, 4):
         raise ValueError(f"matrix must be [4, 4], got shape {matrix.shape}")
     # The shift is computed in millimetres before it becomes voxels, so that far origins cost no precision.
-    shift_mm = _linear(matrix - jnp.eye(4), _displaced_mm(field)) + jnp.asarray(matrix)[:3, 3]
+    origin_mm = jnp.asarray(matrix)[None, None, None, :3, 3]
+    shift_mm = _linear(matrix - jnp.eye(4), _displaced_mm(field)) + origin_mm
     displacement = field.displacement + _linear(_inverse(field.affine), shift_mm)
     return DisplacementField(displacement, field.affine)
 
@@ -292,11 +293,12 @@ def _check_field(field: DisplacementField) -> None:
 def _displaced_mm(field: DisplacementField) -> jax.Array:
     """[x, y, z, 3] RAS mm: where each voxel of the field goes."""
     displaced = identity_grid(field.shape) + field.displacement
-    return _linear(field.affine, displaced) + jnp.asarray(field.affine, jnp.float32)[:3, 3]
+    return _linear(field.affine, displaced) + jnp.asarray(field.affine, jnp.float32)[None, None, None, :3, 3]
 
 
 def _to_voxels(affine: AnyArray, points_mm: AnyArray) -> jax.Array:
-    return _linear(_inverse(affine), points_mm - jnp.asarray(affine, jnp.float32)[:3, 3])
+    origin_mm = jnp.broadcast_to(jnp.asarray(affine, jnp.float32)[:3, 3], points_mm.shape)
+    return _linear(_inverse(affine), points_mm - origin_mm)
 
 
 def _linear(matrix: AnyArray, vectors: AnyArray) -> jax.Array:

@@ -170,5 +170,6 @@ def dropout_sd_mm(
 
     zeros = jnp.zeros((*fixed.shape[:4], 3))
     _, squares = jax.lax.fori_loop(0, samples, add, (zeros, zeros))
-    variance_mm2 = squares / (samples - 1) * jnp.asarray(spacing_mm, jnp.float32) ** 2
+    spacing_mm2 = jnp.asarray(spacing_mm, jnp.float32)[None, None, None, None] ** 2
+    variance_mm2 = squares / (samples - 1) * spacing_mm2
     return jnp.sqrt(variance_mm2.sum(axis=-1))
