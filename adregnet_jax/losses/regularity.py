@@ -37,6 +37,11 @@ def smoothness_loss(
 
     Raises:
       ValueError: wrong shapes.
+
+    Examples:
+      >>> stretch = 0.1 * jnp.stack(jnp.mgrid[:4, :4, :4], axis=-1)[None]  # by a tenth along each axis
+      >>> round(float(smoothness_loss(stretch, jnp.ones((1, 3)))), 3)
+      0.03
     """
     check_displacement(displacement, mask)
     if spacing_mm.shape != (displacement.shape[0], 3):
@@ -75,6 +80,13 @@ def bending_energy_loss(
 
     Raises:
       ValueError: wrong shapes.
+
+    Examples:
+      >>> affine = jnp.stack(jnp.mgrid[:4, :4, :4], axis=-1)[None].astype(float)
+      >>> float(bending_energy_loss(affine, jnp.ones((1, 3))))
+      0.0
+      >>> float(bending_energy_loss(affine**2, jnp.ones((1, 3))))  # (d2/dx2 x^2)^2 along each axis
+      12.0
 
     Reference:
       Rueckert et al., Nonrigid registration using free-form deformations, IEEE TMI 1999.
@@ -123,6 +135,11 @@ def jacobian_loss(
 
     Raises:
       ValueError: wrong shapes.
+
+    Examples:
+      >>> mirror = jnp.zeros((1, 4, 4, 4, 3)).at[..., 0].set(-2 * jnp.arange(4.0)[None, :, None, None])
+      >>> float(jacobian_loss(mirror)), float(jacobian_loss(0.4 * mirror))
+      (1.0, 0.0)
     """
     check_displacement(displacement, mask)
     folding = jax.nn.relu(-jacobian_determinant(displacement))

@@ -37,6 +37,13 @@ def landmark_loss(
 
     Raises:
       ValueError: wrong shapes.
+
+    Examples:
+      >>> fixed_points = jnp.array([[[1.0, 1, 1]]])
+      >>> moving_points = jnp.array([[[2.0, 1, 1]]])
+      >>> still, spacing_mm = jnp.zeros((1, 4, 4, 4, 3)), jnp.array([[2.5, 1, 1]])
+      >>> float(landmark_loss(still, fixed_points, moving_points, jnp.ones((1, 1)), spacing_mm))
+      2.5
     """
     b, n = valid.shape
     if fixed_points.shape != (b, n, 3) or moving_points.shape != (b, n, 3) or spacing_mm.shape != (b, 3):
@@ -73,6 +80,12 @@ def field_loss(
 
     Raises:
       ValueError: wrong shapes.
+
+    Examples:
+      >>> still, spacing_mm = jnp.zeros((1, 4, 4, 4, 3)), jnp.array([[2.5, 1, 1]])
+      >>> truth = still.at[..., 0].set(1)
+      >>> round(float(field_loss(still, truth, spacing_mm)), 3)
+      2.5
     """
     check_displacement(displacement, mask)
     if truth.shape != displacement.shape or spacing_mm.shape != (displacement.shape[0], 3):
@@ -108,6 +121,14 @@ def dice_loss(
 
     Raises:
       ValueError: wrong shapes, or no labels.
+
+    Examples:
+      >>> labels = jnp.array([0, 5, 5, 0]).reshape(1, 4, 1, 1, 1)
+      >>> still = jnp.zeros((1, 4, 1, 1, 3))
+      >>> round(float(dice_loss(labels, labels, still, [5])), 3)
+      0.0
+      >>> round(float(dice_loss(labels, labels, still.at[..., 0].set(1), [5])), 3)
+      0.5
     """
     if fixed_labels.shape != (*displacement.shape[:-1], 1) or not labels:
         raise ValueError(

@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from adregnet_jax.config import ModelConfig
 from adregnet_jax.nn.ascent import AscentStep
@@ -43,7 +44,7 @@ class AdRegNet(nn.Module):
         return self.config.stem_stride * 2 ** (len(self.config.channels) - 1)
 
     @nn.compact
-    def __call__(self, fixed: jax.Array, moving: jax.Array) -> Prediction:
+    def __call__(self, fixed: Float[Array, "b x y z 1"], moving: Float[Array, "b x y z 1"]) -> Prediction:
         """Estimates the displacement that warps `moving` onto `fixed` (eq. 2).
 
         Args:
@@ -118,8 +119,11 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(
-        self, fixed: jax.Array, moving: jax.Array, coarser: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        fixed: Float[Array, "b x y z c"],
+        moving: Float[Array, "b x y z c"],
+        coarser: Float[Array, "b x2 y2 z2 3"] | None,
+    ) -> tuple[Float[Array, "b x y z 3"], Float[Array, "b x y z"]]:
         """fixed, moving: [b, x, y, z, c]; coarser: [b, x', y', z', 3] of the coarser level, or of this
         one as it was refined before, or None at the coarsest level.
 

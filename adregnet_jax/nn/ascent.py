@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from adregnet_jax.nn.layers import Conv
 from adregnet_jax.ops.convolution import conv3d
@@ -16,7 +17,9 @@ from adregnet_jax.ops.resampling import resize_displacement
 STEP = 0.5  # voxels of the level for a gradient of 1/voxel, at the start; at 2 it overshoots
 
 
-def level_ascent(images: jax.Array, displacement: jax.Array, window: int) -> jax.Array:
+def level_ascent(
+    images: Float[Array, "both X Y Z 1"], displacement: Float[Array, "b x y z 3"], window: int
+) -> Float[Array, "b x y z 3"]:
     """The gradient of the images' local NCC by the displacement of a level.
 
     It is taken at the full resolution, where the loss is, and is its mean over the voxels that one of the
@@ -60,8 +63,12 @@ class AscentStep(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, displacement: jax.Array, before: jax.Array, context: jax.Array
-    ) -> jax.Array:
+        self,
+        images: Float[Array, "both X Y Z 1"],
+        displacement: Float[Array, "b x y z 3"],
+        before: Float[Array, "b x y z 3"],
+        context: Float[Array, "b x y z c"],
+    ) -> Float[Array, "b x y z 3"]:
         """Takes one step.
 
         Args:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import jax
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from adregnet_jax.nn.layers import ChannelDropout, ConvBlock, Downsample, Upsample
 from adregnet_jax.nn.remat import recomputed
@@ -33,7 +33,7 @@ class Backbone(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, image: jax.Array) -> list[jax.Array]:
+    def __call__(self, image: Float[Array, "b x y z c"]) -> list[Float[Array, "b _ _ _ _"]]:
         """[b, x, y, z, c] -> the levels [b, x / 2^l, y / 2^l, z / 2^l, channels[l]], coarse to fine.
 
         The sizes must be multiples of 2^(levels - 1).

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from adregnet_jax.config import ModelConfig
 from adregnet_jax.nn.layers import DenseParameters
@@ -27,9 +28,9 @@ _Arrays = tuple[jax.Array, jax.Array, jax.Array]
 class Match(NamedTuple):
     """What cross-attention says of one level."""
 
-    features: jax.Array  # [b, x, y, z, c], the A^l of eq. 12
-    offset: jax.Array  # [b, x, y, z, 6] voxels: expected offsets of the matches, fixed -> moving and back
-    entropy: jax.Array  # [b, x, y, z] nats, of the match of each fixed voxel
+    features: Float[Array, "b x y z c"]  # the A^l of eq. 12
+    offset: Float[Array, "b x y z 6"]  # voxels: expected offsets of the matches, fixed -> moving and back
+    entropy: Float[Array, "b x y z"]  # nats, of the match of each fixed voxel
 
 
 class CrossAttention(nn.Module):
@@ -43,8 +44,16 @@ class CrossAttention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, moving: jax.Array, fixed: jax.Array) -> Match:
-        """moving, fixed: [b, x, y, z, c]."""
+    def __call__(self, moving: Float[Array, "b x y z c"], fixed: Float[Array, "b x y z c"]) -> Match:
+        """Matches every voxel of one image with those of the other.
+
+        Args:
+          moving: [b, x, y, z, c], features of the moving images.
+          fixed: [b, x, y, z, c], features of the fixed images.
+
+        Returns:
+          A `Match`.
+        """
         c = fixed.shape[-1]
         names = ["value_moving", "value_fixed"]
         if self.config.shared_projection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from adregnet_jax.nn.layers import Conv, ConvBlock
 
@@ -18,7 +19,7 @@ class FieldHead(nn.Module):
     convolution: str = "auto"
 
     @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
+    def __call__(self, features: Float[Array, "b x y z c"]) -> Float[Array, "b x y z 3"]:
         """[b, x, y, z, c] -> [b, x, y, z, 3] float32, in voxels of the level."""
         block = ConvBlock(self.features, dtype=self.dtype, convolution=self.convolution, name="block")
         hidden = block(features)
@@ -39,9 +40,23 @@ class Fusion(nn.Module):
 
     @nn.compact
     def __call__(
-        self, candidate: jax.Array, coarser: jax.Array, attended: jax.Array, mask: jax.Array
-    ) -> jax.Array:
-        """candidate, coarser (already upsampled): [b, x, y, z, 3]; attended: [.., c]; mask M^l: [.., 1]."""
+        self,
+        candidate: Float[Array, "b x y z 3"],
+        coarser: Float[Array, "b x y z 3"],
+        attended: Float[Array, "b x y z c"],
+        mask: Float[Array, "b x y z 1"],
+    ) -> Float[Array, "b x y z 3"]:
+        """Weighs the two displacements voxel by voxel.
+
+        Args:
+          candidate: [b, x, y, z, 3], the displacement found on this level.
+          coarser: [b, x, y, z, 3], that of the coarser level, already resampled to this one.
+          attended: [b, x, y, z, c], the features that the weights are made from.
+          mask: [b, x, y, z, 1], the M^l of eq. 15.
+
+        Returns:
+          [b, x, y, z, 3].
+        """
         conv = Conv(1, initial_scale=1e-2, dtype=self.dtype, convolution=self.convolution, name="weight")
         logit = conv(attended, coarser)
         weight = jax.nn.sigmoid(logit.astype(jnp.float32)) * mask  # eq. 15

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from adregnet_jax.ops.convolution import conv3d
 from adregnet_jax.ops.cpu.budget import limit_bytes
@@ -28,7 +28,7 @@ class Conv(nn.Module):
     convolution: str = "auto"
 
     @nn.compact
-    def __call__(self, *volumes: jax.Array) -> jax.Array:
+    def __call__(self, *volumes: Float[Array, "b x y z _"]) -> Float[Array, "b x y z features"]:
         init = nn.initializers.variance_scaling(self.initial_scale, "fan_in", "truncated_normal")
         channels = sum(volume.shape[-1] for volume in volumes)
         kernel = self.param("kernel", init, (3, 3, 3, channels, self.features))
@@ -40,7 +40,7 @@ class Conv(nn.Module):
         return result
 
 
-def add_bias(features: jax.Array, bias: jax.Array) -> jax.Array:
+def add_bias(features: Float[Array, "*rest c"], bias: Float[Array, " c"]) -> Float[Array, "*rest c"]:
     """`features` [..., c] with `bias` [c] added in float32.
 
     The gradient of the bias is a sum over all voxels, which stops growing early in bfloat16.
@@ -57,7 +57,7 @@ class DenseParameters(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self) -> tuple[jax.Array, ...]:
+    def __call__(self) -> tuple[Float[Array, ...], ...]:
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.c, self.features))
         if not self.use_bias:
             return (kernel,)
@@ -74,7 +74,7 @@ class JoinedDense(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, *volumes: jax.Array) -> jax.Array:
+    def __call__(self, *volumes: Float[Array, "b x y z _"]) -> Float[Array, "b x y z features"]:
         """[b, x, y, z, c] of each -> [b, x, y, z, features]."""
         c = sum(volume.shape[-1] for volume in volumes)
         layer = DenseParameters(c, self.features)
@@ -116,7 +116,7 @@ class InstanceNorm(nn.Module):
     negative_slope: float = 1.0
 
     @nn.compact
-    def __call__(self, volume: jax.Array) -> jax.Array:
+    def __call__(self, volume: Float[Array, "b x y z c"]) -> Float[Array, "b x y z c"]:
         scale = self.param("scale", nn.initializers.ones, (volume.shape[-1],))
         offset = self.param("offset", nn.initializers.zeros, (volume.shape[-1],))
         return instance_norm(volume, scale, offset, negative_slope=self.negative_slope)
@@ -133,7 +133,7 @@ class ConvBlock(nn.Module):
     convolution: str = "auto"
 
     @nn.compact
-    def __call__(self, *volumes: jax.Array) -> jax.Array:
+    def __call__(self, *volumes: Float[Array, "b x y z _"]) -> Float[Array, "b x y z features"]:
         # A bias would be taken out again by the norm. Scale 2: half the variance is lost in the activation.
         volume = Conv(
             self.features,
@@ -161,8 +161,7 @@ class ChannelDropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, volume: jax.Array) -> jax.Array:
-        """[b, x, y, z, c] -> the same shape."""
+    def __call__(self, volume: Float[Array, "b x y z c"]) -> Float[Array, "b x y z c"]:
         if not self.rate or not self.has_rng("dropout"):
             return volume
         return nn.Dropout(self.rate, broadcast_dims=(0, 1, 2, 3), deterministic=False)(volume)
@@ -175,7 +174,7 @@ class Downsample(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, volume: jax.Array) -> jax.Array:
+    def __call__(self, volume: Float[Array, "b x y z c"]) -> Float[Array, "b x//2 y//2 z//2 features"]:
         b, nx, ny, nz, c = volume.shape
         parameters = DenseParameters(8 * c, self.features, name="dense")()
 
@@ -189,7 +188,7 @@ class Downsample(nn.Module):
         return _in_chunks(dense, [pairs], parameters, 2 * c + self.features)
 
 
-def space_to_depth(volume: jax.Array, side: int) -> jax.Array:
+def space_to_depth(volume: Float[Array, "b x y z c"], side: int) -> Float[Array, "b x2 y2 z2 c2"]:
     """Blocks of side^3 voxels become one voxel: [b, x, y, z, c] -> [b, x / side, ..., side^3 c].
 
     The sizes must be multiples of `side`.
@@ -210,7 +209,7 @@ class Upsample(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, volume: jax.Array) -> jax.Array:
+    def __call__(self, volume: Float[Array, "b x y z c"]) -> Float[Array, "b 2*x 2*y 2*z features"]:
         b, nx, ny, nz, c = volume.shape
         parameters = DenseParameters(c, 8 * self.features, name="dense")()
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from adregnet_jax.errors import UserError
 from adregnet_jax.ops.arrays import AnyArray
@@ -13,11 +14,11 @@ from adregnet_jax.ops.slabs import slab_count, whole_width
 
 
 class Prediction(NamedTuple):
-    """What the network says of a batch of pairs."""
+    """The output of a network for a batch of pairs."""
 
-    displacement: jax.Array  # [b, x, y, z, 3] float32, voxels of the input grid
-    pyramid: tuple[jax.Array, ...]  # displacements of the levels, coarse to fine, in voxels of each level
-    match_entropy: tuple[jax.Array, ...]  # [b, x_l, y_l, z_l] nats, coarse to fine; empty without attention
+    displacement: Float[Array, "b x y z 3"]  # float32, voxels of the input grid
+    pyramid: tuple[Float[Array, "b _ _ _ 3"], ...]  # by level, coarse to fine, in voxels of the level
+    match_entropy: tuple[Float[Array, "b _ _ _"], ...]  # nats, coarse to fine; empty without attention
 
 
 def check_images(fixed: AnyArray, moving: AnyArray) -> None:
@@ -48,7 +49,7 @@ def check_width(width: int, devices: int, multiple: int) -> None:
         )
 
 
-def pad_to_multiple(volume: jax.Array, multiple: int) -> jax.Array:
+def pad_to_multiple(volume: Float[Array, "b x y z c"], multiple: int) -> Float[Array, "b x2 y2 z2 c"]:
     """[b, x, y, z, c], lengthened at the high end of each axis by repeating the border.
 
     Slabs (`ops.slabs`) stay as wide along x as they are, and must be such a multiple.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from adregnet_jax.config import ModelConfig
 from adregnet_jax.ops.attention import blocked_attention
@@ -27,7 +28,9 @@ class RegionalAttention(nn.Module):
     region: int
 
     @nn.compact
-    def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, features: Float[Array, "b x y z c"]
+    ) -> tuple[Float[Array, "b x y z c"], Float[Array, "b x y z 1"]]:
         """[b, x, y, z, c] -> the weighted features F', same shape, and M^l [b, x, y, z, 1] in [0, 1]."""
         b, *shape, c = features.shape
         # [b, x', y', z', c], of all regions also where the features are a slab
@@ -64,7 +67,7 @@ class RegionalAttention(nn.Module):
         return values[:, :x, :y, :z]
 
 
-def region_means(features: jax.Array, region: int) -> jax.Array:
+def region_means(features: Float[Array, "b x y z c"], region: int) -> Float[Array, "b x2 y2 z2 c"]:
     """Means over blocks of `region` voxels a side; the last blocks may be partial.
 
     [b, x, y, z, c] -> [b, ceil(x / region), ..., c]; of a slab, all of the whole volume.

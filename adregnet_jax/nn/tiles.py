@@ -75,7 +75,7 @@ def tile_starts(n: int, width: int) -> list[int]:
     return [round(start) for start in np.linspace(0, n - width, count)]
 
 
-def tile_ramp(width: int) -> np.ndarray:
+def tile_ramp(width: int) -> Float[np.ndarray, " width"]:
     """The weight of each voxel along one side of a tile: 1, and down to 0 over a quarter at either end."""
     place = np.arange(width) + 0.5
     return np.minimum(1, np.minimum(place, width - place) / (width // 4 or 1))

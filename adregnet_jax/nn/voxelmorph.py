@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from adregnet_jax.nn.layers import ChannelDropout, Conv
 from adregnet_jax.nn.prediction import Prediction, check_images, pad_to_multiple
@@ -48,7 +48,7 @@ class VoxelMorph(nn.Module):
         return 2 ** len(self.encoder)
 
     @nn.compact
-    def __call__(self, fixed: jax.Array, moving: jax.Array) -> Prediction:
+    def __call__(self, fixed: Float[Array, "b x y z 1"], moving: Float[Array, "b x y z 1"]) -> Prediction:
         """Estimates the displacement that warps `moving` onto `fixed`.
 
         Args:
@@ -95,7 +95,7 @@ class ConvLayer(nn.Module):
     convolution: str = "auto"
 
     @nn.compact
-    def __call__(self, volume: jax.Array) -> jax.Array:
+    def __call__(self, volume: Float[Array, "b x y z c"]) -> Float[Array, "b x2 y2 z2 features"]:
         volume = Conv(
             self.features,
             initial_scale=2.0,
@@ -108,7 +108,7 @@ class ConvLayer(nn.Module):
         return nn.leaky_relu(volume, 0.2)
 
 
-def upsample_nearest(volume: jax.Array) -> jax.Array:
+def upsample_nearest(volume: Float[Array, "b x y z c"]) -> Float[Array, "b 2*x 2*y 2*z c"]:
     """[b, x, y, z, c] -> [b, 2x, 2y, 2z, c]: each voxel eight times."""
     b, nx, ny, nz, c = volume.shape
     blocks = jnp.broadcast_to(volume[:, :, None, :, None, :, None], (b, nx, 2, ny, 2, nz, 2, c))

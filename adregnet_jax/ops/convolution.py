@@ -40,6 +40,11 @@ def conv3d(
     Raises:
       ValueError: wrong ranks or channels, an unknown implementation, or dtypes that oneDNN does not convolve.
       UserError: oneDNN where it can't be used.
+
+    Examples:
+      >>> sums = conv3d(jnp.ones((1, 4, 4, 4, 1)), jnp.ones((3, 3, 3, 1, 1)))
+      >>> float(sums[0, 1, 1, 1, 0]), float(sums[0, 0, 0, 0, 0])
+      (27.0, 8.0)
     """
     parts = tuple(volume) if isinstance(volume, Sequence) else (volume,)
     channels = sum(part.shape[-1] for part in parts)

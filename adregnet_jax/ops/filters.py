@@ -61,6 +61,10 @@ def box_mean(volume: Float[AnyArray, "b x y z c"], width: int) -> Float[Array, "
 
     Raises:
       ValueError: wrong rank or width.
+
+    Examples:
+      >>> box_mean(jnp.array([0.0, 3, 6]).reshape(1, 3, 1, 1, 1), 3).ravel().tolist()
+      [1.5, 3.0, 4.5]
     """
     counts = window_counts(volume.shape[1:4], width)
     return box_sum(volume, width) / counts[None, ..., None]
@@ -103,6 +107,11 @@ def gaussian_filter(
 
     Raises:
       ValueError: wrong rank or width, or a sigma that is not positive.
+
+    Examples:
+      >>> edge = jnp.array([0.0, 0, 1, 1]).reshape(1, 4, 1, 1, 1)
+      >>> [round(value, 2) for value in gaussian_filter(edge, 0.5).ravel().tolist()]
+      [0.0, 0.11, 0.89, 1.0]
     """
     if sigma <= 0:
         raise ValueError(f"sigma must be positive, got {sigma}")

@@ -30,6 +30,10 @@ def identity_grid(shape: Sequence[int], *, dtype: jnp.dtype | type = jnp.float32
 
     Returns:
       [x, y, z, 3]; `grid[i, j, k] == (i, j, k)`, of a slab its place in the whole volume.
+
+    Examples:
+      >>> identity_grid((4, 5, 6))[1, 2, 3].tolist()
+      [1.0, 2.0, 3.0]
     """
     axes = [jnp.arange(n, dtype=dtype) for n in shape]
     axes[0] = axes[0] + slab_start(shape[0])

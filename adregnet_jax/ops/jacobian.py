@@ -32,6 +32,11 @@ def spatial_gradient(
 
     Raises:
       ValueError: wrong rank, or an axis of a single voxel.
+
+    Examples:
+      >>> volume = jnp.arange(4.0).reshape(1, 4, 1, 1, 1) + jnp.zeros((1, 4, 4, 4, 1))
+      >>> spatial_gradient(volume, spacing=2.0)[0, 1, 1, 1, 0].tolist()
+      [0.5, 0.0, 0.0]
     """
     if volume.ndim != 5:
         raise ValueError(f"volume must be [b, x, y, z, c], got shape {volume.shape}")
@@ -53,6 +58,11 @@ def jacobian_determinant(displacement: Float[AnyArray, "b x y z 3"]) -> Float[Ar
 
     Raises:
       ValueError: wrong shape, or an axis of a single voxel.
+
+    Examples:
+      >>> stretch = 0.5 * identity_grid((4, 4, 4))[None]
+      >>> float(jacobian_determinant(stretch)[0, 1, 1, 1])
+      3.375
     """
     if displacement.ndim != 5 or displacement.shape[-1] != 3:
         raise ValueError(f"displacement must be [b, x, y, z, 3], got shape {displacement.shape}")
@@ -100,6 +110,11 @@ def folded_volume(
 
     Raises:
       ValueError: wrong shape, or an axis of a single voxel.
+
+    Examples:
+      >>> mirror = -2 * identity_grid((4, 4, 4))[None]
+      >>> float(folded_volume(0.4 * mirror)[0]), float(folded_volume(mirror)[0])
+      (0.0, 1.0)
 
     Reference:
       Liu, Chen, Wei, Carass and Prince, On finite difference Jacobian computation in deformable image

@@ -38,6 +38,11 @@ def mind_ssc(
     Raises:
       ValueError: wrong shape.
 
+    Examples:
+      >>> image = jnp.arange(512.0).reshape(1, 8, 8, 8, 1) % 7
+      >>> bool(jnp.allclose(mind_ssc(image), mind_ssc(3 - 2 * image), atol=1e-5))
+      True
+
     Reference:
       Heinrich et al., Towards realtime multimodal fusion for image-guided interventions using
       self-similarities, MICCAI 2013.

@@ -63,6 +63,12 @@ def neighbourhood_attention(
 
     Raises:
       ValueError: shapes that don't belong together.
+
+    Examples:
+      >>> features = jnp.zeros((1, 4, 4, 4, 8))  # all neighbours match alike
+      >>> attended, offset, entropy = neighbourhood_attention(features, features, features)
+      >>> offset[0, 0, 1, 1].tolist(), round(float(entropy[0, 1, 1, 1]), 3)
+      ([0.5, 0.0, 0.0], 3.296)
     """
     if query.ndim != 5 or query.shape != key.shape or key.shape[:-1] != value.shape[:-1]:
         raise ValueError(

@@ -37,6 +37,11 @@ def instance_norm(
     Returns:
       [b, x, y, z, c] in the dtype of the volume.
 
+    Examples:
+      >>> volume = jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1, 1)
+      >>> instance_norm(volume, jnp.ones(1), jnp.zeros(1)).ravel().round(3).tolist()
+      [-1.0, 1.0]
+
     Reference:
       Ulyanov et al., Instance Normalization, arXiv:1607.08022.
     """

@@ -23,6 +23,10 @@ def resize(volume: Float[AnyArray, "b x y z c"], shape: Sequence[int]) -> Float[
 
     Returns:
       [b, x', y', z', c]; the outermost voxels are repeated beyond their centres.
+
+    Examples:
+      >>> resize(jnp.arange(2.0).reshape(1, 2, 1, 1, 1), (4, 1, 1)).ravel().tolist()
+      [0.0, 0.25, 0.75, 1.0]
     """
     if volume.ndim != 5:
         raise ValueError(f"volume must be [b, x, y, z, c], got shape {volume.shape}")
@@ -62,6 +66,10 @@ def resize_displacement(
 
     Returns:
       [b, x', y', z', 3] in voxels of the new grid.
+
+    Examples:
+      >>> resize_displacement(jnp.ones((1, 4, 4, 4, 3)), (8, 4, 2))[0, 0, 0, 0].tolist()
+      [2.0, 1.0, 0.5]
     """
     scale = [m / n for n, m in zip(displacement.shape[1:4], shape, strict=True)]
     return resize(displacement, shape) * jnp.array(scale, displacement.dtype)[None, None, None, None]

@@ -45,6 +45,11 @@ def sample(
 
     Raises:
       ValueError: wrong rank, last axis not 3, an unknown mode or padding, or whole numbers to interpolate.
+
+    Examples:
+      >>> volume = jnp.arange(4.0).reshape(4, 1, 1, 1)
+      >>> sample(volume, jnp.array([[1.5, 0, 0], [9, 0, 0]])).ravel().tolist()
+      [1.5, 3.0]
     """
     return _sample_part(volume, coordinates, mode, padding, 0, volume.shape[0])
 
@@ -72,6 +77,12 @@ def warp(
 
     Raises:
       ValueError: wrong ranks or batch sizes.
+
+    Examples:
+      >>> volume = jnp.arange(4.0).reshape(1, 4, 1, 1, 1)
+      >>> displacement = jnp.zeros((1, 4, 1, 1, 3)).at[..., 0].set(1)
+      >>> warp(volume, displacement).ravel().tolist()
+      [1.0, 2.0, 3.0, 3.0]
     """
     if displacement.ndim != 5 or displacement.shape[-1] != 3:
         raise ValueError(f"displacement must be [b, x, y, z, 3], got shape {displacement.shape}")
@@ -101,6 +112,12 @@ def warp_labels(
 
     Raises:
       ValueError: wrong ranks or batch sizes, or no class.
+
+    Examples:
+      >>> labels = jnp.array([0, 0, 5, 5]).reshape(1, 4, 1, 1, 1)
+      >>> displacement = jnp.zeros((1, 4, 1, 1, 3)).at[..., 0].set(1)
+      >>> warp_labels(labels, displacement, (0, 5)).ravel().tolist()
+      [0, 5, 5, 5]
     """
     if len(classes) == 0:
         raise ValueError("classes is empty: at least one label is needed")
@@ -135,6 +152,11 @@ def sample_at_points(
 
     Raises:
       ValueError: wrong ranks or batch sizes.
+
+    Examples:
+      >>> volume = jnp.arange(4.0).reshape(1, 4, 1, 1, 1)
+      >>> sample_at_points(volume, jnp.array([[[1.5, 0, 0], [9, 0, 0]]])).ravel().tolist()
+      [1.5, 3.0]
     """
     if points.ndim != 3 or points.shape[-1] != 3:
         raise ValueError(f"points must be [b, n, 3], got shape {points.shape}")

@@ -44,6 +44,12 @@ def search_displacement(
     Returns:
       [b, x, y, z, 3] in voxels.
 
+    Examples:
+      >>> moving = jax.random.normal(jax.random.key(0), (1, 8, 8, 8, 4))
+      >>> fixed = jnp.roll(moving, -1, axis=1)
+      >>> search_displacement(fixed, moving, (1, 1, 1))[0, 4, 4, 4].round(1).tolist()
+      [1.0, 0.0, 0.0]
+
     References:
       Heinrich, Papiez, Schnabel and Handels, Non-parametric discrete registration with convex optimisation,
       WBIR 2014; Siebert, Hansen and Heinrich, Fast 3D registration with accurate optimisation and little

@@ -14,7 +14,10 @@ from adregnet_jax.ops.normalisation import instance_norm
 def by_definition(volume, scale, offset, negative_slope):
     mean = volume.mean(axis=(1, 2, 3), keepdims=True)
     variance = ((volume - mean) ** 2).mean(axis=(1, 2, 3), keepdims=True)
-    result = (volume - mean) / jnp.sqrt(variance + 1e-5) * scale + offset
+    normalised = (volume - mean) / jnp.sqrt(variance + 1e-5)
+    result = (
+        normalised * jnp.asarray(scale)[None, None, None, None] + jnp.asarray(offset)[None, None, None, None]
+    )
     return jnp.where(result >= 0, result, negative_slope * result)
 
 

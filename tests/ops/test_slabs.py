@@ -104,7 +104,7 @@ def test_a_large_slab_goes_by_chunks_and_knows_its_neighbours():
         x = first + jnp.arange(a.shape[1], dtype=jnp.float32)
         near = jnp.pad(a * b, [(0, 0), (2, 2), (0, 0), (0, 0), (0, 0)])
         far = near[:, :-4] - 3 * near[:, 4:]
-        return factor * far * x[:, None, None, None], a**2 * far
+        return factor[None, None, None, None] * far * x[None, :, None, None, None], a**2 * far
 
     def mapped(a, b, factor):
         limit = 2**26 if slab_count() == 1 else 1

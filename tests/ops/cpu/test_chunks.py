@@ -36,8 +36,8 @@ def neighbours_product(first, factor, a, b):
     """a(x) times what lies two slices behind in b, where a slice beyond the volume, 10 to 15, counts as 7."""
     x = first + jnp.arange(b.shape[1]) + 2 - 10
     behind = jnp.pad(b, [(0, 0), (0, 2), (0, 0), (0, 0)])[:, 2:]
-    behind = jnp.where((x < 6)[:, None, None], behind, 7)
-    return a * behind * factor["channels"], factor["all"] * jnp.sum(a**2, axis=-1)
+    behind = jnp.where((x < 6)[None, :, None, None], behind, 7)
+    return a * behind * factor["channels"][None, None, None], factor["all"] * jnp.sum(a**2, axis=-1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
