@@ -103,7 +103,7 @@ def _backward(
 _instance_norm.defvjp(_forward, _backward)
 
 
-def _spread(values: Array) -> Array:
+def _spread(values: AnyArray) -> Array:
     """[b, c] -> [b, 1, 1, 1, c]."""
     return values[:, None, None, None]
 

@@ -58,7 +58,7 @@ def test_downsample_is_the_strided_convolution_of_xla():
     layout = ("NDHWC", "DHWIO", "NDHWC")
     expected = jax.lax.conv_general_dilated(volume, kernel, (2, 2, 2), "VALID", dimension_numbers=layout)
     result: Any = Downsample(3).apply({"params": {"dense": params}}, volume)
-    np.testing.assert_allclose(result, expected + params["bias"], atol=1e-5)
+    np.testing.assert_allclose(result, expected + params["bias"][None, None, None, None], atol=1e-5)
 
 
 def test_upsample_is_the_transposed_convolution_of_xla():

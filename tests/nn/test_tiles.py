@@ -23,7 +23,7 @@ class Constant(nn.Module):
 
 class Pointwise(nn.Module):
     def __call__(self, fixed, moving):
-        return Prediction((fixed - moving) * jnp.array([1.0, 2.0, -3.0]), (), ())
+        return Prediction((fixed - moving) * jnp.array([[[[[1.0, 2.0, -3.0]]]]]), (), ())
 
 
 def random_pair(shape):

@@ -31,7 +31,7 @@ def convolution(params, volume, stride=1):
     result = jax.lax.conv_general_dilated(
         volume, params["kernel"], (stride,) * 3, ((1, 1),) * 3, dimension_numbers=layout
     )
-    return result + params["bias"]
+    return result + params["bias"][None, None, None, None]
 
 
 def slow_network(params, moving, fixed):
