@@ -105,7 +105,7 @@ _instance_norm.defvjp(_forward, _backward)
 
 def _spread(values: AnyArray) -> Array:
     """[b, c] -> [b, 1, 1, 1, c]."""
-    return values[:, None, None, None]
+    return jnp.asarray(values)[:, None, None, None]
 
 
 def _sums(

@@ -281,7 +281,7 @@ class Scattered(nn.Module):
     def __call__(self, fixed, moving):
         self.param("shift", nn.initializers.zeros, (3,))
         x = jnp.arange(fixed.shape[1])[:, None, None, None] / fixed.shape[1]
-        place = jnp.broadcast_to(x * jnp.array([0.0, 1.0, 0.0]), (*fixed.shape[:4], 3))
+        place = jnp.broadcast_to(x * jnp.array([0.0, 1.0, 0.0])[None, None, None], (*fixed.shape[:4], 3))
         field = place * jax.random.uniform(self.make_rng("dropout"))
         return Prediction(field, (field,), ())
 

@@ -33,7 +33,7 @@ class Linear(nn.Module):
     def __call__(self, fixed, moving):
         place = identity_grid(fixed.shape[1:4])
         matrix = jnp.array([[0.1, 0.02, 0.0], [-0.03, 0.05, 0.01], [0.0, 0.04, -0.1]])
-        field = place @ matrix.T + jnp.array([1.0, -2.0, 0.5])
+        field = place @ matrix.T + jnp.array([1.0, -2.0, 0.5])[None, None, None]
         return Prediction(field[None] + 0 * moving, (), ())
 
 

@@ -70,7 +70,7 @@ def images():
 def test_a_known_shift_is_found(images, changes):
     found = compiled(settings(**changes))(*images)
     displacement, inverse = found.displacement, found.inverse
-    assert np.median(np.abs(displacement[INSIDE] - jnp.array([1.5, 0, 0]))) < 0.25
+    assert np.median(np.abs(np.asarray(displacement[INSIDE]) - [1.5, 0, 0])) < 0.25
     before, after = (
         np.mean((warp(images[1], u) - images[0])[INSIDE] ** 2)
         for u in (jnp.zeros_like(displacement), displacement)
@@ -85,7 +85,7 @@ def test_inverted_contrast_is_no_obstacle(images):
         smoothness = 0.03 if similarity == "mi" else 0.3
         config = settings(similarity=similarity, smoothness=smoothness)
         displacement = compiled(config)(fixed, 1 - moving**2).displacement
-        assert np.median(np.abs(displacement[INSIDE] - jnp.array([1.5, 0, 0]))) < 0.25, similarity
+        assert np.median(np.abs(np.asarray(displacement[INSIDE]) - [1.5, 0, 0])) < 0.25, similarity
 
 
 def test_a_large_shift_is_found_by_the_search_alone():
@@ -96,7 +96,7 @@ def test_a_large_shift_is_found_by_the_search_alone():
     for search in (0.0, 14.0):
         config = settings(search_range_mm=search, factors=(2,), steps=(30,), strides=(2,))
         displacement = compiled(config)(*images).displacement
-        found[search] = np.median(np.abs(displacement[0, 6:-16, 8:-6, 6:-6] - jnp.array([10.0, -4, 0])))
+        found[search] = np.median(np.abs(np.asarray(displacement[0, 6:-16, 8:-6, 6:-6]) - [10.0, -4, 0]))
     assert found[14.0] < 0.4 < 2 < found[0.0]
 
 
@@ -114,7 +114,7 @@ def test_the_range_of_the_search_is_in_mm():
 
 def test_anisotropic_voxels_are_pooled_to_even_ones(images):
     displacement = compiled(settings(), (1.0, 1.0, 3.0))(*images).displacement
-    assert np.median(np.abs(displacement[INSIDE] - jnp.array([1.5, 0, 0]))) < 0.25
+    assert np.median(np.abs(np.asarray(displacement[INSIDE]) - [1.5, 0, 0])) < 0.25
 
 
 def test_a_diffeomorphism_has_its_inverse_and_no_folds(images):
@@ -199,7 +199,7 @@ def test_the_gradient_is_that_of_finite_differences(images):
     direction = jnp.asarray(scan(3))[None, ..., None] - 0.5
     # Half way between voxels: where linear interpolation has its kinks no gradient holds.
     start = jnp.full((1, *SHAPE, 3), 0.5)
-    weights = jnp.array([1.0, 2.0, 3.0])
+    weights = jnp.array([1.0, 2.0, 3.0])[None, None, None, None]
 
     @jax.jit
     def downstream(scale):

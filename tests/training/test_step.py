@@ -126,7 +126,7 @@ class OnlyDropout(nn.Module):
     def __call__(self, fixed, moving):
         size = self.param("size", nn.initializers.ones, ())
         kept = ChannelDropout(0.5)(jnp.ones((*fixed.shape[:4], 16)))
-        field = size * kept.mean(axis=-1, keepdims=True) * jnp.ones(3)
+        field = size * kept.mean(axis=-1, keepdims=True) * jnp.ones((1, 1, 1, 1, 3))
         return Prediction(field, (field,), ())
 
 
