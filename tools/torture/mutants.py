@@ -45,8 +45,8 @@ MORE_TESTS = {
     "ops/cpu/folded_convolution": ["tests/ops/test_convolution.py"],
     "ops/cpu/onednn": ["tests/ops/test_convolution.py"],
     "ops/cpu/onednn_convolution": ["tests/ops/test_convolution.py"],
-    "ops/mind": ["tests/test_losses.py"],
-    "ops/search": ["tests/test_instance.py"],
+    "ops/mind": ["tests/losses/test_losses.py"],
+    "ops/search": ["tests/registration/test_instance.py"],
     "ops/sampling": ["tests/test_laws.py"],
     "ops/grid": ["tests/ops/test_sampling.py"],
     "data/images": ["tests/test_scans.py"],
@@ -54,7 +54,7 @@ MORE_TESTS = {
 }
 # Tests of the surrounding modules, by the beginning of a module's name.
 WIDER_TESTS = {
-    "ops/": ["tests/ops/test_slabs.py", "tests/test_laws.py", "tests/test_losses.py"],
+    "ops/": ["tests/ops/test_slabs.py", "tests/test_laws.py", "tests/losses/test_losses.py"],
     "losses": ["tests/ops/test_slabs.py", "tests/test_laws.py", "tests/training/test_step.py"],
     "metrics": ["tests/evaluation"],
     "data/": ["tests/data"],
