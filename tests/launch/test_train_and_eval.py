@@ -111,11 +111,26 @@ def without_times(records: list[dict]) -> list[dict]:
     return [{name: value for name, value in record.items() if name not in times} for record in records]
 
 
+def refuse_a_second_run(start, workdir: Path, first: subprocess.Popen) -> None:
+    """Starts another run in the workdir of one that trains, which then continues."""
+    first.send_signal(signal.SIGSTOP)  # it holds the lock, however long the second takes to start
+    second = start(workdir)
+    output = second.communicate()[1]
+    first.send_signal(signal.SIGCONT)
+    assert second.returncode == 2
+    refusal = f"error: another run trains in {workdir} (process {first.pid} on"
+    assert output.strip().splitlines()[-1].startswith(refusal)
+
+
 def test_killed_and_started_again_ends_with_the_same_parameters(tiny, start, uninterrupted, tmp_path):
+    """Neither a kill nor a second run, which is refused, changes the result; a killed run holds no lock."""
     workdir = tmp_path / "killed"
     moments = random.Random(0)
-    for step in (2, 8):
+    for step in (2, 8):  # before and after the first checkpoint
         process = start(workdir)
+        if step == 8:
+            wait_until_logged(workdir, 4, process)
+            refuse_a_second_run(start, workdir, process)
         wait_until_logged(workdir, step, process)
         time.sleep(moments.uniform(0, 0.05))
         process.send_signal(signal.SIGKILL)
@@ -214,25 +229,6 @@ def test_info_tells_of_a_run(uninterrupted, tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"not a workdir of train\.py that can be read"):
         describe(tmp_path)
-
-
-def test_of_two_runs_in_a_workdir_the_second_is_refused(tiny, start, uninterrupted, tmp_path):
-    """A process that was killed holds nothing any more: the test above goes on after one."""
-    first = start(tmp_path)
-    wait_until_logged(tmp_path, 2, first)
-    first.send_signal(signal.SIGSTOP)  # it holds the lock, however long the second takes to start
-    second = start(tmp_path)
-    told = second.communicate()[1]
-    first.send_signal(signal.SIGCONT)
-    assert second.returncode == 2
-    assert (
-        told.strip()
-        .splitlines()[-1]
-        .startswith(f"error: another run trains in {tmp_path} (process {first.pid} on")
-    )
-    first.communicate()
-    assert first.returncode == 0
-    jax.tree.map(np.testing.assert_array_equal, parameters(tiny, tmp_path), parameters(tiny, uninterrupted))
 
 
 def test_finished_run_stays_finished(tiny, uninterrupted, capsys):
