@@ -79,10 +79,13 @@ def report(rows: Sequence[Row], json_path: Path | None, about: Mapping[str, obje
 
 def command_line() -> tuple[str, str]:
     """The benchmark that runs, a script of `benchmarks/` or a module, and the command that started it."""
-    script = Path(sys.argv[0])
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = f"-m {spec.name}" if spec else f"benchmarks/{script.name}"
-    return script.stem, shlex.join(["python", *program.split(), *sys.argv[1:]])
+    if spec := getattr(sys.modules["__main__"], "__spec__", None):
+        module = spec.name.removesuffix(".__main__")  # of a package
+        name, program = module.rpartition(".")[2], ["-m", module]
+    else:
+        script = Path(sys.argv[0])
+        name, program = script.stem, [f"benchmarks/{script.name}"]
+    return name, shlex.join(["python", *program, *sys.argv[1:]])
 
 
 def machine() -> Row:
