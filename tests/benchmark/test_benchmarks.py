@@ -147,8 +147,8 @@ def test_network(tmp_path):
 
 def test_peers(tmp_path):
     """A head of three labels and the same one four voxels on: scores before are right, ours are better."""
-    place = np.linalg.norm(np.moveaxis(np.indices((52, 48, 44)), 0, -1) - [25, 24, 22], axis=-1)
-    labels = np.digitize(-place, [-17, -12, -6])
+    place = np.linalg.norm(np.moveaxis(np.indices((40, 36, 32)), 0, -1) - [19, 18, 16], axis=-1)
+    labels = np.digitize(-place, [-12, -9, -5])
     texture = scipy.ndimage.gaussian_filter(np.random.default_rng(0).normal(size=labels.shape), 2)
     image = np.choose(labels, [0, 40, 90, 60]) + (labels > 0) * 100 * texture
     maps = []
@@ -272,6 +272,7 @@ def test_memory_is_told_without_arrays(tmp_path):
 def test_a_single_call_of_what_takes_long(tmp_path):
     options = ["--once", "--total-only", "--forward-only", "--config.model.channels=(2,)"]
     options += ["--config.model.finest_level=0", "--config.model.cross_attention=False"]
+    options += ["--config.model.regional_attention=False"]
     written = run([*NETWORK, *options], "benchmark", tmp_path / "table.json", OF_THE_NETWORK)
     (row,) = written["rows"]
     assert 0 < row["min ms"] == row["median ms"] == row["max ms"]
