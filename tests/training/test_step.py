@@ -71,7 +71,6 @@ def on_one_device():
     ("data", "space", "accumulate", "convolution"),
     [
         (4, 1, 1, "auto"),
-        (1, 2, 1, "auto"),
         (1, 4, 1, "auto"),
         (2, 2, 2, "auto"),
         (1, 1, 1, "onednn"),
