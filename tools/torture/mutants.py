@@ -39,7 +39,11 @@ from adregnet_jax.benchmark.timing import report
 from tools.torture.runs import ROOT
 
 PACKAGE = "adregnet_jax"
-READERS = ("dirlab", "files", "images", "ixi", "ixi_t1t2", "nifti", "pickles", "points", "transforms")
+READERS = (
+    *(f"data/datasets/{name}" for name in ("dirlab", "files", "ixi", "ixi_t1t2")),
+    *(f"data/io/{name}" for name in ("images", "nifti", "pickles", "points", "transforms")),
+)
+LOSSES = tuple(f"losses/{name}" for name in ("_masked", "similarity", "regularity", "supervision", "total"))
 # Further tests of a module, in addition to those with its name.
 MORE_TESTS = {
     "ops/cpu/folded_convolution": ["tests/ops/test_convolution.py"],
@@ -49,8 +53,9 @@ MORE_TESTS = {
     "ops/search": ["tests/registration/test_instance.py"],
     "ops/sampling": ["tests/test_laws.py"],
     "ops/grid": ["tests/ops/test_sampling.py"],
-    "data/images": ["tests/test_scans.py"],
-    "data/transforms": ["tests/test_fields.py"],
+    "data/io/images": ["tests/registration/test_scans.py"],
+    "data/io/transforms": ["tests/registration/test_field.py"],
+    **dict.fromkeys(LOSSES, ["tests/losses/test_losses.py"]),
 }
 # Tests of the surrounding modules, by the beginning of a module's name.
 WIDER_TESTS = {
@@ -67,7 +72,7 @@ GROUPS = {"ops": "ops/", "losses": "losses", "metrics": "metrics", "readers": "d
 def modules() -> dict[str, list[str]]:
     """Tests by module; modules are paths in the package without the suffix."""
     names = [f"ops/{path.stem}" for path in sorted((ROOT / PACKAGE / "ops").glob("[!_]*.py"))]
-    names += ["losses", "metrics", *(f"data/{name}" for name in READERS)]
+    names += ["metrics", *LOSSES, *READERS]
     found = {}
     for name in names:
         own = Path("tests", name).with_name(f"test_{Path(name).name}.py")
