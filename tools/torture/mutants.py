@@ -46,6 +46,7 @@ READERS = (
 LOSSES = tuple(f"losses/{name}" for name in ("_masked", "similarity", "regularity", "supervision", "total"))
 # Further tests of a module, in addition to those with its name.
 MORE_TESTS = {
+    "ops/arrays": ["tests/test_api.py"],
     "ops/cpu/folded_convolution": ["tests/ops/test_convolution.py"],
     "ops/cpu/onednn": ["tests/ops/test_convolution.py"],
     "ops/cpu/onednn_convolution": ["tests/ops/test_convolution.py"],
@@ -55,7 +56,7 @@ MORE_TESTS = {
     "ops/grid": ["tests/ops/test_sampling.py"],
     "data/io/images": ["tests/registration/test_scans.py"],
     "data/io/transforms": ["tests/registration/test_field.py"],
-    **dict.fromkeys(LOSSES, ["tests/losses/test_losses.py"]),
+    **{module: ["tests/losses/test_losses.py"] for module in LOSSES},
 }
 # Tests of the surrounding modules, by the beginning of a module's name.
 WIDER_TESTS = {
@@ -71,7 +72,8 @@ GROUPS = {"ops": "ops/", "losses": "losses", "metrics": "metrics", "readers": "d
 
 def modules() -> dict[str, list[str]]:
     """Tests by module; modules are paths in the package without the suffix."""
-    names = [f"ops/{path.stem}" for path in sorted((ROOT / PACKAGE / "ops").glob("[!_]*.py"))]
+    files = sorted((ROOT / PACKAGE / "ops").rglob("[!_]*.py"))
+    names = [path.relative_to(ROOT / PACKAGE).with_suffix("").as_posix() for path in files]
     names += ["metrics", *LOSSES, *READERS]
     found = {}
     for name in names:
