@@ -167,7 +167,7 @@ def thorax_boxes(
     shape = np.array(hu.shape)
     coarse_shape = np.maximum(np.round(shape * spacing_mm / SEARCH_SPACING_MM), 1).astype(int)
     scale = shape / coarse_shape
-    coarse, _ = resample(hu, scale, (scale - 1) / 2, tuple(coarse_shape))
+    coarse, _ = resample(hu, scale, (scale - 1) / 2, tuple(coarse_shape.tolist()))
     dense = coarse >= AIR_BELOW_HU
     opened = ndimage.binary_opening(dense)  # cuts the couch and the blankets off
     body = _components(opened if opened.any() else dense, minimum_share=1.0)

@@ -17,7 +17,7 @@ from adregnet_jax.ops.slabs import halo, slab_count
 
 def smoothness_loss(
     displacement: Float[AnyArray, "b x y z 3"],
-    spacing_mm: Float[AnyArray, "b 3"],
+    spacing_mm: Float[AnyArray, "#b 3"],
     *,
     mask: Shaped[AnyArray, "b x y z 1"] | None = None,
 ) -> Float[Array, ""]:
@@ -65,7 +65,7 @@ def smoothness_loss(
 
 
 def bending_energy_loss(
-    displacement: Float[AnyArray, "b x y z 3"], spacing_mm: Float[AnyArray, "b 3"]
+    displacement: Float[AnyArray, "b x y z 3"], spacing_mm: Float[AnyArray, "#b 3"]
 ) -> Float[Array, ""]:
     """Squared second derivatives of the displacement, in 1/mm^2: no affine map costs anything.
 

@@ -18,6 +18,7 @@ from adregnet_jax.nn.layers import Conv, JoinedDense, space_to_depth
 from adregnet_jax.nn.prediction import Prediction, check_images, pad_to_multiple
 from adregnet_jax.nn.regional_attention import RegionalAttention
 from adregnet_jax.nn.remat import recomputed
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
 
@@ -44,7 +45,9 @@ class AdRegNet(nn.Module):
         return self.config.stem_stride * 2 ** (len(self.config.channels) - 1)
 
     @nn.compact
-    def __call__(self, fixed: Float[Array, "b x y z 1"], moving: Float[Array, "b x y z 1"]) -> Prediction:
+    def __call__(
+        self, fixed: Float[AnyArray, "b x y z 1"], moving: Float[AnyArray, "b x y z 1"]
+    ) -> Prediction:
         """Estimates the displacement that warps `moving` onto `fixed` (eq. 2).
 
         Args:

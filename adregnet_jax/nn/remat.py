@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from adregnet_jax.ops.cpu.budget import limit_bytes
@@ -30,7 +31,7 @@ def recomputed(module: nn.Module, *arguments: Any) -> Any:
     def backward(saved: Any, gradient: Any) -> tuple[Any, ...]:
         params, arguments = saved
         first = jax.tree.leaves(gradient)[0]
-        params = jax.tree.map(lambda values: delayed(values, first), params)
+        params = jax.tree.map(lambda values: delayed(jnp.asarray(values), first), params)
         # Layers read large arguments chunk by chunk; a delay would copy them as a whole.
         limit = limit_bytes("recomputed_argument")
         arguments = jax.tree.map(lambda a: delayed(a, first) if 4 * a.size <= limit else a, arguments)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from adregnet_jax.nn.layers import ChannelDropout, Conv
 from adregnet_jax.nn.prediction import Prediction, check_images, pad_to_multiple
+from adregnet_jax.ops.arrays import AnyArray
 
 # The authors' channels of the decoder: four at 1/16 to 1/2 of the resolution, one more at 1/2, the rest full.
 VOXELMORPH_1 = (32, 32, 32, 32, 8, 8)
@@ -48,7 +49,9 @@ class VoxelMorph(nn.Module):
         return 2 ** len(self.encoder)
 
     @nn.compact
-    def __call__(self, fixed: Float[Array, "b x y z 1"], moving: Float[Array, "b x y z 1"]) -> Prediction:
+    def __call__(
+        self, fixed: Float[AnyArray, "b x y z 1"], moving: Float[AnyArray, "b x y z 1"]
+    ) -> Prediction:
         """Estimates the displacement that warps `moving` onto `fixed`.
 
         Args:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.cpu import onednn
 from adregnet_jax.ops.cpu.chunks import joined
 from adregnet_jax.ops.cpu.folded_convolution import folded_conv3d
@@ -17,8 +19,8 @@ IMPLEMENTATIONS = ("auto", "folded", "onednn", "xla")
 
 
 def conv3d(
-    volume: Float[Array, "b x y z _"] | Sequence[Float[Array, "b x y z _"]],
-    kernel: Float[Array, "3 3 3 _ out"],
+    volume: Float[AnyArray, "b x y z _"] | Sequence[Float[AnyArray, "b x y z _"]],
+    kernel: Float[AnyArray, "3 3 3 _ out"],
     *,
     implementation: str = "auto",
 ) -> Float[Array, "b x y z out"]:
@@ -46,7 +48,8 @@ def conv3d(
       >>> float(sums[0, 1, 1, 1, 0]), float(sums[0, 0, 0, 0, 0])
       (27.0, 8.0)
     """
-    parts = tuple(volume) if isinstance(volume, Sequence) else (volume,)
+    given = volume if isinstance(volume, Sequence) else (volume,)
+    parts, kernel = tuple(map(jnp.asarray, given)), jnp.asarray(kernel)
     channels = sum(part.shape[-1] for part in parts)
     if any(part.ndim != 5 for part in parts) or kernel.shape[:4] != (3, 3, 3, channels):
         raise ValueError(

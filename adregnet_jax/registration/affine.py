@@ -35,7 +35,7 @@ FLAT = 1e-3  # standard deviation of an image without information on its place
 
 
 # Voxels [x, y, z], where they count (None: everywhere) and the linear part [3, 3] of the affine.
-_Scan = tuple[jax.Array, jax.Array | None, np.ndarray]
+_Scan = tuple[jax.Array, jax.Array | None, AnyArray]
 _Shape = tuple[int, int, int]
 _Shapes = tuple[tuple[_Shape, _Shape], ...]  # of the fixed and the moving grid, by level
 

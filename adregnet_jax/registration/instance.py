@@ -298,7 +298,7 @@ def _searched(
     radius = np.minimum(np.ceil(config.search_range_mm / cell_mm), np.array(fixed.shape[1:4]) - 1)
     # Without the barrier the features are made again and again.
     fixed, moving = jax.lax.optimization_barrier((fixed, moving))
-    return jax.lax.stop_gradient(search_displacement(fixed, moving, radius.astype(int), **masks))
+    return jax.lax.stop_gradient(search_displacement(fixed, moving, radius.astype(int).tolist(), **masks))
 
 
 def _unfolded(displacement: jax.Array) -> jax.Array:

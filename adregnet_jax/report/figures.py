@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
@@ -105,7 +105,7 @@ def registration_figure(
     jacobian: Float[np.ndarray, "x y z"],
     *,
     spacing_mm: Float[np.ndarray, " 3"],
-    affine: Float[np.ndarray, "4 4"],
+    affine: Real[np.ndarray, "4 4"],
     title: str = "",
 ) -> Figure:
     """One registered pair in three planes through `central_point`.
@@ -158,7 +158,7 @@ def levels_figure(
     jacobian: Sequence[Float[np.ndarray, "_x _y _z"]],
     *,
     spacing_mm: Float[np.ndarray, " 3"],
-    affine: Float[np.ndarray, "4 4"],
+    affine: Real[np.ndarray, "4 4"],
     dropout_sd_mm: Float[np.ndarray, "x y z"] | None = None,
     title: str = "",
 ) -> Figure:

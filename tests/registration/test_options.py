@@ -11,6 +11,7 @@ from adregnet_jax.errors import UserError
 from adregnet_jax.registration.options import RegistrationOptions, ScanFiles
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
