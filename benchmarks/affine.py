@@ -3,15 +3,15 @@
     python benchmarks/affine.py --images FILE [FILE ...] [--trials 20] [--similarity ncc] [--json FILE]
 
 Each trial makes a moving scan from the fixed one: rotated by up to 30 degrees about a random axis, each axis
-scaled by 0.8 to 1.25, shifted by up to 40 mm, in a world whose origin is elsewhere, on a grid of other voxels
-whose axes are permuted and flipped, with noise. The moving grid is as large as the fixed one and
-ignores the shift: parts shifted out of it are lost. With `--similarity mi` its intensities are inverted
-and changed by a gamma, too. Beyond the fixed scan its border is repeated, so that no edge of the field of
-view gives the transform away.
+scaled by 0.8 to 1.25, shifted by up to 40 mm, in a world with another origin, on a grid with another spacing
+and with permuted and flipped axes, with noise. The moving grid is as large as the fixed one and ignores the
+shift: parts shifted out of it are lost. With `--similarity mi` its intensities are also inverted and
+gamma-transformed. The border of the fixed scan is extended outwards, so that no edge of the field of view
+gives the transform away.
 
-Prints a row a trial: the mean distance over the foreground between the map that was found and the true one,
-in mm, before (the geometric centres aligned) and after, and the seconds of the first call, which compiles
-where the grid is new, and of the same again. `--rounds` is not used.
+Prints one row per trial: the mean distance over the foreground between the estimated map and the true one, in
+mm, before (geometric centres aligned) and after; the seconds of the first call, which compiles for a new
+grid; and those of a second call. `--rounds` is not used.
 """
 
 import functools
@@ -41,7 +41,7 @@ def centre_mm(shape, affine):
 
 
 def around(linear, before_mm, after_mm):
-    """[4, 4]: the point `before_mm` goes to `after_mm`, and what is around it by the matrix."""
+    """[4, 4]: maps the point `before_mm` to `after_mm`, with the matrix as linear part."""
     matrix = np.eye(4)
     matrix[:3, :3] = linear
     matrix[:3, 3] = after_mm - linear @ before_mm
@@ -49,7 +49,7 @@ def around(linear, before_mm, after_mm):
 
 
 def random_transform(rng, shape, affine):
-    """The true map fixed -> moving world, and the geometric centre of the moving grid there."""
+    """The true map fixed -> moving world, and the geometric centre of the moving grid in that world."""
     axis, direction = (vector / np.linalg.norm(vector) for vector in rng.normal(size=(2, 3)))
     rotation = scipy.spatial.transform.Rotation.from_rotvec(axis * np.radians(rng.uniform(0, ROTATION_DEG)))
     scales = np.diag(SCALE ** rng.uniform(-1, 1, 3))
@@ -60,7 +60,7 @@ def random_transform(rng, shape, affine):
 
 
 def random_grid(rng, shape, affine):
-    """Shape and voxel axes [3, 3] of a grid as large as the fixed one, its axes permuted and flipped."""
+    """Shape and voxel axes [3, 3] of a grid as large as the fixed one, with permuted and flipped axes."""
     size_mm = np.abs(affine[:3, :3]) @ shape
     order = rng.permutation(3)
     spacing_mm = rng.permutation(SPACINGS_MM)
@@ -70,7 +70,7 @@ def random_grid(rng, shape, affine):
 
 
 def moved(values, affine, true, shape, moving_affine):
-    """The fixed scan where the true map takes it."""
+    """The fixed scan moved by the true map."""
     to_fixed = np.linalg.inv(true @ affine) @ moving_affine  # moving voxel -> fixed voxel
     return scipy.ndimage.affine_transform(
         values, to_fixed[:3, :3], to_fixed[:3, 3], shape, order=1, mode="nearest"

@@ -1,28 +1,28 @@
-"""How fast is the network compared with the same one in PyTorch, forward and in training?
+"""Compares the speed of the network with the same one in PyTorch, forward and in training.
 
     python benchmarks/against_torch.py [--shape 64 64 64] [--channels 16 32 64 128 256] [--rounds 5] [--parts]
         [--torch-compile] [--onednn] [--json FILE]
 
-The default network and its default loss but for the landmarks (local NCC, smoothness, folds), float32, on
-one pair of the phantom; a training step is loss, gradients, clipping and Adam. PyTorch has the same
-parameters and as many threads as cores. How it is written, `benchmarks/torch_adregnet.py` says: where there
-was a choice, the faster way. It is spared the entropy of the match, which no loss reads, and the mask, which
-our loss heeds. Its volumes are contiguous or channels last, a route each; with --torch-compile both are
-compiled by TorchInductor as well, which needs a C++ compiler. Its Adam is the fused one. With --onednn our
+The default network and its default loss except landmarks (local NCC, smoothness, folds), float32, on one pair
+of the phantom; a training step is loss, gradients, clipping and Adam. PyTorch gets the same parameters and as
+many threads as cores. `benchmarks/torch_adregnet.py` describes its implementation, which takes the fastest of
+the available ways. It computes neither the entropy of the match, which no loss reads, nor the mask, which our
+loss applies. Contiguous and channels-last volumes are separate routes; with --torch-compile both are also
+compiled by TorchInductor, which needs a C++ compiler. Its Adam is the fused one. With --onednn our
 convolutions are oneDNN's, as PyTorch's are (`ops.cpu.onednn`).
 
-Before anything is timed, our displacement, warped image and loss are checked against those of PyTorch's model
-in float64, with parameters that are nowhere 0: a difference of more than 1e-4 of the largest displacement,
-intensity or loss is refused; so are gradients that differ by more than 1e-2 of the norm of the same
-parameter's, in up to 64^3 voxels of 16 channels (float64 takes too much memory beyond). PyTorch's float32 has
-to give the same outputs to 1e-2: its group norm of volumes that are channels last subtracts a square of means
-from a mean of squares, which costs digits with every voxel more. The last line has how far the displacement
-of each route is off, as a share of the largest.
+Before timing, our displacement, warped image and loss are checked against those of PyTorch's model in
+float64, with all parameters nonzero. A difference of more than 1e-4 of the largest displacement, intensity or
+loss is refused, and so are gradients that differ by more than 1e-2 of the norm of the gradient of that
+parameter, for up to 64^3 voxels with 16 channels (float64 needs too much memory beyond). PyTorch's float32
+outputs must agree to 1e-2: its group norm of channels-last volumes subtracts the squared mean from the mean
+of squares, which loses more digits the more voxels there are. The last line has the error of each route's
+displacement as a fraction of the largest.
 
 Prints a row for each pass and route. "times ours" is PyTorch's median over ours: above 1, ours is faster.
---parts adds the modules of the network, the warp and the terms of the loss one by one, with the gradients in
-their parameters and inputs, on random features; their results are checked. Without PyTorch ours is timed
-alone. The package doesn't depend on it: pip install torch --index-url https://download.pytorch.org/whl/cpu
+--parts adds the modules of the network, the warp and the terms of the loss one by one, with the gradients of
+their parameters and inputs, on random features; their results are checked. Without PyTorch only ours is
+timed. The package doesn't depend on it: pip install torch --index-url https://download.pytorch.org/whl/cpu
 """
 
 import dataclasses
@@ -49,11 +49,11 @@ from adregnet_jax.training.step import make_optimiser, make_train_step, registra
 
 PASSES = ("forward", "training step")
 TERMS = ("ncc", "smoothness", "jacobian")  # of the loss
-SPREAD = 0.1  # of the noise added to the initial parameters, in SDs of a kernel that keeps the variance
+SPREAD = 0.1  # of the noise added to the initial parameters, in SDs of a variance-preserving kernel
 
 
 def everywhere_not_zero(params):
-    """Random numbers added to the initial parameters: no bias or gradient is lost in a comparison."""
+    """Adds random numbers to the initial parameters, so that no bias or gradient escapes comparison."""
     rng = np.random.default_rng(0)
 
     def moved(leaf):
@@ -124,7 +124,7 @@ def gradients_of(torch, model):
 
 
 def theirs(torch, config, params, batch, memory_format, *, compiled):
-    """As `ours`; and the displacement, the warped image and the loss."""
+    """Like `ours` for PyTorch; also returns the displacement, the warped image and the loss."""
     import torch_adregnet
 
     model = torch_adregnet.AdRegNet(config.model)
@@ -165,12 +165,13 @@ def theirs(torch, config, params, batch, memory_format, *, compiled):
 
 
 def check_gradients(ours, exact):
-    """Both by the name of the parameter in PyTorch.
+    """Compares gradients given by the name of the parameter in PyTorch.
 
-    By norms: rounding changes the sign of an activation here and there, and all gradients of a coarse channel
-    with it.
+    Norms are compared, since rounding changes the sign of some activations, and with it all gradients of a
+    coarse channel.
     """
-    # A gradient that is 0 but for rounding, as of a number added to all logits of a softmax, has no digits.
+    # A gradient that is 0 except for rounding, such as that of a constant added to all logits of a softmax,
+    # has no correct digits.
     rounding = 1e-5 * max(float(gradient.norm()) for gradient in exact.values())
     for name, gradient in exact.items():
         off = float((ours[name] - gradient).norm())
@@ -190,7 +191,7 @@ def named(torch, config, gradients):
 
 
 def share_off(wanted, found):
-    """How far a displacement is from the exact one, as a share of the largest."""
+    """The error of a displacement as a fraction of the largest."""
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
@@ -214,7 +215,7 @@ def part_routes(torch, config, part, params, batch):
 
     def function(constants, params, inputs):
         results = part.function(params, inputs, constants)
-        # What is left out of the results isn't computed: PyTorch has no entropy either.
+        # Values left out of the results aren't computed; PyTorch computes no entropy either.
         is_match = lambda result: isinstance(result, Match)  # noqa: E731
         return jax.tree.map(lambda r: r[:2] if is_match(r) else r, results, is_leaf=is_match)
 
@@ -229,7 +230,7 @@ def part_routes(torch, config, part, params, batch):
 
 
 def torch_part_routes(torch, config, part, params, batch, arguments, memory_format):
-    """As `comparison.jax_routes`; the results of the forward pass are in the axis order of ours."""
+    """Like `comparison.jax_routes`; the results of the forward pass have the axis order of ours."""
     import torch_adregnet
 
     model = torch_adregnet.AdRegNet(config.model)
@@ -269,7 +270,7 @@ def torch_part_routes(torch, config, part, params, batch, arguments, memory_form
 
 
 def only(config, term):
-    """`config` with one of the terms that are on."""
+    """`config` with a single one of its enabled terms."""
     return dataclasses.replace(config, **{name: 0.0 for name in TERMS if name != term})
 
 
@@ -290,7 +291,7 @@ def main():
     multiple = 2 ** (len(options.channels) - 1)
     if any(n % multiple for n in options.shape):
         parser.error(f"--shape must be multiples of {multiple}, with {len(options.channels)} levels")
-    process.keep_freed_memory()  # as train.py does, for both sides
+    process.keep_freed_memory()  # as train.py does, for both
     torch = comparison.torch_on_cpu()
     convolution = "onednn" if options.onednn else "auto"
     config = Config(

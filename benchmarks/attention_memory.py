@@ -3,9 +3,9 @@
     python benchmarks/attention_memory.py [--queries 2048] [--keys 1024 4096 ...] [--channels 32]
         [--json FILE]
 
-MiB of temporaries by XLA's plan, compiled and not run: `blocked_attention` of the package and
-softmax(Q K^T / sqrt(d)) V as written, forward and with the gradients in all three inputs; for comparison, the
-keys and values themselves.
+Prints the MiB of temporaries in XLA's plan, compiled but not run, for `blocked_attention` of the package and
+for softmax(Q K^T / sqrt(d)) V as written, forward and with the gradients of all three inputs. The memory of
+the keys and values is given for comparison.
 """
 
 import comparison

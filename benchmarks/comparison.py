@@ -1,4 +1,4 @@
-"""Shared by the scripts: their options, routes through JAX, and comparisons of their results and times.
+"""Code shared by the scripts: options, routes through JAX, and comparisons of results and times.
 
 Each script prints a table and, with `--json FILE`, writes {"benchmark", "command", "machine", "rows"}, where
 the rows are those of the table (`adregnet_jax.benchmark.timing`).
@@ -36,12 +36,12 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each route (default 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
     return parser
 
 
 def jax_routes(function, arguments, cotangent, constants=()) -> tuple[Route, Route]:
-    """`function(*constants, *arguments)` jitted: alone, and with its gradients in the arguments."""
+    """`function(*constants, *arguments)` jitted: alone, and with the gradients of its arguments."""
 
     @jax.jit
     def forward(constants, arguments):
@@ -57,7 +57,7 @@ def jax_routes(function, arguments, cotangent, constants=()) -> tuple[Route, Rou
 
 
 def torch_on_cpu():
-    """PyTorch with as many threads as cores, or None, and a line that says so."""
+    """PyTorch with as many threads as cores, or None and a line that explains why."""
     if jax.default_backend() != "cpu":
         print(f"PyTorch is timed on CPU only, and JAX runs on {jax.default_backend()}: left out.\n")
         return None
@@ -85,9 +85,9 @@ def compare(
     rounds: int,
     passes: Sequence[str] = ("forward", "forward + gradients"),
 ) -> list[Row]:
-    """Rows of each pass by route; a route is a function a pass.
+    """Rows for each pass and route; a route has one function per pass.
 
-    "times ours" is how many times as long as the first route this one takes, by medians.
+    "times ours" is the median time of a route divided by that of the first route.
     """
     rows = []
     for n, name in enumerate(passes):

@@ -1,13 +1,13 @@
-"""How fast is the 3x3x3 convolution compared with XLA's own and PyTorch's?
+"""Compares the speed of the 3x3x3 convolution with XLA's own and PyTorch's.
 
     python benchmarks/convolution.py [--shape 64 64 64] [--channels 8 16 32] [--rounds 5]
         [--onednn] [--json FILE]
 
 Prints a row for each number of channels (as many in as out), for the forward pass alone and with the
-gradients in the volume and the kernel, and for each route: `adregnet_jax.conv3d`, `lax.conv_general_dilated`,
-and where it is installed PyTorch's conv3d on channels-last arrays, with as many threads as cores. "times
-ours" is how many times as long as `adregnet_jax` the route takes. float32, batch 1. With --onednn,
-ours is oneDNN's (`ops.cpu.onednn`). The results of the routes are checked against each other first.
+gradients of the volume and the kernel, and for each route: `adregnet_jax.conv3d`, `lax.conv_general_dilated`,
+and, if installed, PyTorch's conv3d on channels-last arrays, with as many threads as cores. "times ours" is
+the time of the route divided by that of `adregnet_jax`. float32, batch 1. With --onednn, ours is oneDNN's
+(`ops.cpu.onednn`). The results of the routes are checked against each other first.
 """
 
 import functools
@@ -26,7 +26,7 @@ def lax_convolution(volume, kernel):
 
 
 def torch_routes(torch, volume, kernel, cotangent):
-    """As `comparison.jax_routes`; the results are views in the axis order of ours."""
+    """Like `comparison.jax_routes`; the results are views in the axis order of ours."""
 
     def channels_last(array, axes):
         return torch.from_numpy(array).permute(axes).contiguous(memory_format=torch.channels_last_3d)

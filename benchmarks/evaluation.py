@@ -2,9 +2,9 @@
 
     python benchmarks/evaluation.py [--shape 256 256 106] [--labels 0] [--rounds 3] [--json FILE]
 
-The case is a random smooth pair of the given size with 300 landmarks and N label values. Prints a row a part:
-`measure_pair` and `label_scores` of `registration.measure`, the rows of the landmarks, and the two figures as
-PNG. The first round compiles and is left out. The peak is that of the whole process, JAX included.
+The case is a random smooth pair of the given size with 300 landmarks and N label values. Prints one row per
+part: `measure_pair` and `label_scores` of `registration.measure`, the rows of the landmarks, and the two
+figures as PNG. The first round compiles and is left out. The peak is that of the whole process, with JAX.
 """
 
 import io

@@ -1,14 +1,14 @@
-"""Measures classical methods on the hippocampus test pairs, on exactly the arrays that the network gets.
+"""Measures classical methods on the hippocampus test pairs, given exactly the arrays that the network gets.
 
     python benchmarks/hippocampus_peers.py FOLDER [--limit 0] [--json FILE] [--csv FILE]
 
-FOLDER holds images/ and labels/, as for configs/hippocampus.py, of whose test split these pairs are: the
-same subjects and partners, intensities in [0, 1], padded to one shape. Prints the mean Dice of both labels
-before and, where it is installed, after picsl_greedy (pip install picsl_greedy SimpleITK), which is run with
-NCC of radius 2, 100x60x20 iterations and its own smoothing. Labels are warped by nearest neighbour; one-hot:
-by one trilinear image a label, the largest wins. Folded: voxels inside the scans with a Jacobian determinant
-<= 0. --limit N takes N pairs, evenly out of all. --csv writes a row a pair, which
-`python -m adregnet_jax.evaluation.collect RUN --against FILE` compares with a run.
+FOLDER holds images/ and labels/, as for configs/hippocampus.py. The pairs are those of its test split: the
+same subjects and partners, with intensities in [0, 1], padded to one shape. Prints the mean Dice of both
+labels before and, if picsl_greedy is installed (pip install picsl_greedy SimpleITK), after running it with
+NCC of radius 2, 100x60x20 iterations and its default smoothing. Labels are warped by nearest neighbour; for
+"one-hot", each label is warped as a binary image (trilinear) and the largest value wins. Folded: voxels
+inside the scans with a Jacobian determinant <= 0. --limit N takes N evenly spaced pairs. --csv writes one row
+per pair, which `python -m adregnet_jax.evaluation.collect RUN --against FILE` compares with a run.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from adregnet_jax.registration.measure import label_scores, mean_dice
 from adregnet_jax.report import tables
 
 CONFIG = Path(__file__).parents[1] / "configs" / "hippocampus.py"
-# -wp 0: else its fields are rounded to a tenth of a voxel when they are handed over.
+# -wp 0: otherwise its fields are rounded to a tenth of a voxel in the output.
 GREEDY = "-V 0 -i fixed moving -m NCC 2x2x2 -n 100x60x20 -wp 0 -o warp"
 
 
@@ -58,7 +58,7 @@ def greedy():
         }
         tool = Greedy3D()
         tool.execute(GREEDY, **scans, warp=None)
-        # [x, y, z, 3] mm, components to the left, back and up as ITK has them.
+        # [x, y, z, 3] mm, components towards left, posterior, superior, as in ITK.
         field_lps_mm, _ = images.from_itk(Path("warp"), tool["warp"])
         to_lps = (images.LPS_TO_RAS @ pair.affine)[:3, :3]
         return np.asarray(field_lps_mm @ np.linalg.inv(to_lps).T, np.float32)
@@ -88,9 +88,11 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="pairs, evenly out of all (0: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write a row a pair there")
+    parser.add_argument(
+        "--limit", type=int, default=0, metavar="N", help="number of evenly spaced pairs (0: all)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row per pair to FILE")
     options = parser.parse_args()
     try:
         pairs = test_pairs(options.folder, options.limit)

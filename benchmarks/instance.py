@@ -1,11 +1,11 @@
-"""Measures memory and time of instance optimisation at a size.
+"""Measures memory and time of instance optimisation for a given size.
 
     python benchmarks/instance.py [--shape 256 256 106] [--spacing 1.0 1.0 2.5] [--effort default]
         [--json FILE]
 
 The pair is a random smooth scan of the given size and the same one moved by two voxels, registered as by
 `adregnet register --method instance --no-affine`. Prints the seconds of compilation and of one call,
-XLA's own account of its temporaries, and the peak of the whole process.
+the memory of its temporaries as reported by XLA, and the peak of the whole process.
 """
 
 import resource

@@ -2,11 +2,11 @@
 
     python benchmarks/neighbourhood_attention.py [--shape 48 64 48] [--channels 8] [--rounds 5] [--json FILE]
 
-Prints a row for each set of results that is asked for (the attended values alone, or also the mean offsets
-and the entropies), for the forward pass alone and with the gradients in query, key and value, and for each
-route: `adregnet_jax.neighbourhood_attention`, and one padded slice a neighbour, differentiated by JAX. "times
-ours" is how many times as long as `adregnet_jax` the route takes. float32, batch 1. The results of the
-routes are checked against each other first.
+Prints a row for each set of results (the attended values alone, or also the mean offsets and the entropies),
+for the forward pass alone and with the gradients of query, key and value, and for each route:
+`adregnet_jax.neighbourhood_attention`, and one padded slice per neighbour, differentiated by JAX. "times
+ours" is the time of the route divided by that of `adregnet_jax`. float32, batch 1. The results of the routes
+are checked against each other first.
 """
 
 import itertools
@@ -23,7 +23,7 @@ RESULTS = ("attended", "offset", "entropy")
 
 
 def padded_slices(query, key, value):
-    """What `neighbourhood_attention` returns, written the obvious way."""
+    """`neighbourhood_attention`, written the obvious way."""
     # [27, b, x, y, z]
     logits = jnp.stack([jnp.sum(query * k, axis=-1) for k in neighbours(key)]) * query.shape[-1] ** -0.5
     inside = jnp.stack(neighbours(jnp.ones((*query.shape[:-1], 1), bool)))[..., 0]
@@ -36,7 +36,7 @@ def padded_slices(query, key, value):
 
 
 def neighbours(features):
-    """features(p + o) for each offset o, 0 outside of the grid."""
+    """features(p + o) for each offset o, 0 outside the grid."""
     nx, ny, nz = features.shape[1:4]
     padded = jnp.pad(features, ((0, 0), (1, 1), (1, 1), (1, 1), (0, 0)))
     return [padded[:, 1 + i : 1 + i + nx, 1 + j : 1 + j + ny, 1 + k : 1 + k + nz] for i, j, k in OFFSETS]
@@ -56,7 +56,7 @@ def main():
         )
 
         def routes_of(attention, count=count, features=features, cotangents=cotangents):
-            # jit leaves out what the results that are not asked for would need.
+            # jit removes computations that only unused results need.
             return comparison.jax_routes(lambda *qkv: attention(*qkv)[:count], features, cotangents[:count])
 
         routes = {

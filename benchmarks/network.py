@@ -1,12 +1,11 @@
-"""Measures memory and time of the bundled network at a size, with the adaptation of the scans.
+"""Measures memory and time of the bundled network for a given size, including the adaptation of the scans.
 
     python benchmarks/network.py [--shape 160 192 224] [--spacing 1.0 1.0 1.0] [--rounds 3] [--json FILE]
 
 The pair is a random smooth scan of the given size and the same one moved by two voxels, processed as by
-`adregnet register --method network --no-affine`: turned, resampled, both runs of the network, the field
-mapped back. Prints the
-seconds to load the weights, those of the first call, which compiles or takes programs from the cache on disk,
-the median of later calls, and the peak of the whole process.
+`adregnet register --method network --no-affine`: reoriented, resampled, passed twice through the network, and
+the field mapped back. Prints the seconds to load the weights, those of the first call, which compiles or
+takes programs from the cache on disk, the median of later calls, and the peak of the whole process.
 """
 
 import resource

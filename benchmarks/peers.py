@@ -1,27 +1,27 @@
-"""Compares instance optimisation with classical programs on the same pairs in one run.
+"""Compares instance optimisation with classical registration programs on the same pairs in one run.
 
     python benchmarks/peers.py --breathing-ct FOLDER [--cases 1 2 3 4 5] [--brains FOLDER] [--efforts default]
         [--methods convexadam greedy demons syn syn_cc] [--diffeomorphic] [--json FILE]
 
 FOLDER of --breathing-ct holds DIR-Lab case folders; FOLDER of --brains holds subject_a and subject_b as
-_t1.nii.gz and _labels.nii.gz on one grid, and labels_30.txt, whose first column is the labels that count.
-Every method gets the same two arrays: CT clipped to -1000..300 HU, brains at their percentiles, in [0, 1]. A
-method that is not installed is left out with a line: pip install convexAdam picsl_greedy antspyx SimpleITK.
+_t1.nii.gz and _labels.nii.gz on one grid, and labels_30.txt, whose first column lists the scored labels.
+Every method gets the same two arrays in [0, 1]: CT clipped to -1000..300 HU, brains rescaled by percentiles.
+A method that is not installed is reported and skipped: pip install convexAdam picsl_greedy antspyx SimpleITK.
 
-Prints a row a pair and method: mean TRE or mean Dice, the share of folds by central differences and by
-tetrahedra, the seconds of the registration alone (ours: compilation in a column of its own, and cached on
-disk from the second start on), and for ours how far field and inverse, composed, are from the identity, in
-voxels that map into the grid. Ours are the presets for one person (CT) and two (brains); "ours, inverted" has
-the moving brain in inverted contrast, (1 - v) ** 1.5 in the head, and the heads (above 0) as masks, much as
-`adregnet register --modality multi` finds them. Settings of the others:
+Prints one row per pair and method: mean TRE or mean Dice, the share of folds by central differences and by
+tetrahedra, and the seconds of the registration alone. For ours, compilation has its own column (cached on
+disk after the first start), and the error of the field composed with its inverse is given for voxels that map
+into the grid. Ours uses the presets for one person (CT) and two (brains); "ours, inverted" inverts the
+contrast of the moving brain, (1 - v) ** 1.5 in the head, and takes the heads (above 0) as masks, much as
+`adregnet register --modality multi` finds them. Settings of the other methods:
 
-- convexAdam: grid_sp 4, disp_hw 4, lambda 0.75, 80 iterations, CT at half the resolution in plane, as the
-  authors do for lungs; brains with its defaults.
+- convexAdam: grid_sp 4, disp_hw 4, lambda 0.75, 80 iterations, CT at half the in-plane resolution, as the
+  authors do for lungs; its defaults for brains.
 - greedy: NCC 4x4x2 for CT, 2x2x2 for brains, 100x60x20 iterations, fields not rounded (-wp 0).
 - demons: SimpleITK's diffeomorphic demons at a quarter and half of the resolution, 100 and 50 iterations,
-  with histograms matched.
+  with histogram matching.
 - syn: antspyx SyN with its defaults, mutual information and 40x20x0 iterations. syn_cc: CC of radius 4,
-  100x70x20 iterations, half an hour a case. Both only when asked for.
+  100x70x20 iterations, half an hour per case. Both run only on request.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ PACKAGES = {
 
 
 class Scans(NamedTuple):
-    """A pair on one grid, and what it is scored by."""
+    """A pair on one grid, with landmarks or labels to score it."""
 
     name: str
     fixed: np.ndarray  # [x, y, z] in [0, 1]
@@ -100,7 +100,7 @@ def brains(folder):
 
 
 def variants(scans, efforts, diffeomorphic):
-    """Names and settings of ours."""
+    """Names and settings of our variants."""
     subjects = "same" if scans.landmarks else "different"
     presets = {effort: instance_preset(effort, subjects) for effort in efforts}
     found = {f"ours, {effort}": config for effort, config in presets.items()}
@@ -115,7 +115,7 @@ def variants(scans, efforts, diffeomorphic):
 
 
 def ours(scans, name, config):
-    """Displacement [x, y, z, 3] in voxels, and the columns of ours."""
+    """Displacement [x, y, z, 3] in voxels, and the columns that only ours has."""
     moving, masks = scans.moving, {}
     if name.endswith("inverted"):
         head = moving > 0
@@ -136,7 +136,7 @@ def ours(scans, name, config):
     field, inverse = jax.block_until_ready(program(*images, **masks))
     seconds = time.perf_counter() - compiled
     inverse = jax.jit(invert)(field) if inverse is None else inverse
-    # Where the inverse leads out of the grid, the field is extrapolated from its border.
+    # Where the inverse points outside the grid, the field is extrapolated from its border.
     target = identity_grid(field.shape[1:4]) + inverse
     inside = np.asarray(inside_grid(target, field.shape[1:4]))
     error = np.linalg.norm(np.asarray(jax.jit(compose)(field, inverse)), axis=-1)[inside]
@@ -215,7 +215,7 @@ def demons(scans):
 
 
 def _factors(spacing_mm, factor):
-    """Even voxels: fewer along a coarse axis."""
+    """Factors for nearly isotropic voxels: smaller along a coarse axis."""
     return [max(1, round(float(factor * min(spacing_mm) / size))) for size in spacing_mm]
 
 
@@ -292,7 +292,7 @@ def main():
             importlib.import_module(PACKAGES[name])
             peers[name] = globals()[name]
         except ImportError:
-            print(f"{PACKAGES[name]} is not installed: {name} is left out.")
+            print(f"{PACKAGES[name]} is not installed: {name} is skipped.")
 
     rows: list[dict[str, Any]] = []
     pairs = list(breathing_ct(options.breathing_ct, options.cases)) if options.breathing_ct else []

@@ -1,13 +1,13 @@
-"""Measures the memory of a training step on each device against the number of devices along two axes.
+"""Measures the memory per device of a training step against the number of devices along two axes.
 
     python benchmarks/sharding.py [--config configs/X.py] [--config.field=value ...] [--shape 64 32 32]
         [--axes data space] [--devices 1 2 4 8] [--json FILE]
 
 Prints a row for each axis and number of devices: the bytes of the compiled step's arguments (state and
-batch) and of its temporaries, on each device, as XLA's `memory_analysis` gives them. Nothing is run. Along
-`data` the batch has as many pairs as the most devices; along `space` it is one pair. Without --config, it is
-a network of channels 4 and 8. The devices are fake ones of the CPU, whose programs hold more temporaries than
-a GPU's: only their decrease is meaningful.
+batch) and of its temporaries on each device, from XLA's `memory_analysis`. Nothing is run. Along `data` the
+batch has as many pairs as the largest number of devices; along `space` it is one pair. Without --config, the
+network has channels 4 and 8. The devices are simulated on the CPU, whose programs hold more temporaries than
+those of a GPU: only the decrease is meaningful.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from adregnet_jax.training.step import make_optimiser, make_train_step
 
 
 def abstract_batch(pairs, shape, mesh):
-    """A batch without values, divided among the devices of the mesh."""
+    """The shapes of a batch that is divided among the devices of the mesh."""
     shapes = dict.fromkeys(("fixed", "moving", "mask"), (pairs, *shape, 1))
     shapes |= dict.fromkeys(("fixed_landmarks", "moving_landmarks"), (pairs, 100, 3))
     shapes |= {"landmark_valid": (pairs, 100), "spacing_mm": (pairs, 3)}
@@ -59,7 +59,7 @@ def main():
     parser.add_argument("--config", type=Path, metavar="FILE", help="as of train.py")
     parser.add_argument("--axes", nargs="+", choices=("data", "space"), default=("data", "space"))
     parser.add_argument("--devices", type=int, nargs="+", default=(1, 2, 4, 8), metavar="N")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
     options, rest = parser.parse_known_args()
     small = Config(model=ModelConfig(channels=(4, 8)))
     try:

@@ -1,16 +1,16 @@
-"""The default AdRegNet and its loss in PyTorch, written as PyTorch is fastest, for `against_torch.py`.
+"""The default AdRegNet and its loss in PyTorch, written for speed, for `against_torch.py`.
 
 Modules have the names of the Flax modules, so that `load` finds each parameter by its path. Volumes are
-[b, c, x, y, z], contiguous or channels last; displacements are [b, 3, x, y, z] in voxels of their grid. The
-choices below were made by timing on CPU, always for the faster one:
+[b, c, x, y, z], contiguous or channels last; displacements are [b, 3, x, y, z] in voxels of their grid. Each
+of the following choices was the fastest one when timed on CPU:
 
-- `F.group_norm` with a channel a group, which is the instance norm, does not copy channels-last volumes as
-  `F.instance_norm` does;
+- `F.group_norm` with one channel per group, which is the instance norm, does not copy channels-last volumes
+  as `F.instance_norm` does;
 - the 2x2x2 upsampling as a dense layer and a reshape, not as `F.conv_transpose3d`;
-- exact attention by `F.scaled_dot_product_attention`, with positions as more channels. It has no entropy, and
-  none is computed: no loss needs it;
-- neighbourhood attention by 27 shifted views, with gradients of our own: autograd pads a view's gradient to
-  the whole volume 27 times, and `unfold` copies 27 volumes;
+- exact attention by `F.scaled_dot_product_attention`, with positions as additional channels; it doesn't
+  return the entropy, which no loss needs;
+- neighbourhood attention by 27 shifted views, with custom gradients: autograd pads a view's gradient to the
+  whole volume 27 times, and `unfold` copies 27 volumes;
 - box sums by products with banded matrices: `F.avg_pool3d` and a convolution with ones are slower.
 """
 
@@ -42,7 +42,7 @@ OUTSIDE = -1e30  # the logit of a neighbour beyond the border
 def constant(function):
     """Computes once for the same arguments.
 
-    Not `functools.cache`: `torch.compile` looks behind it and computes again in each call.
+    `functools.cache` won't do: `torch.compile` traces through it and computes again in each call.
     """
     found = {}
 
@@ -100,7 +100,7 @@ class Pointwise(nn.Conv3d):
 
 
 class JoinedPointwise(Pointwise):
-    """Several volumes, as if their channels were concatenated."""
+    """A dense layer on several volumes, as if their channels were concatenated."""
 
     def forward(self, *volumes):
         return super().forward(torch.cat(volumes, dim=1))
@@ -220,10 +220,10 @@ def attend_globally(query, key, value, locality):
     place, squared = centred_places(tuple(shape))
     place, squared = place.expand(b, -1, -1), squared.expand(b, -1, -1)
     query, key, value = (volume.flatten(2).transpose(1, 2) for volume in (query, key, value))  # [b, n, c]
-    # -g |p - q|^2, without what is the same for every key, as four more channels.
+    # -g |p - q|^2, without the term that is the same for every key, as four more channels.
     query = torch.cat([query, c**0.5 * place, torch.full_like(squared, c**0.5)], dim=-1)
     key = torch.cat([key, 2 * locality * place, -locality * squared], dim=-1)
-    # One channel is there to make values as wide as keys, without which the fused kernel does not run.
+    # One channel makes values as wide as keys, which the fused kernel requires.
     value = torch.cat([value, place, torch.zeros_like(squared)], dim=-1)
     query, key, value = (tokens.unsqueeze(1) for tokens in (query, key, value))
     result = F.scaled_dot_product_attention(query, key, value, scale=c**-0.5)[:, 0]
@@ -248,7 +248,7 @@ def attend_locally(query, key, value):
 
 
 def shifted(padded, shape):
-    """The 27 views [b, c, x, y, z] of a volume that is padded by 1."""
+    """The 27 views [b, c, x, y, z] of a volume padded by 1."""
     for offset in OFFSETS:
         x, y, z = (slice(1 + o, 1 + o + n) for o, n in zip(offset, shape, strict=True))
         yield padded[:, :, x, y, z]
@@ -287,7 +287,7 @@ class Gather(torch.autograd.Function):
     def forward(ctx, weights, value):
         ctx.save_for_backward(weights, value)
         shape = weights.shape[2:]
-        # As the inside of the padded volume lies in memory.
+        # Same memory layout as the inside of the padded volume.
         total = torch.zeros_like(value[:, :, 1:-1, 1:-1, 1:-1])
         for w, view in zip(weights, shifted(value, shape), strict=True):
             total.addcmul_(w[:, None], view)
@@ -370,12 +370,12 @@ class Level(nn.Module):
 
 
 class AdRegNet(nn.Module):
-    """`config`: channels, finest_level, global_attention_tokens and region_size; the rest has its defaults.
+    """`config` sets channels, finest_level, global_attention_tokens and region_size; the rest are defaults.
 
     Sizes must be multiples of 2^(levels - 1).
 
     Raises:
-      ValueError: another field is set, which there is no such network for.
+      ValueError: another field is set, which this network doesn't support.
     """
 
     def __init__(self, config):
@@ -445,7 +445,7 @@ def warp(volume, displacement):
 
 
 def total_loss(fixed, warped, displacement, spacing_mm, config):
-    """`adregnet_jax.losses.total_loss` of the terms that are on by default but for landmarks; no mask."""
+    """`adregnet_jax.losses.total_loss` with its default terms except landmarks, and without a mask."""
     weighted = (
         (config.similarity * config.ncc, lambda: ncc_loss(fixed, warped, config.ncc_window)),
         (config.regularisation * config.smoothness, lambda: smoothness_loss(displacement, spacing_mm)),

@@ -2,10 +2,10 @@
 
     python benchmarks/training_step.py [--shape 48 64 48] [--channels 8 16 32 64] [--rounds 5] [--json FILE]
 
-Prints a row for the import; then for a first start, with an empty compilation cache, and for a second start,
-which finds it filled, a row each for tracing, compiling and running the step. Everything is measured in a
-fresh process, set up as `train.py` sets itself up. The step is loss, gradients and Adam of the network with
-the default settings but for its channels, on one pair of the phantom (batch 1, float32).
+Prints a row for the import, then rows for tracing, compiling and running the step, both for a first start,
+with an empty compilation cache, and for a second start, with a filled one. Everything is measured in a fresh
+process, set up as by `train.py`. The step is loss, gradients and Adam of the network with default settings
+except for its channels, on one pair of the phantom (batch 1, float32).
 """
 
 import argparse
@@ -61,7 +61,7 @@ def measure_start(shape, channels, rounds):
 
 
 def in_fresh_process(*arguments, **environment):
-    """The last line that Python prints, read as JSON."""
+    """The last line printed by a Python process, parsed as JSON."""
     command = [sys.executable, *arguments]
     environment = os.environ | environment
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)

@@ -1,25 +1,24 @@
-"""Measures a network on unseen kinds of scans, alone and before instance optimisation.
+"""Measures a network on unseen kinds of scans, alone and as a start for instance optimisation.
 
     python benchmarks/unseen.py [--breathing-ct FOLDER [--cases 1 2 3 4 5]] [--brains FOLDER]
         [--hippocampus FOLDER [--limit 0]] [--weights DIR] [--effort default] [--methods affine network ...]
         [--figures DIR] [--json FILE]
 
-The folders are those of peers.py and hippocampus_peers.py, and so are the pairs: of the hippocampus scans,
-the test split of configs/hippocampus.py. DIR is the workdir of a run or packed weights; without it, the
-shipped weights are taken. All goes through `adregnet_jax.register_scans`, as `adregnet register` does. The
-methods:
+The folders and pairs are those of peers.py and hippocampus_peers.py (for the hippocampus, the test split of
+configs/hippocampus.py). DIR is the workdir of a run or packed weights; by default, the bundled weights are
+used. All methods run through `adregnet_jax.register_scans`, as in `adregnet register`. The methods:
 
 - affine: the affine step alone.
 - network, affine + network: the network alone, without and after the affine step.
-- instance, both: instance optimisation without the network, and from its result; no affine step. Subjects are
-  "same" for CT, "different" for brains, "any" for the hippocampus.
-- inverted (brains): the network alone where the moving brain has inverted contrast, (1 - v) ** 1.5.
+- instance, both: instance optimisation without the network, and starting from its result; no affine step.
+  Subjects are "same" for CT, "different" for brains, "any" for the hippocampus.
+- inverted (brains): the network alone on a moving brain with inverted contrast, (1 - v) ** 1.5.
 
-Prints a row a method and data set: mean (SD over pairs) of TRE or Dice, in how many pairs it is better than
-doing nothing and, for both, than instance, the share of folds, and the median of the seconds of the stages
-affine and deformable, of a second call, so that no compilation is in them. --figures draws the pairs on which
-the network alone does worst: of the hippocampus the six of least Dice, of the CT the three of greatest TRE,
-the brains.
+Prints one row per method and data set: mean (SD over pairs) of TRE or Dice, the number of pairs in which it
+beats no registration and, for both, instance alone; the share of folds; and the median seconds of the stages
+affine and deformable in a second call, which excludes compilation. --figures draws the pairs on which the
+network alone does worst: the six hippocampus pairs with the lowest Dice, the three CT pairs with the largest
+TRE, and the brains.
 """
 
 import dataclasses
@@ -45,7 +44,7 @@ DRAWN = {"breathing CT": 3, "brains": 1, "hippocampus": 6}
 
 
 def data_sets(options):
-    """Name and pairs, `peers.Scans`."""
+    """Yields the name and the pairs (`peers.Scans`) of each data set."""
     if options.breathing_ct:
         yield "breathing CT", list(peers.breathing_ct(options.breathing_ct, options.cases))
     if options.brains:
@@ -61,7 +60,7 @@ def of_hippocampus(pair):
 
 
 def settings(method, data_set, network, effort, steps):
-    """Of `register_scans`; `steps` are those of instance optimisation alone, None for the preset's."""
+    """Settings of `register_scans`; `steps` are those of instance optimisation, None for the preset's."""
     chosen: dict[str, Any] = {"affine": None, "instance": None, "network": None}
     if "affine" in method:
         chosen["affine"] = AffineConfig()
@@ -76,7 +75,7 @@ def settings(method, data_set, network, effort, steps):
 
 
 def registered(scans, method, chosen, *, again):
-    """Displacement [x, y, z, 3] in voxels, the warped scan, and seconds; of a second call, if asked."""
+    """Displacement [x, y, z, 3] in voxels, the warped scan, and the seconds, of a second call if `again`."""
     moving = scans.moving
     if method == "inverted":
         moving = np.where(moving > 0, (1 - moving) ** 1.5, 0).astype(np.float32)
@@ -140,10 +139,14 @@ def main():
     parser.add_argument("--cases", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--brains", type=Path, metavar="FOLDER")
     parser.add_argument("--hippocampus", type=Path, metavar="FOLDER")
-    parser.add_argument("--limit", type=int, default=0, help="hippocampus pairs, evenly out of all; 0: all")
+    parser.add_argument(
+        "--limit", type=int, default=0, help="number of evenly spaced hippocampus pairs; 0: all"
+    )
     parser.add_argument("--weights", type=Path, metavar="DIR")
     parser.add_argument("--effort", default="default", help="preset of the instance optimisation")
-    parser.add_argument("--steps", type=int, nargs="+", help="of instance optimisation alone, coarse to fine")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", help="steps of instance optimisation alone, coarse to fine"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--figures", type=Path, metavar="DIR")
     options = parser.parse_args()

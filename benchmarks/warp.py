@@ -1,13 +1,13 @@
-"""Compares the speed of the warp and its gradient in the displacement with PyTorch's grid_sample.
+"""Compares the speed of the warp and the gradient of its displacement with PyTorch's grid_sample.
 
     python benchmarks/warp.py [--sizes 64 128] [--rounds 5] [--json FILE]
 
 Prints a row for each volume of n^3 voxels and one channel, for the forward pass alone and with the gradient
-in the displacement, and for each route: `adregnet_jax.warp`, and where it is installed PyTorch with as many
-threads as cores. `grid_sample` is handed its normalised grid ready-made, which flatters it; `grid_sample,
-from displacement` makes the grid in the same call, as `warp` does. "times ours" is how many times as long as
-`adregnet_jax` the route takes. float32, batch 1, border padding, align_corners=True. The results of the
-routes are checked against each other first.
+of the displacement, and for each route: `adregnet_jax.warp` and, if installed, PyTorch with as many threads
+as cores. `grid_sample` gets a precomputed normalised grid, which flatters it; `grid_sample, from
+displacement` makes the grid in the same call, as `warp` does. "times ours" is the time of the route divided
+by that of `adregnet_jax`. float32, batch 1, border padding, align_corners=True. The results of the routes are
+checked against each other first.
 """
 
 import comparison
@@ -17,9 +17,9 @@ from adregnet_jax import warp
 
 
 def smooth_displacement(n):
-    """Up to 5 voxels, [1, n, n, n, 3]; no sample is taken within 0.1 of where two voxels' cells meet.
+    """Up to 5 voxels, [1, n, n, n, 3]; no sample lies within 0.1 voxels of a boundary between cells.
 
-    The gradient jumps there, and which side a sample falls on would be decided by rounding.
+    The gradient jumps there, and rounding would decide on which side a sample falls.
     """
     x, y, z = np.ogrid[:n, :n, :n]
     displacement = np.stack(
@@ -30,7 +30,7 @@ def smooth_displacement(n):
 
 
 def torch_routes(torch, volume, displacement, cotangent):
-    """As `comparison.jax_routes`, for grid_sample with its grid ready-made and from the displacement."""
+    """Like `comparison.jax_routes`, for grid_sample with a precomputed grid and from the displacement."""
     n = volume.shape[1]
     volume, gradient = (torch.from_numpy(array)[..., 0][:, None] for array in (volume, cotangent))
     displacement = torch.from_numpy(displacement)
@@ -65,7 +65,7 @@ def torch_routes(torch, volume, displacement, cotangent):
 
 
 def check(routes, n):
-    """The gradient in the ready-made grid is brought to voxels first."""
+    """Checks that the routes agree; the gradient of the precomputed grid is first converted to voxels."""
     ours, ready_made, theirs = (with_gradient() for _, with_gradient in routes.values())
     result, in_grid = ready_made
     comparison.check_equal(ours, (result, in_grid.flip(-1) * (2 / (n - 1))), theirs)

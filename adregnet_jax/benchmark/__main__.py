@@ -8,31 +8,31 @@ Options that aren't given come from the config. Any of its fields can be set as 
 --config.model.remat=True. A table is printed and, with --json, written as {"benchmark", "command", "machine",
 "rows"}.
 
-Rows. The parts are the modules of the network itself, at the shapes and with the parameters that they have in
-it; further the warp, each term of the loss that is in use, and the optimiser. A part is timed forward, and
-with the gradients in its parameters and inputs. "total" is the network and the warp of the moving image, and
-the whole training step of `train.py`. "sum of parts" has the medians added up. It lacks the concatenations
-and sums between the parts and, with `model.remat`, which the parts ignore, a second forward pass; a part
-that the total fuses with its neighbours, or runs in parallel with another, is cheaper there. Scans and
-features are random numbers, parameters those of a new network: times don't depend on the values.
+Rows. The parts are the modules of the network, with the shapes and parameters that they have in it, the warp,
+each term of the loss in use, and the optimiser. Each part is timed forward, and with the gradients with
+respect to its parameters and inputs. "total" is the network and the warp of the moving image, and the whole
+training step of `train.py`. "sum of parts" adds up the medians. It lacks the concatenations and sums between
+the parts and, with `model.remat`, which the parts ignore, a second forward pass. A part that the total fuses
+with its neighbours, or runs in parallel with another, is cheaper there. Scans and features are random numbers
+and parameters those of a new network, since times don't depend on the values.
 
 Columns.
 - model GFLOP: convolutions, dense layers and attention, counted from shapes, three times the forward pass
   where there are gradients (`adregnet_jax.benchmark.flops`). This is the figure to quote.
 - XLA GFLOP: XLA's own count for the compiled program. It includes every operation, but counts the body of a
-  loop only once. Attention, and on CPU the kernel gradients of convolutions, are loops, of which it sees a
-  small part. Padding is not included.
-- compile s: tracing and compiling, nothing from a cache.
-- pairs/s: the pairs of the batch over the median.
+  loop only once. It thus misses most of attention and, on CPU, of the kernel gradients of convolutions, which
+  are loops. Padding is not included.
+- compile s: tracing and compiling, without any cache.
+- pairs/s: the pairs in the batch divided by the median.
 - of peak %: model GFLOP over the median, relative to a large float32 matrix product on the same devices in
   the same run (at JAX's default precision, which is TF32 on newer GPUs).
-- arguments and temporary MiB: memory of one device, by XLA's own account. Results come in addition, where
-  they don't take the memory of an argument as the state of a training step does.
+- arguments and temporary MiB: memory of one device, reported by XLA. Results need additional memory, unless
+  they reuse that of an argument, as the state of a training step does.
 
-The batch is divided over the devices as in training, for the parts as well. --memory-only compiles and runs
-nothing, so that a small machine can report the memory for a large scan; no array of its size is made.
---once times a single call of each program, for calls that take minutes. The last line has the peak memory of
-the whole process, compilation included, and of the device if it reports one.
+The batch is divided among the devices as in training, for the parts as well. --memory-only compiles without
+running, so that a small machine can report the memory for a large scan; no array of its size is made. --once
+times a single call of each program, for calls that take minutes. The last line has the peak memory of the
+whole process, including compilation, and of the device if it reports one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from adregnet_jax.launch import config_file, process
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, tuple[int, int, int], argparse.Namespace]:
-    """The config with the changes of the command line, the shape, and the options."""
+    """The config with the changes from the command line, the shape, and the options."""
     parser = OneLineParser(
         prog="python -m adregnet_jax.benchmark",
         description=__doc__,
@@ -100,7 +100,7 @@ def data_shape(config: DataConfig) -> tuple[int, int, int]:
             return config.dirlab.shape
         case "ixi":
             return config.ixi.shape
-    raise UserError(f"--shape is missing: the config has none for data of kind {config.kind!r}: give one")
+    raise UserError(f"--shape is missing, and the config has none for data of kind {config.kind!r}: give one")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,15 +1,16 @@
 """Model FLOPs of a network, counted from the shapes of its layers.
 
-Counted are the convolutions, the dense layers and the two products of every attention, queries with keys and
-weights with values: two operations, a multiplication and an addition, for each pair of numbers that meet.
-Voxels at the border count as any other, though some of their neighbours are padding. Not counted is all that
-grows with the number of values alone: norms, activations, softmax, positions in attention, resampling, warps.
+The count covers convolutions, dense layers and the two products of every attention, queries with keys and
+weights with values, as two operations (a multiplication and an addition) per product of two numbers. Voxels
+at the border count like any other, though some of their neighbours are padding. Operations that only grow
+with the number of values are not counted: norms, activations, softmax, positions in attention, resampling,
+warps.
 
-The count depends on the equations, not on the program that carries them out: two implementations of the same
-network have the same one, which makes their rates comparable. (One exception: VoxelMorph's convolutions of
+The count depends on the equations, not on the program that evaluates them: two implementations of the same
+network have the same count, which makes their rates comparable. (One exception: VoxelMorph's convolutions of
 stride 2 count in full, as `nn.voxelmorph` computes them.) By the usual convention a training step takes
-three times as many: the gradients in the inputs and in the weights are one such product each, and what is
-computed twice to save memory is counted once (Chowdhery et al., PaLM, appendix B).
+three times as many: the gradients with respect to inputs and weights are one such product each, and values
+recomputed to save memory are counted once (Chowdhery et al., PaLM, appendix B).
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from adregnet_jax.nn.cross_attention import CrossAttention
 from adregnet_jax.nn.layers import Conv, Downsample, JoinedDense, Upsample
 from adregnet_jax.nn.regional_attention import RegionalAttention
 
-GRADIENTS = 2  # products of a training step for each one of the forward pass
+GRADIENTS = 2  # additional products in a training step for each one in the forward pass
 
 
 class Call(NamedTuple):
-    """A module as a network calls it."""
+    """A call of a module by a network."""
 
     path: tuple[str, ...]
     module: nn.Module  # without its parameters
     arguments: tuple[Any, ...]  # jax.ShapeDtypeStruct, or None
-    flops: int  # forward, of its own products: those of the modules inside it are in their own calls
+    flops: int  # forward, without those of inner modules, which have their own calls
 
 
 def module_calls(network: nn.Module, *inputs: Any) -> list[Call]:
-    """Every module that `network(*inputs)` calls, the inner ones first; nothing is computed.
+    """Every module that `network(*inputs)` calls, inner ones first, found without computing anything.
 
     Args:
-      network: without `remat`, whose modules belong to a transformation.
-      inputs: arrays or shapes, `jax.ShapeDtypeStruct`.
+      network: a network without `remat`, which would wrap its modules in a transformation.
+      inputs: arrays or shapes (`jax.ShapeDtypeStruct`).
     """
     calls = []
 
@@ -89,7 +90,7 @@ def own_flops(module: nn.Module, arguments: tuple[Any, ...]) -> int:
             voxels = math.prod(shape)
             exact = voxels <= config.global_attention_tokens
             keys = voxels if exact else (2 * config.neighbourhood_radius + 1) ** 3
-            # Queries, keys and values of both images; with one map for queries and keys one of these less.
+            # Queries, keys and values of both images; one less if queries and keys share a map.
             projections = 4 if config.shared_projection else 6
             return projections * 2 * b * voxels * c**2 + 2 * _attention_flops(b, voxels, keys, c)
         case RegionalAttention(region=region):
@@ -99,5 +100,5 @@ def own_flops(module: nn.Module, arguments: tuple[Any, ...]) -> int:
 
 
 def _attention_flops(b: int, queries: int, keys: int, channels: int) -> int:
-    """Queries with keys, then weights with values; heads divide the channels and change nothing."""
+    """Queries with keys, then weights with values; heads divide the channels and don't change the count."""
     return b * queries * keys * 2 * (channels + channels)

@@ -50,7 +50,7 @@ def measure(
     total_only: bool,
     memory_only: bool,
 ) -> tuple[list[Row], Row]:
-    """Measures a network and its parts; returns the rows of the table, and notes on the machine.
+    """Measures a network and its parts; returns the rows of the table, and facts about the machine.
 
     Raises:
         UserError: settings that contradict each other.
@@ -115,7 +115,7 @@ def rows_of_parts(
     *,
     forward_only: bool,
 ) -> tuple[list[Row], list[Row]]:
-    """Rows of the parts and of the optimiser, and their sums if they were timed."""
+    """Rows for the parts and the optimiser, and their sums if they were timed."""
     rows = [row for part in parts for row in part_rows(part, measurement, forward_only=forward_only)]
     if not forward_only:
         update = jax.jit(functools.partial(_update, optimiser), in_shardings=replicated(measurement.mesh))
@@ -133,7 +133,7 @@ def rows_of_parts(
 
 
 def part_rows(part: Part, measurement: Measurement, *, forward_only: bool) -> list[Row]:
-    """Rows of the forward pass, and of the same with the gradients in parameters and inputs."""
+    """Rows for the forward pass, and for the forward pass with gradients of parameters and inputs."""
     on_all, along = PartitionSpec(), PartitionSpec("data")
     divided = functools.partial(jax.shard_map, mesh=measurement.mesh, check_vma=False)
     places = tuple(make(measurement.mesh) for make in (replicated, along_data, along_data, along_data))
@@ -167,7 +167,7 @@ def measured(
     measurement: Measurement,
     repeat: Callable[..., Route] = functools.partial,
 ) -> Row:
-    """A row: compiles a program, and times it unless nothing is to be run.
+    """Compiles a program, times it unless nothing is to be run, and returns its row.
 
     Args:
       name: name of the part.
@@ -240,10 +240,10 @@ def matmul_gflops(mesh: Mesh, rounds: int) -> float:
 
 
 def fill(arguments: Any, rng: np.random.Generator) -> Any:
-    """Replaces shapes by arrays of random numbers; arrays stay.
+    """Replaces shapes with arrays of random numbers, and keeps arrays.
 
-    All numbers lie between 0.5 and 1, which suits intensities, masks, spacings and features, and moves a
-    displacement between voxels. Labels are 0 or 1.
+    All numbers lie between 0.5 and 1, which suits intensities, masks, spacings and features, and makes
+    displacements point between voxels. Labels are 0 or 1.
     """
 
     def draw(leaf: Any) -> Any:
@@ -257,7 +257,7 @@ def fill(arguments: Any, rng: np.random.Generator) -> Any:
 
 
 def steps(train_step: Callable[..., Any], state: Any, batch: Any) -> Route:
-    """A route that takes one training step a call, each from the state after the last."""
+    """A route that takes one training step per call, starting from the state after the last call."""
 
     def step() -> Any:
         nonlocal state

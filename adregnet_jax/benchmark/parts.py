@@ -1,4 +1,4 @@
-"""The parts of a network and its training, each as a function with the shapes of its arguments."""
+"""The parts of a network and of its training, each as a function with the shapes of its arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adregnet_jax.nn.prediction import Prediction
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
 
-LANDMARKS = 300  # a pair, if their loss is in use
+LANDMARKS = 300  # per pair, if their loss is in use
 LOSS_TERMS = (  # fields of `LossConfig`, and names of `total_loss`
     "ncc",
     "ssim",
@@ -52,7 +52,7 @@ class Part(NamedTuple):
 
 
 def network_parts(config: Config, params: Any, batch: Shapes) -> Iterator[Part]:
-    """The modules of the network at the shapes of a batch, the alignment of its levels, and the warp."""
+    """The modules of the network for the shapes of a batch, the alignment of its levels, and the warp."""
     # Rematerialisation concerns the whole network, not its parts.
     model = make_model(dataclasses.replace(config.model, remat=False))
     images = _images(batch)
@@ -149,7 +149,7 @@ def _warp(_params: Any, displacement: jax.Array, moving: jax.Array) -> jax.Array
 
 def _loss(config: LossConfig, _params: Any, inputs: Any, batch: Any) -> jax.Array:
     displacement, warped = inputs
-    return total_loss(batch, displacement, warped, config)[0][None]  # one number a device
+    return total_loss(batch, displacement, warped, config)[0][None]  # one number per device
 
 
 def _register(model: nn.Module, params: Any, _inputs: Any, images: Any) -> tuple[jax.Array, jax.Array]:

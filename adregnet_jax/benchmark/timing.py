@@ -1,4 +1,4 @@
-"""Times several routes in turn and reports the table: shared by all benchmarks."""
+"""Times several routes in turn and reports a table; shared by all benchmarks."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def spread(seconds: Sequence[float], unit: str) -> Row:
 def report(rows: Sequence[Row], json_path: Path | None, about: Mapping[str, object] | None = None) -> None:
     """Prints the rows as a Markdown table, the machine below it, and writes both to `json_path`.
 
-    The file holds {"benchmark", "command", "machine", "rows"}. `about` is what was found of the machine
-    beside its description; None is an empty cell.
+    The file holds {"benchmark", "command", "machine", "rows"}. `about` adds measured facts to the description
+    of the machine. None is an empty cell.
     """
     cells = [
         list(rows[0]),
@@ -78,7 +78,7 @@ def report(rows: Sequence[Row], json_path: Path | None, about: Mapping[str, obje
 
 
 def command_line() -> tuple[str, str]:
-    """The benchmark that runs, a script of `benchmarks/` or a module, and the command that started it."""
+    """The running benchmark, a script in `benchmarks/` or a module, and the command that started it."""
     if spec := getattr(sys.modules["__main__"], "__spec__", None):
         module = spec.name.removesuffix(".__main__")  # of a package
         name, program = module.rpartition(".")[2], ["-m", module]

@@ -49,7 +49,7 @@ MEASURES = (
 
 
 class NamedPair(NamedTuple):
-    name: str  # of its folder
+    name: str  # name of its folder
     files: ScanFiles
 
 
@@ -63,16 +63,14 @@ def batch(
     ],
     device: DeviceOption = None,
     h5: CompositeOption = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Register pairs again that are done already.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Register finished pairs again.")] = False,
     **choices: Any,
 ) -> None:
-    """Registers every pair of a CSV and summarises them in results.csv.
+    """Registers every pair in a CSV and summarises the results in results.csv.
 
     Columns: fixed, moving and, optionally, name, fixed_labels, moving_labels, fixed_landmarks,
-    moving_landmarks, fixed_mask, moving_mask. The same command continues an interrupted batch. A pair that
-    fails is recorded with its error, the others continue, and the exit status is 1.
+    moving_landmarks, fixed_mask, moving_mask. Running the same command again continues an interrupted batch.
+    If a pair fails, its error is recorded, the others are still registered, and the exit status is 1.
     """
     options = registration_options(choices)
     rows = read_pairs(pairs)
@@ -94,12 +92,12 @@ def batch(
 
 
 def read_pairs(path: Path) -> list[NamedPair]:
-    """The rows of a CSV with the columns fixed, moving and, as an option, name and those of `OPTIONAL`.
+    """The rows of a CSV with the columns fixed, moving and, optionally, name and those of `OPTIONAL`.
 
-    Paths are relative to the CSV. Without a name, a pair has that of its two files.
+    Paths are relative to the CSV. By default, a pair is named after its two files.
 
     Raises:
-      UserError: no CSV that can be read, other columns, a row that is incomplete, a name twice.
+      UserError: the CSV can't be read, has wrong columns or an incomplete row, or a name occurs twice.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -118,7 +116,7 @@ def read_pairs(path: Path) -> list[NamedPair]:
         )
     rows = [_pair(path, line, cells) for line, cells in table]
     if not rows:
-        raise UserError(f"{path}: has no rows; expected one a pair")
+        raise UserError(f"{path}: has no rows; expected one per pair")
     names = [row.name for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{path}: two pairs are called {twice[0]}: add a column name that tells them apart")
@@ -135,13 +133,13 @@ def register_batch(
     composite: bool,
     overwrite: bool,
 ) -> int:
-    """Registers each pair into a folder of its own, and writes results.csv anew after each.
+    """Registers each pair into its own folder, and rewrites results.csv after each.
 
-    A pair with a summary.json is left as it is. If its files or options have changed since, that is recorded
-    as a failure.
+    A pair with a summary.json is left unchanged. If its files or options have changed since, it is recorded
+    as failed.
 
     Returns:
-      How many failed.
+      The number of failures.
     """
     from adregnet_jax.atomic import write_errors_as_user_errors, write_file
     from adregnet_jax.cli.execution import show_stages
@@ -168,7 +166,7 @@ def register_batch(
                     network=network,
                     device=device,
                     composite=composite,
-                    overwrite=True,  # unfinished results, or ones to be replaced; never other files
+                    overwrite=True,  # unfinished or outdated results, never other files
                     on_stage=on_stage,
                 )
 
@@ -213,7 +211,9 @@ def _summary(folder: Path, record: dict[str, Any], files: ScanFiles) -> dict[str
     if options != record:
         raise UserError(f"{folder} was made with other options: use another --output, or add --overwrite")
     if sums != {name: source["sha256"] for name, source in files.record().items()}:
-        raise UserError(f"{folder} is of other files, or they changed: add --overwrite to register again")
+        raise UserError(
+            f"{folder} was made from other files, or they changed: add --overwrite to register again"
+        )
     return summary
 
 

@@ -97,7 +97,7 @@ def _describe_field(displacement: np.ndarray, affine: np.ndarray) -> dict[str, A
 
 
 def _describe_run(workdir: Path) -> dict[str, Any]:
-    """Describes a training run by the files in its workdir; older versions wrote fewer of them."""
+    """Describes a training run from the files in its workdir, of which older versions wrote fewer."""
     try:
         record = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
         config = record["config"]

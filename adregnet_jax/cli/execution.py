@@ -42,7 +42,7 @@ def termination_as_exit() -> Iterator[None]:
 
 
 def interruptible(work: Callable[[], T], device: Any = None) -> T:
-    """Runs `work()` in a thread of its own, and returns or raises what it does.
+    """Runs `work()` in its own thread, and returns its result or raises its exception.
 
     XLA computes for minutes without handling signals. The calling thread handles them and abandons the other.
 
@@ -97,12 +97,12 @@ def load_network(weights: Path | None, device: Any) -> TrainedNetwork:
 
     Args:
       weights: the workdir of a training run, whose best parameters are taken, or a folder of packed weights;
-        None: the shipped ones.
-      device: of JAX.
+        None for the bundled weights.
+      device: a JAX device.
 
     Raises:
-      UserError: no such run, no checkpoint, damaged weights, or parameters of another architecture than their
-        config describes.
+      UserError: there is no such run or no checkpoint, the weights are damaged, or the architecture of the
+        parameters differs from their config.
     """
     import jax
 
@@ -119,7 +119,7 @@ def load_network(weights: Path | None, device: Any) -> TrainedNetwork:
 
 @contextlib.contextmanager
 def memory_errors_as_user_errors(advice: str) -> Iterator[None]:
-    """Turns running out of memory, of NumPy or of XLA, into one line that ends with `advice`."""
+    """Turns out-of-memory errors of NumPy and XLA into one line that ends with `advice`."""
     try:
         yield
     except MemoryError:

@@ -26,19 +26,21 @@ def export(
         typer.Option(help="Default: both with --weights, instance without.", show_default=False),
     ] = None,
     platforms: Annotated[
-        str, typer.Option(metavar="NAMES", help="Where it is to run, separated by commas.")
+        str, typer.Option(metavar="NAMES", help="Platforms to run on, separated by commas.")
     ] = "cpu,cuda",
     overwrite: OverwriteOption = False,
     **choices: Any,
 ) -> None:
-    """Writes the registration as one file that JAX runs without this package.
+    """Exports the registration to one file that JAX runs without this package.
 
-    Its function takes fixed and moving [b, x, y, z, 1] in [0, 1], on one grid, and returns the displacement
-    [b, x, y, z, 3] in voxels and the warped moving scans. A network gets the scans as they are, on that
-    grid. docs/cli.md shows how to load the file.
+    The exported function takes fixed and moving scans [b, x, y, z, 1] in [0, 1] on one grid, and returns the
+    displacement [b, x, y, z, 3] in voxels and the warped moving scans. A network gets the scans unchanged, on
+    that grid. docs/cli.md shows how to load the file.
     """
     if min(shape) < 2 or not all(0 < size < math.inf for size in spacing):
-        raise UserError(f"--shape {shape} --spacing {spacing}: expected 2 voxels or more and sizes above 0")
+        raise UserError(
+            f"--shape {shape} --spacing {spacing}: expected 2 voxels or more and spacings above 0"
+        )
     names = tuple(name.strip().lower() for name in platforms.split(","))
     if unknown := [name for name in names if name not in PLATFORMS]:
         raise UserError(f"--platforms {platforms}: {unknown[0]!r} is none of {', '.join(PLATFORMS)}")

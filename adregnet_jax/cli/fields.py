@@ -23,7 +23,11 @@ FieldArgument = Annotated[Path, typer.Argument(help="A field: .nii.gz, .nii, .np
 OutputOption = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A new file.")]
 InputFormatOption = Annotated[
     Format | None,
-    typer.Option("--format", help="Of a NIfTI field to read. Default: by its header.", show_default=False),
+    typer.Option(
+        "--format",
+        help="Format of a NIfTI field to read. Default: inferred from its header.",
+        show_default=False,
+    ),
 ]
 OutputFormatOption = Annotated[Format, typer.Option("--format", help="Format of a NIfTI field to write.")]
 
@@ -43,7 +47,7 @@ def apply(
 ) -> None:
     """Warps a moving IMAGE to the fixed grid, or maps fixed POINTS to the moving scan.
 
-    The image may have any grid: its place in the world counts. Points are in mm.
+    The image may have any grid; its position in the world is used. Points are in mm.
     """
     from adregnet_jax.cli.execution import memory_errors_as_user_errors, start_jax
     from adregnet_jax.data.io.points import SUFFIXES
@@ -103,7 +107,7 @@ def compose(
     format: OutputFormatOption = "itk",
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Writes one field that warps an image as the FIELDS do, applied one after the other."""
+    """Writes one field that warps an image like the FIELDS applied one after the other."""
     if len(fields) < 2:
         raise UserError("compose takes two or more fields, got one")
     from adregnet_jax.cli.execution import memory_errors_as_user_errors, start_jax
@@ -126,7 +130,7 @@ def convert(
     ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Writes the same field or matrix as another kind of file, according to its suffix."""
+    """Converts a field or matrix to another kind of file, given by its suffix."""
     from adregnet_jax.data.io import transforms
     from adregnet_jax.data.io.images import NIFTI_SUFFIXES
 

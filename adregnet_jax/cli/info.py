@@ -14,7 +14,7 @@ def info(
 ) -> None:
     """Describes a FILE: grid, orientation and range of an image; motion and folding of a field.
 
-    For a workdir of train.py: what was trained there, and by which commands.
+    For a workdir of train.py, it shows the model, the data and the commands that trained it.
     """
     import json
 

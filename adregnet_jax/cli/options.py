@@ -1,4 +1,4 @@
-"""Options of the command line that several commands share, and the library's options in their words."""
+"""Command-line options shared by several commands, and their translation to the library's options."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from adregnet_jax.errors import UserError
 from adregnet_jax.registration.options import RegistrationOptions
 
 DeviceOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="cpu, gpu or cuda:1. Default: JAX's own choice.")
+    str | None, typer.Option(metavar="NAME", help="cpu, gpu or cuda:1. Default: JAX's default device.")
 ]
 CompositeOption = Annotated[
-    bool, typer.Option("--h5", help="Also write field.h5, an ITK composite of field and affine (SimpleITK).")
+    bool,
+    typer.Option("--h5", help="Also write field.h5, an ITK composite of field and affine (needs SimpleITK)."),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
 
 # Fields of RegistrationOptions that `register` and `batch` offer.
 REGISTRATION_FIELDS = tuple(RegistrationOptions.__dataclass_fields__)
-# How fields of RegistrationOptions differ on the command line from an option of their name.
+# Names and settings of command-line options that don't follow from the names of their fields.
 NAMES = {"tile": "--tiles", "affine": "--affine/--no-affine", "settings": "--set"}
 DETAILS: dict[str, dict[str, Any]] = {
     "weights": {"metavar": "DIR"},
@@ -34,7 +35,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def takes_registration_options(*names: str) -> Callable[[Command], Command]:
-    """Gives a command, in place of its `**choices`, options for fields of `RegistrationOptions`."""
+    """Replaces the `**choices` of a command with options for fields of `RegistrationOptions`."""
 
     def extend(command: Command) -> Command:
         signature = inspect.signature(command, eval_str=True)
@@ -49,10 +50,10 @@ def takes_registration_options(*names: str) -> Callable[[Command], Command]:
 
 
 def registration_options(choices: dict[str, Any], **more: Any) -> RegistrationOptions:
-    """The options that a command with `takes_registration_options` was given.
+    """The options given to a command with `takes_registration_options`.
 
     Raises:
-      UserError: see `RegistrationOptions`; it names options of the command line.
+      UserError: see `RegistrationOptions`; the message names command-line options.
     """
     settings = _parse_settings(choices["settings"] or [])
     try:
@@ -62,7 +63,7 @@ def registration_options(choices: dict[str, Any], **more: Any) -> RegistrationOp
 
 
 def in_option_words(message: str) -> str:
-    """A message of the library with its arguments as options: apart=True becomes --apart."""
+    """Replaces arguments with options in a message of the library: apart=True becomes --apart."""
     message = re.sub(r"\b(affine|apart|rigid)=(True|False)", _flag, message)
     return re.sub(r'\bmethod="(\w+)"', r"--method \1", message)
 
@@ -73,7 +74,7 @@ def _flag(found: re.Match[str]) -> str:
 
 
 def _option(name: str) -> inspect.Parameter:
-    """A parameter of a command for a field of `RegistrationOptions`."""
+    """The parameter of a command for a field of `RegistrationOptions`."""
     kind, help_text = get_args(get_type_hints(RegistrationOptions, include_extras=True)[name])
     field = RegistrationOptions.__dataclass_fields__[name]
     default: Any = field.default
@@ -86,7 +87,7 @@ def _option(name: str) -> inspect.Parameter:
 
 
 def _parse_settings(settings: list[str]) -> dict[str, Any]:
-    """Fields of `InstanceConfig` from NAME=VALUE, each read as the type of its field."""
+    """Fields of `InstanceConfig` from NAME=VALUE, each parsed as the type of the field."""
     if not settings:
         return {}
     from adregnet_jax.config import Config

@@ -16,13 +16,13 @@ CARD = "MODEL_CARD.md"  # written by hand, kept when weights are packed again
 
 
 def pack(
-    workdir: Annotated[Path, typer.Argument(help="Workdir of train.py, whose best parameters are taken.")],
+    workdir: Annotated[Path, typer.Argument(help="Workdir of train.py; its best parameters are packed.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],
     overwrite: OverwriteOption = False,
 ) -> None:
     """Packs a trained network into a folder to share: float16 arrays, settings, training record, checksum.
 
-    --weights and --config.init_from accept the folder.
+    The options --weights and --config.init_from accept this folder.
     """
     from adregnet_jax.launch.process import check_jax_version
 
@@ -58,6 +58,6 @@ def _training(workdir: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a log; none if the run is of an older version without that log."""
+    """The records of a log; none if the run was made by an older version without that log."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines()]

@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from adregnet_jax.weights.trained_network import TrainedNetwork
 
 MaskOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Image on the grid of its scan, 0 where it doesn't count.")
+    Path | None, typer.Option(metavar="FILE", help="Image on the grid of its scan, 0 in regions to ignore.")
 ]
 LabelsOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Label map, for Dice.")]
 LandmarksOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help=".csv (x,y,z), .fcsv or .mrk.json, for TRE.")
 ]
 MEMORY_ADVICE = (
-    "--effort fast takes less, --set search_range_mm=0 leaves out the search, and scans on a coarser grid "
+    "--effort fast takes less, --set search_range_mm=0 skips the search, and scans on a coarser grid "
     "or --device cpu help too"
 )
 
 
 @takes_registration_options(*REGISTRATION_FIELDS)
 def register(
-    fixed: Annotated[Path, typer.Argument(help="The scan that stays: NIfTI, .mha, .nrrd, a DICOM folder.")],
-    moving: Annotated[Path, typer.Argument(help="The scan that is warped.")],
+    fixed: Annotated[Path, typer.Argument(help="The reference scan: NIfTI, .mha, .nrrd or a DICOM folder.")],
+    moving: Annotated[Path, typer.Argument(help="The scan to warp.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],
     fixed_mask: MaskOption = None,
     moving_mask: MaskOption = None,
@@ -55,7 +55,7 @@ def register(
 ) -> None:
     """Registers the MOVING scan to the FIXED one; writes images, fields and a report.
 
-    Labels are scored by Dice, landmarks (RAS mm) by their distance; neither takes part in the registration.
+    Labels are scored by Dice, landmarks (RAS mm) by their distance; neither is used in the registration.
     """
     options = registration_options(choices)
     try:
@@ -110,7 +110,7 @@ def register_to_folder(
     overwrite: bool,
     on_stage: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Registers two scans and writes the results, interruptible at any moment; returns the summary.
+    """Registers two scans and writes the results, interruptible at any time; returns the summary.
 
     The output folder is checked before the registration, which can take minutes.
     """

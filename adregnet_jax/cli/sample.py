@@ -16,12 +16,13 @@ SHAPE, SPACING_MM = (96, 72, 72), (3.4, 3.4, 4.0)  # of a whole chest
 
 def sample(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Which of the endlessly many chests.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the synthetic chest.")] = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Writes two synthetic scans of a breathing chest, with landmarks, to try `register` on.
 
-    fixed.nii.gz is inhale, moving.nii.gz is exhale; fixed.csv and moving.csv are points in the lungs, in mm.
+    fixed.nii.gz is at inhale, moving.nii.gz at exhale; fixed.csv and moving.csv hold points in the lungs, in
+    mm.
     """
     import nibabel as nib
 

@@ -14,7 +14,9 @@ BATCHES = [
         pairs_csv("a,b", columns="fixd,moving"),
         "columns are fixd, moving; expected fixed",
     ),
-    Case("batch_without_rows", BATCH, pairs_csv(columns="fixed,moving"), "has no rows; expected one a pair"),
+    Case(
+        "batch_without_rows", BATCH, pairs_csv(columns="fixed,moving"), "has no rows; expected one per pair"
+    ),
     Case(
         "batch_cells", BATCH, pairs_csv("a.nii", columns="fixed,moving"), "line 2: expected as many cells as"
     ),

@@ -621,7 +621,7 @@ def test_batch_goes_on_and_resumes(files, scans, no_figures, tmp_path):
     assert "was made with other options" in results(out)[0]["message"]
     write_image(files / "moving.nii.gz", Image(MOVING + 1, MOVING_AFFINE), overwrite=True)
     result = run("batch", pairs, "--output", out)
-    assert "is of other files" in results(out)[0]["message"]
+    assert "was made from other files" in results(out)[0]["message"]
     assert [row["status"] for row in results(out)] == ["failed", "done", "failed"]
 
 
@@ -830,7 +830,7 @@ def test_export(weights, tmp_path):
 
 def test_what_export_refuses(tmp_path):
     out = ["export", "-o", tmp_path / "a", "--shape", 8, 8, 8]
-    assert "sizes above 0" in refusal(*out, "--spacing", 1, 1, 0)
+    assert "spacings above 0" in refusal(*out, "--spacing", 1, 1, 0)
     assert "'abacus' is none of cpu" in refusal(*out, "--spacing", 1, 1, 1, "--platforms", "cpu,abacus")
     assert "needs --weights" in refusal(*out, "--spacing", 1, 1, 1, "--method", "both")
     assert "--shape" in refusal("export", "-o", "a", "--shape", 8, 8, "x", "--spacing", 1, 1, 1)
