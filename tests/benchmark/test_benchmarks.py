@@ -283,7 +283,7 @@ def test_a_single_call_of_what_takes_long(tmp_path):
     [
         (["--shape", "8", "6"], "argument --shape: expected 3 arguments"),
         (["--shape", "8", "6", "1"], "two voxels or more"),
-        (["--batch", "0"], "optimiser.batch_size must be at least 1, it is 0"),
+        (["--batch", "0"], "optimiser.batch_size is 0: expected 1 or more"),
         (["--rounds", "0"], "--rounds is 0: it must be at least 1"),
         (["--json", "nowhere/table.json"], "there is no folder nowhere"),
         (["--config.model.chanels=(2,)"], "did you mean channels?"),
