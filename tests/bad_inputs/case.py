@@ -23,16 +23,16 @@ AFFINE = np.diag([-2.0, 2.0, 3.0, 1.0])
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Bad input, and what is to be said of it.
+    """Bad input, and the expected message about it.
 
     Attributes:
-      name: of the test.
+      name: name of the test.
       command: as typed, or a function that reads from the folder and raises a `UserError`.
       make: fills the folder.
-      expected: regular expression, found in the line: what was expected, what came, what to do.
-      status: of the process; 1 means that a pair of a batch failed.
-      leaves: what the command may leave beside what was there.
-      child: in a process of its own, whose address space is limited.
+      expected: regular expression to be found in the line: what was expected, what came, what to do.
+      status: exit status of the process; 1 means that a pair of a batch failed.
+      leaves: new files that the command may leave.
+      child: whether to run in a separate process with a limited address space.
     """
 
     name: str
@@ -76,7 +76,7 @@ def directory(name: str) -> Make:
 
 
 def loop(name: str) -> Make:
-    """A link that leads to itself."""
+    """A link to itself."""
     return lambda folder: (folder / name).symlink_to(name)
 
 
@@ -91,7 +91,7 @@ def nifti_bytes(
     big_endian: bool = False,
     **header: Any,
 ) -> bytes:
-    """A NIfTI file whose header then gets the raw values `header`, whatever they are."""
+    """A NIfTI file whose header is then overwritten with the raw values `header`."""
     image = nib.Nifti1Image(ramp() if values is None else values, affine)
     image.header.set_xyzt_units("mm")
     if big_endian:
@@ -105,7 +105,7 @@ def nifti_bytes(
 
 
 def scan(name: str = "scan.nii", values: np.ndarray | None = None, *, share: float = 1.0, **options) -> Make:
-    """A NIfTI file of which `share` is there."""
+    """A NIfTI file cut off after the fraction `share`."""
 
     def make(folder: Path) -> None:
         content = nifti_bytes(values, **options)
@@ -116,7 +116,7 @@ def scan(name: str = "scan.nii", values: np.ndarray | None = None, *, share: flo
 
 
 def noise(shape: tuple[int, ...] = (16, 16, 16)) -> np.ndarray:
-    """What can't be compressed, so that a share of the file is a share of the voxels."""
+    """Voxels that can't be compressed, so that a fraction of the file is a fraction of the voxels."""
     return np.random.default_rng(0).random(shape, np.float32)
 
 
@@ -145,14 +145,14 @@ def pairs_csv(*rows: str, columns: str = "split,fixed,moving") -> Make:
 
 
 class Shell:
-    """What runs a program when it is unpickled."""
+    """An object that runs a program when unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch was_run",)
 
 
 def run_folder(record: str | None = None, checkpoint: str | None = None) -> Make:
-    """A workdir with a config.json of that text, and a file in the folder of its checkpoints."""
+    """A workdir with the given config.json, and a file in its checkpoint folder."""
     makes = [config(), directory("run/checkpoints/1")]
     if record is not None:
         makes.append(text("run/config.json", record))
@@ -165,7 +165,7 @@ SMALL_MODEL: dict[str, Any] = {"channels": (4,), "cross_attention": False, "regi
 
 
 def trained(*damages: Make, **model: Any) -> Make:
-    """A workdir with the checkpoint of a small network; then each of `damages`."""
+    """A workdir with the checkpoint of a small network, to which `damages` are then applied."""
 
     def make(folder: Path) -> None:
         import jax
@@ -195,7 +195,7 @@ def trained(*damages: Make, **model: Any) -> Make:
 
 
 def cut_checkpoint(folder: Path) -> None:
-    """Every file of the parameters loses its second half."""
+    """Cuts off the second half of every file of the parameters."""
     for path in sorted((folder / "run" / "checkpoints" / "1" / "params").rglob("*")):
         if path.is_file():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -1,4 +1,4 @@
-"""`adregnet info` of scans: damaged, too large for memory, or of another kind."""
+"""`adregnet info` on scans: damaged, too large for memory, or of another kind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.bad_inputs.case import (
 
 
 def zeros_gzip(header: bytes, gigabytes: int) -> Callable[[], bytes]:
-    """A header and zeros behind it, compressed a thousandfold; one block serves again and again."""
+    """A header followed by zeros, compressed a thousandfold by repeating one block."""
 
     def make() -> bytes:
         block = gzip.compress(bytes(64 * 2**20))
@@ -56,7 +56,7 @@ def zeros_npz(name: str, shape: tuple[int, ...]) -> Make:
 
 
 def huge_npz(folder: Path) -> None:
-    """An array that promises terabytes, and has none."""
+    """An array whose header declares terabytes, without any data."""
     with zipfile.ZipFile(folder / "field.npz", "w") as archive:
         with archive.open("displacement.npy", "w") as member:
             head = {"descr": "<f4", "fortran_order": False, "shape": (30000, 30000, 30000, 3)}
@@ -67,7 +67,7 @@ def huge_npz(folder: Path) -> None:
 
 
 def sparse(name: str, header: bytes, size: int) -> Make:
-    """A file that has its full size and takes no room."""
+    """A file of full size that takes no space on disk."""
 
     def make(folder: Path) -> None:
         with (folder / name).open("wb") as file:

@@ -1,4 +1,4 @@
-"""`adregnet info` of points: CSV files and Slicer markups."""
+"""`adregnet info` on points: CSV files and Slicer markups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers of files, called from Python, and programs of one data set."""
+"""File readers called from Python, and programs for single data sets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.bad_inputs.case import (
 
 
 def dirlab_case(size: int) -> Make:
-    """Case 1 with images of so many bytes and one landmark outside of them."""
+    """Case 1 with images of `size` bytes and one landmark outside them."""
     makes = [raw(f"case1_{phase}_s.img", bytes(size)) for phase in ("T00", "T50")]
     return make_all(*makes, *(text(f"Case1_300_{phase}_xyz.txt", "1 2 300\n") for phase in ("T00", "T50")))
 

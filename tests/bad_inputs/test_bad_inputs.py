@@ -1,4 +1,4 @@
-"""Every entry point, given bad input: one clear line, the right status, nothing left, little memory."""
+"""Every entry point refuses bad input: one clear line, the right status, no files left, little memory."""
 
 import importlib
 import re
@@ -18,8 +18,8 @@ from tests.bad_inputs.case import Case
 from tests.bad_inputs.cases import CASES
 
 ROOT = Path(__file__).parents[2]
-MEMORY = 2 * 2**30  # bytes of address space, of the commands that run in a process of their own
-# The stages that `adregnet register` and `batch` tell, and what MetaIO writes to the stream by itself.
+MEMORY = 2 * 2**30  # bytes of address space for commands that run in a separate process
+# The stages that `adregnet register` and `batch` print, and lines that MetaIO writes on its own.
 PROGRESS = re.compile(r" *\d+\.\d s  |MetaImage: M_ReadElementsData: data not read|   ideal = ")
 PROGRAM = """
 import resource, runpy, sys
@@ -31,7 +31,7 @@ sys.argv = {argv!r}
 
 @pytest.fixture(autouse=True)
 def no_settings_of_processes(monkeypatch):
-    """The cache on disk and malloc's settings are of whole processes, this one has other tests."""
+    """The cache on disk and malloc's settings affect the whole process, which also runs other tests."""
     monkeypatch.setattr("adregnet_jax.launch.main.use_compilation_cache", lambda: None)
     monkeypatch.setattr("adregnet_jax.launch.main.keep_freed_memory", lambda: None)
 
@@ -90,7 +90,7 @@ def entries(folder: Path) -> set[str]:
 
 
 def read(command: Callable[[Path], object], folder: Path) -> tuple[int, str, str]:
-    """What a reader returns, or its refusal as the line that entry points make of it."""
+    """The output of a reader, or its refusal as the line that entry points print."""
     try:
         return 0, str(command(folder)), ""
     except UserError as error:
@@ -98,7 +98,7 @@ def read(command: Callable[[Path], object], folder: Path) -> tuple[int, str, str
 
 
 def in_this_process(argv: list[str], monkeypatch) -> int:
-    """The status with which the command ends."""
+    """The exit status of the command."""
     monkeypatch.setattr(sys, "argv", argv)
     try:
         run(argv[0])
@@ -123,7 +123,7 @@ def run(program: str) -> None:
 
 
 def in_child(argv: list[str]) -> tuple[int, str, str]:
-    """Status, output and errors of `adregnet` in a process that can't have more than `MEMORY`."""
+    """Status, output and errors of `adregnet` in a process that is limited to `MEMORY`."""
     assert argv[0] == "adregnet"
     program = PROGRAM.format(memory=MEMORY, argv=argv, run="from adregnet_jax.cli.app import main; main()")
     environment = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}

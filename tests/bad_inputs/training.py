@@ -33,7 +33,7 @@ IXI = "--config.data.kind=ixi --config.data.ixi.root=."
 
 
 def three_splits(**changes: Make) -> Make:
-    """A pair in each split, of small scans; `changes` are other files of these names, without suffix."""
+    """A pair of small scans in each split; `changes` replaces files, given by name without suffix."""
     names = [f"{split}_{role}" for split in files.SPLITS for role in ("fixed", "moving")]
     rows = [f"{split},{split}_fixed.nii,{split}_moving.nii" for split in files.SPLITS]
     makes = [changes.get(name) or scan(f"{name}.nii") for name in names]
@@ -41,7 +41,7 @@ def three_splits(**changes: Make) -> Make:
 
 
 def ixi_pickles(train: bytes) -> Make:
-    """The folder of TransMorph with that pickle as the one training scan."""
+    """TransMorph's folder with the given pickle as its only training scan."""
     image, labels = np.zeros((8, 8, 8), np.float32), np.zeros((8, 8, 8), np.int16)
     good = pickle.dumps((image, labels))
     others = [raw(name, good) for name in ("atlas.pkl", "Val/b.pkl", "Test/c.pkl")]
@@ -49,7 +49,7 @@ def ixi_pickles(train: bytes) -> Make:
 
 
 class Evaluated:
-    """What runs Python when it is unpickled."""
+    """An object that runs Python code when unpickled."""
 
     def __reduce__(self):
         return eval, ("open('was_run', 'w').close()",)

@@ -1,4 +1,4 @@
-"""A fingerprint tells data apart, and not where they lie."""
+"""A fingerprint depends on the data, not on their location."""
 
 import shutil
 
@@ -39,7 +39,7 @@ def test_every_file_counts(folder):
     assert len(set(found)) == 4
 
 
-def test_where_they_lie_does_not_count(folder, tmp_path):
+def test_their_location_does_not_count(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "elsewhere")
     assert of_files(tmp_path / "elsewhere") == of_files(folder)
     for data in (
@@ -49,7 +49,7 @@ def test_where_they_lie_does_not_count(folder, tmp_path):
         assert data_fingerprint(data) == of_files(folder)
 
 
-def test_of_a_table_what_it_names_counts(folder):
+def test_only_files_named_in_a_table_count(folder):
     before = of_files(folder / "pairs.csv")
     assert before["files"] == 3
     (folder / "other.nii").write_bytes(b"something else")
@@ -58,6 +58,6 @@ def test_of_a_table_what_it_names_counts(folder):
     assert of_files(folder / "pairs.csv") != before
 
 
-def test_what_is_made_from_a_seed_has_none():
+def test_generated_data_have_none():
     assert data_fingerprint(DataConfig(kind="phantom")) is None
     assert data_fingerprint(DataConfig(kind="synthetic")) is None

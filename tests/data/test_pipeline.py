@@ -1,4 +1,4 @@
-"""Splits, augmentation and batches: what training is fed does not depend on where a run began."""
+"""Splits, augmentation and batches: training data don't depend on the step at which a run starts."""
 
 import dataclasses
 import itertools
@@ -85,7 +85,7 @@ def test_collate_pads_landmarks_and_marks_them():
 
 @pytest.mark.parametrize("seed", range(6))
 def test_augmentation_keeps_landmarks_on_their_voxels(seed):
-    """Fixed intensities at fixed landmarks belong together, mirrored or exchanged; likewise moving ones."""
+    """Fixed landmarks keep their fixed intensities when mirrored or exchanged, and so do moving ones."""
     pair = make_pair()
     config = DataConfig(flip_axes=(0, 1, 2), exchange=True)
     after = augment(pair, np.random.default_rng(seed), config)
@@ -115,7 +115,7 @@ def test_a_mirrored_displacement_still_leads_from_fixed_to_moving():
     assert len(variants) > 4
 
 
-def test_the_truth_goes_along_where_it_is_asked_for():
+def test_the_true_displacement_is_included_on_request():
     pair = dataclasses.replace(make_pair(), same_contrast=False)
     batch = collate([pair, make_pair()], with_truth=True, with_contrast=True)
     assert batch["displacement"].shape == (2, 5, 6, 7, 3)
@@ -186,7 +186,7 @@ def test_labels_go_with_their_images():
     assert batch["fixed_labels"].dtype == np.int32
     np.testing.assert_array_equal(batch["moving_labels"][1, ..., 0], LABELS[1])
     assert "fixed_labels" not in collate([pair])
-    # Labels that are the images: whatever the augmentation does, it does to both.
+    # Labels equal to the images: the augmentation must treat both alike.
     pair = dataclasses.replace(pair, fixed_labels=pair.fixed, moving_labels=pair.moving)
     without_jitter = dataclasses.replace(AUGMENTED, intensity_jitter=0.0)
     for seed in range(8):

@@ -35,7 +35,7 @@ def test_hounsfield_window():
 
 
 def shifted_blobs():
-    """Smooth blobs on nothing, and the same moved by a voxel."""
+    """Smooth blobs on an empty background, and the same blobs moved by a voxel."""
     noise = scipy.ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(24, 24, 24)), 2)
     fixed = np.clip(0.5 + 0.2 * noise / noise.std(), 0.1, 0.8).astype(np.float32)  # never 0 when inverted
     fixed[:6] = 0
@@ -45,7 +45,7 @@ def shifted_blobs():
 @pytest.mark.parametrize(
     "curve", [lambda v: (1 - v) ** 1.5, lambda v: np.abs(v - 0.5)], ids=["gamma", "bent"]
 )
-def test_another_contrast_is_brought_to_that_of_the_fixed_scan(curve):
+def test_another_contrast_is_matched_to_that_of_the_fixed_scan(curve):
     fixed, moving = shifted_blobs()
     other = np.where(moving > 0, curve(moving), 0).astype(np.float32)
     matched = preprocessing.match_contrast(other, fixed)
@@ -55,7 +55,7 @@ def test_another_contrast_is_brought_to_that_of_the_fixed_scan(curve):
         assert np.corrcoef(matched.ravel(), moving.ravel())[0, 1] > 0.95
 
 
-def test_tissue_that_inversion_makes_zero_is_not_taken_for_what_is_around_the_body():
+def test_tissue_that_inversion_makes_zero_is_not_taken_for_background():
     fixed, moving = shifted_blobs()
     bright = scipy.ndimage.binary_erosion(moving > 0, iterations=2) & (moving > 0.65)
     assert bright.sum() > 50
@@ -101,7 +101,7 @@ def test_resampling_follows_the_law_for_points(scale, offset, slope):
     at = np.stack(np.meshgrid(*[np.arange(6)] * 3, indexing="ij"), -1) * scale + offset
     np.testing.assert_array_equal(mask, ((at >= -0.5) & (at <= 29.5)).all(-1))
     assert not out[~mask].any()
-    # The Gaussian bends the line where it reaches over the border: at most 3 SD of 1.5 voxels away from it.
+    # The Gaussian bends the line where it reaches beyond the border: within 3 SD of 1.5 voxels.
     far = ((at >= 6) & (at <= 23)).all(-1)
     np.testing.assert_allclose(out[far], (at @ slope)[far], atol=1e-4)
 

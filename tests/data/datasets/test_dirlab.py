@@ -1,4 +1,4 @@
-"""The DIR-Lab reader, on tiny case folders of the real packs' names and format."""
+"""The DIR-Lab reader, on tiny case folders with the names and format of the real packs."""
 
 import dataclasses
 import re
@@ -24,11 +24,11 @@ def tiny_geometry(monkeypatch, request):
 
 @pytest.fixture
 def real_geometry():
-    """Asks for the table as it is."""
+    """Requests the unchanged table."""
 
 
 def chest_hu(seed=0):
-    """A body off centre, with two lungs; each landmark of `landmarks` is a bright voxel."""
+    """An off-centre body with two lungs; each landmark of `landmarks` is a bright voxel."""
     hu = np.full(SHAPE, -1000, np.int16)
     hu[14:38, 6:26] = 40
     hu[17:24, 10:22, 5:18] = -850
@@ -37,7 +37,7 @@ def chest_hu(seed=0):
 
 
 def landmarks(count=12, seed=0):
-    """Whole 0-based voxels inside of the lungs, [n, 3]."""
+    """Whole 0-based voxels inside the lungs, [n, 3]."""
     return np.random.default_rng(seed).integers([17, 10, 5], [24, 22, 18], (count, 3))
 
 
@@ -74,7 +74,7 @@ def config(root, **changes):
         ("a/Case1Deploy/Case1Deploy/Images/case1_{phase}.img", "a/Case1Deploy/Case1_300_{phase}_xyz.TXT"),
     ],
 )
-def test_every_naming_in_the_wild_is_read(tmp_path, images, points):
+def test_all_common_file_names_are_found(tmp_path, images, points):
     write_case(tmp_path, images=images, points=points)
     (tmp_path / "._case1_T00_s.img").write_bytes(b"left by macOS")
     pair = dirlab.dirlab_pair(config(tmp_path, preprocessing="native"), 1)
@@ -109,7 +109,7 @@ def test_native_keeps_voxels_and_pads_the_depth(tmp_path):
 
 
 @pytest.mark.parametrize("spacing_mm", [2.3, 3.0, 4.1])
-def test_isotropic_resamples_and_landmarks_come_along(tmp_path, spacing_mm):
+def test_isotropic_resamples_scans_and_landmarks(tmp_path, spacing_mm):
     write_case(tmp_path)
     pair = dirlab.dirlab_pair(config(tmp_path, spacing_mm=spacing_mm, shape=(48, 40, 44)), 1)
     assert pair.fixed.shape == pair.moving.shape == pair.mask.shape == (48, 40, 44)
@@ -147,7 +147,7 @@ def test_the_rim_of_the_body_is_cut_but_never_lung(tmp_path):
 
 
 @pytest.mark.parametrize("preprocessing", ["native", "isotropic"])
-def test_lungs_that_do_not_fit_are_refused_with_what_would(tmp_path, preprocessing):
+def test_lungs_that_do_not_fit_are_refused_with_a_shape_that_would(tmp_path, preprocessing):
     write_case(tmp_path)
     small = config(tmp_path, preprocessing=preprocessing, shape=(16, 16, 16))
     with pytest.raises(

@@ -208,7 +208,7 @@ def test_a_folder_is_split_by_subject(tmp_path):
         seen.append({name for pair in names for name in pair})
     assert sum(map(len, seen)) == len(set.union(*seen)) == 10
 
-    # In the test every subject goes with the ones behind it, of which the seed knows nothing.
+    # In the test split every subject is paired with the next ones, whatever the seed.
     config.test_fraction, config.test_partners = 0.5, 2
     names = [tuple(load().name.split("_")) for load in file_splits(config, seed=1)[2]]
     members = list(dict.fromkeys(fixed for fixed, _ in names))
@@ -226,7 +226,7 @@ def test_a_folder_is_split_by_subject(tmp_path):
     assert first_names(file_splits(config, seed=2)) != first_names(splits)
 
 
-def test_folders_that_can_not_be_used(tmp_path):
+def test_unusable_folders(tmp_path):
     assert "0 NIfTI files" in refusal(FilesConfig(pairs=str(tmp_path)))
     config = subjects(tmp_path, 8)
     assert "6 / 1 / 1 subjects" in refusal(config)
@@ -263,7 +263,7 @@ def test_a_scan_of_one_split_is_refused_in_another(folder):
     scan(folder / "atlas.nii")
     for name in ("a", "b", "c"):
         scan(folder / f"{name}.nii")
-    # The atlas is the moving scan of both splits: nothing is known of the test subject from training.
+    # The atlas is the moving scan in both splits, which reveals nothing about the test subject.
     train, _, test = file_splits(table(folder, "train,a.nii,atlas.nii", "test,b.nii,atlas.nii"))
     assert (len(train), len(test)) == (1, 1)
     for rows in (("train,a.nii,b.nii", "test,b.nii,c.nii"), ("train,a.nii,b.nii", "test,a.nii,c.nii")):

@@ -1,4 +1,4 @@
-"""IXI folders as TransMorph distributes them, made up in miniature."""
+"""Miniature IXI folders in TransMorph's format."""
 
 import pickle
 
@@ -16,7 +16,7 @@ SUBJECTS = {"Train": (0, 4, 10, 11), "Val": (2, 5), "Test": (1, 3, 7)}
 
 
 def scan(number):
-    """An image that tells its number, and labels."""
+    """An image that encodes its number, and labels."""
     image = np.full(SHAPE, number / 100, np.float32)
     labels = np.random.default_rng(number).integers(0, 46, SHAPE).astype(np.int16)
     return image, labels
@@ -144,7 +144,7 @@ def test_scans_saved_as_nifti(tmp_path):
     assert "1 images have no labels, the first is" in refusal(config(tmp_path))
 
 
-def test_folders_that_can_not_be_used(root, tmp_path_factory):
+def test_unusable_folders(root, tmp_path_factory):
     for missing in ("", str(root / "none")):
         message = refusal(config(missing))
         assert "doesn't exist: expected Train, Val and Test" in message
@@ -155,7 +155,7 @@ def test_folders_that_can_not_be_used(root, tmp_path_factory):
     assert "has no atlas" in refusal(config(root))
 
 
-def test_scans_that_can_not_be_used(root):
+def test_unusable_scans(root):
     assert "data.ixi.shape is (160, 192, 224)" in refusal(config(root, shape=(160, 192, 224)))
     image, labels = scan(1)
     path = root / "Test" / "subject_1.pkl"

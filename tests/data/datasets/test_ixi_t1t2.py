@@ -1,4 +1,4 @@
-"""T1 and T2 scans in the names of IXI: pairs by subject, one world for both grids, and what is refused."""
+"""T1 and T2 scans named as in IXI: pairs by subject, one world for both grids, and refused input."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ SUBJECTS = [f"IXI{n:03d}-{site}-{n + 800:04d}" for n, site in enumerate(["Guys",
 
 
 def world(shape, affine):
-    """[x, y, z, 3], where the voxels lie in mm."""
+    """[x, y, z, 3], positions of the voxels in mm."""
     return np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
 
 
@@ -62,8 +62,8 @@ def test_the_t2_of_a_subject_is_read_on_the_grid_of_its_t1(root):
     np.testing.assert_array_equal(pair.affine, T1_AFFINE)
     np.testing.assert_allclose(pair.spacing_mm, [2, 2, 2])
     assert pair.fixed_labels is None and pair.fixed_landmarks is None
-    # Both tell the place in the world by their value, up to the scaling of each to [0, 1]. 3 mm off, the
-    # largest shift along a slope of 1.3, would be seen as a tenth.
+    # The values of both encode the position in the world, scaled to [0, 1]. An error of 3 mm, the
+    # largest shift along a slope of 1.3, would show as a tenth.
     truth = anatomy(world(T1_SHAPE, T1_AFFINE))
     within = (pair.moving > 0) & (pair.moving < 1) & pair.mask
     inner = ndimage.binary_erosion(within)
@@ -102,7 +102,7 @@ def test_a_missing_partner_is_named(root):
     assert expected in refusal(config(root))
 
 
-def test_folders_and_scans_that_can_not_be_used(root, tmp_path_factory):
+def test_unusable_folders_and_scans(root, tmp_path_factory):
     assert "data.ixi.root is not set" in refusal(config(""))
     assert "has no scans" in refusal(config(tmp_path_factory.mktemp("empty")))
     assert "has no scans" in refusal(config(root / "none"))
@@ -119,7 +119,7 @@ def test_folders_and_scans_that_can_not_be_used(root, tmp_path_factory):
     assert "covers 0 % of the grid of" in refusal(config(root))
 
 
-def test_resampling_to_the_own_grid_is_exact():
+def test_resampling_to_the_same_grid_is_exact():
     volume = np.random.default_rng(0).random(T1_SHAPE, np.float32)
     again, inside = resample_to_grid(volume, T2_AFFINE, T1_SHAPE, T2_AFFINE)
     np.testing.assert_array_equal(again, volume)
@@ -128,7 +128,7 @@ def test_resampling_to_the_own_grid_is_exact():
 
 def test_a_crop_along_permuted_and_mirrored_axes_is_a_crop():
     volume = np.random.default_rng(0).random((6, 7, 8), np.float32)
-    # New axes (i, j, k) are old (z, -x, y), from the old voxel (4, 1, 2) on.
+    # New axes (i, j, k) are old (z, -x, y), starting at the old voxel (4, 1, 2).
     change = np.array([[0, -1.0, 0, 4], [0, 0, 1.0, 1], [1.0, 0, 0, 2], [0, 0, 0, 1]])
     ours, inside = resample_to_grid(volume, T1_AFFINE, (5, 4, 7), T1_AFFINE @ change)
     expected = volume[4:0:-1, 1:, 2:7].transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""The phantom against its own laws: exact landmarks, no folds, and a truth that aligns the images."""
+"""The phantom obeys its laws: exact landmarks, no folds, and a true displacement that aligns the images."""
 
 import dataclasses
 
@@ -56,7 +56,7 @@ def test_cases_and_seeds_differ_in_anatomy_and_motion():
         assert np.abs(first.displacement - other.displacement).max() > 0.3
 
 
-def test_images_and_points_are_as_a_pair_promises(pairs):
+def test_images_and_points_have_the_format_of_a_pair(pairs):
     for pair in pairs:
         for image in (pair.fixed, pair.moving):
             assert image.shape == (64, 48, 48) and image.dtype == np.float32
@@ -75,7 +75,7 @@ def test_landmarks_follow_the_displacement(pairs):
             for k in range(3)
         ]
         error = pair.moving_landmarks - pair.fixed_landmarks - np.stack(at_landmarks, axis=-1)
-        # The landmarks are exact; what is left is the interpolation of the field's samples.
+        # The landmarks are exact; the remaining error comes from interpolating the sampled field.
         assert np.abs(error).mean() < 0.005
         assert np.abs(error).max() < 0.2
 
@@ -143,7 +143,7 @@ def test_other_grids_hold_the_same_chest(shape, spacing_mm):
 
 
 def test_a_finer_grid_samples_the_same_field():
-    # Two coarse voxels' centres lie between 2 x 2 x 2 fine ones: their mean agrees but for curvature.
+    # The centre of a coarse voxel lies between 2 x 2 x 2 fine ones, whose mean agrees except for curvature.
     coarse = phantom_pair(SMALL, 2).displacement
     fine = phantom_pair(PhantomConfig(), 2).displacement / 2
     means = fine.reshape(32, 2, 24, 2, 24, 2, 3).mean(axis=(1, 3, 5))

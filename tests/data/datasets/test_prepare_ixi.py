@@ -1,4 +1,4 @@
-"""The preprocessing of raw brain scans, on made-up brains whose truth is known."""
+"""The preprocessing of raw brain scans, on synthetic brains with known truth."""
 
 import builtins
 
@@ -12,13 +12,13 @@ from adregnet_jax.data.io.images import Image, read_image, write_image
 from adregnet_jax.errors import UserError
 
 SHAPE = (30, 24, 20)
-# Sagittal, as the T1 scans of IXI: axes run back, up and right; 6 x 6 x 8 mm, tilted a little.
+# Sagittal, like the T1 scans of IXI: axes run back, up and right; 6 x 6 x 8 mm, slightly tilted.
 AFFINE = np.array([[0.3, 0, 8, -80], [-6, 0.2, 0, 90], [0, 6, 0.2, -70], [0, 0, 0, 1]])
 
 
 @pytest.fixture(scope="module")
 def brain():
-    """Two tissues in an ellipsoid within a head, without a bias: values [x, y, z], mask and tissue."""
+    """Two tissues in an ellipsoid within a head, without bias field: values [x, y, z], mask and tissue."""
     place = (np.moveaxis(np.indices(SHAPE), 0, -1) - (np.array(SHAPE) - 1) / 2) / [13, 10, 8]
     radius = np.linalg.norm(place, axis=-1)
     mask = radius < 0.9
@@ -39,7 +39,7 @@ def prepared(values, mask, **options):
 
 
 def in_scan(result, affine=AFFINE):
-    """The result read at the voxels of the scan it is of: [x, y, z]."""
+    """The result resampled at the voxels of its scan: [x, y, z]."""
     matrix = np.linalg.inv(result.affine) @ affine
     return ndimage.affine_transform(
         result.values, matrix[:3, :3], matrix[:3, 3], SHAPE, order=1, mode="nearest"
@@ -85,7 +85,7 @@ def test_voxels_of_1_mm_are_cropped_and_not_interpolated(window):
     np.testing.assert_allclose(np.sort(kept), np.sort((inside - inside.mean()) / inside.std())[1:], atol=1e-5)
 
 
-def test_the_bias_field_is_taken_out(brain, window):
+def test_the_bias_field_is_removed(brain, window):
     pytest.importorskip("SimpleITK")
     values, mask, tissue = brain
     place = np.moveaxis(np.indices(SHAPE), 0, -1) / np.array(SHAPE) - 0.5
@@ -93,7 +93,7 @@ def test_the_bias_field_is_taken_out(brain, window):
     inner = ndimage.binary_erosion(mask)
 
     def spread(result):
-        """SD within the tissues over the distance of their means."""
+        """SD within the tissues relative to the difference of their means."""
         found = [in_scan(result)[inner & (tissue == kind)] for kind in (1, 2)]
         return np.mean([part.std() for part in found]) / (found[1].mean() - found[0].mean())
 
@@ -120,7 +120,7 @@ def run(*arguments):
     return prepare_ixi.main([*map(str, arguments), "--no-bias-correction"])
 
 
-def test_a_folder_is_prepared_and_goes_on_where_it_stopped(tmp_path, brain, window, capsys):
+def test_an_interrupted_folder_is_continued(tmp_path, brain, window, capsys):
     raw, out, masks = folder_of(tmp_path, brain)
     assert run(raw, out, "--masks", masks) == 0
     assert "2 scans written: 2 of (180, 144, 150); 0 refused." in capsys.readouterr().out
@@ -166,7 +166,7 @@ def test_a_refused_scan_is_one_line_and_the_others_are_prepared(tmp_path, brain,
     assert "1 scans written: 1 of (180, 144, 150); 5 refused." in said.out
 
 
-def test_what_has_to_be_there_before(tmp_path, brain, capsys, monkeypatch):
+def test_missing_requirements_are_reported(tmp_path, brain, capsys, monkeypatch):
     raw, out, masks = folder_of(tmp_path, brain)
 
     def told(*arguments):

@@ -1,4 +1,4 @@
-"""Synthetic pairs against their own laws: exact labels, no folds, a truth that aligns the images."""
+"""Synthetic pairs obey their laws: exact labels, no folds, a true displacement that aligns the images."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def test_the_same_case_is_the_same_pair_bit_for_bit():
         assert np.abs(first.fixed - other.fixed).mean() > 0.02
 
 
-def test_arrays_are_as_a_pair_promises(pairs):
+def test_arrays_have_the_format_of_a_pair(pairs):
     for pair in pairs:
         assert pair.fixed.shape == pair.moving.shape == pair.fixed_labels.shape == SMALL.shape
         assert pair.displacement.shape == (*SMALL.shape, 3)
@@ -76,12 +76,12 @@ def test_the_truth_aligns_images_of_one_contrast(pairs):
         for pair in pairs
         if pair.same_contrast
     ]
-    # Crops and noise are of each image alone, so that a small motion may gain nothing.
+    # Each image has its own crop and noise, so that a small motion may gain nothing.
     assert len(gains) > 5 and np.mean(gains) > 0.03 and np.median(gains) > 0.02 and min(gains) > -0.05
 
 
 def test_contrasts_are_independent_where_they_are_not_the_same():
-    """The mean intensities of the labels go together in one contrast, and not in two."""
+    """The mean intensities of the labels correlate within one contrast, but not between two."""
 
     def rank_correlation(pair):
         labels = [n for n in np.unique(pair.moving_labels) if n and (pair.fixed_labels == n).sum() > 50]
@@ -128,27 +128,27 @@ def test_contrasts_come_with_the_curriculum():
         assert {synthetic_pair(config, n, share=share).same_contrast for n in range(4)} == {expected}
 
 
-def test_splits_are_of_other_cases_and_only_training_grows():
+def test_splits_have_disjoint_cases_and_only_training_grows():
     data = DataConfig(kind="synthetic", synthetic=dataclasses.replace(SMALL, train_cases=3, test_cases=2))
     splits = load_splits(data)
     assert [len(split) for split in splits] == [3, 20, 2]
     assert not splits.train.subjects & (splits.validation.subjects | splits.test.subjects)
     easy = synthetic_pair(SMALL, 0, share=EASY_SHARE)
     np.testing.assert_array_equal(splits.train[0].displacement, easy.displacement)
-    assert splits.train[0] is not splits.train[0]  # of no use again: not kept
+    assert splits.train[0] is not splits.train[0]  # not needed again, so not kept
     whole = synthetic_pair(SMALL, 1_000_000)
     np.testing.assert_array_equal(splits.validation[0].displacement, whole.displacement)
 
 
-def test_breaths_go_forth_and_back(pairs):
-    """Along its main axis a breath moves everything one way; which way is drawn."""
+def test_breaths_go_in_both_directions(pairs):
+    """A breath moves everything in one direction along its main axis; the direction is random."""
     means = np.array([pair.displacement.mean(axis=(0, 1, 2)) for pair in pairs])
     main_axis = np.abs(means).argmax(axis=1)
     signs = np.sign(means[np.arange(len(means)), main_axis])
     assert 4 < (signs > 0).sum() < len(signs) - 4
 
 
-def test_cases_are_told_and_drawn(tmp_path, monkeypatch, capsys):
+def test_cases_are_printed_and_drawn(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["synthetic", "--cases", "2", "--picture", str(tmp_path / "cases.png")])
     main()
     assert len(capsys.readouterr().out.splitlines()) == 3
@@ -156,12 +156,12 @@ def test_cases_are_told_and_drawn(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("config", "case", "told"),
+    ("config", "case", "message"),
     [
         (SMALL, -1, "numbered from 0"),
         (dataclasses.replace(SMALL, shape=(8, 40, 40)), 0, "at least 16 voxels"),
     ],
 )
-def test_what_is_refused(config, case, told):
-    with pytest.raises(UserError, match=told):
+def test_bad_settings_are_refused(config, case, message):
+    with pytest.raises(UserError, match=message):
         synthetic_pair(config, case)

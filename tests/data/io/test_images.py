@@ -1,4 +1,4 @@
-"""Images in and out, in every kind of file, and what is refused."""
+"""Reading and writing images in all formats, and refusing bad ones."""
 
 import builtins
 
@@ -55,7 +55,7 @@ def test_round_trip(tmp_path, suffix, labels):
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mha", ".nrrd"])
-def test_itk_sees_every_voxel_where_we_do(tmp_path, suffix):
+def test_itk_places_every_voxel_where_we_do(tmp_path, suffix):
     itk = pytest.importorskip("SimpleITK")
     write_image(tmp_path / f"a{suffix}", Image(volume(), AFFINE))
     image = itk.ReadImage(str(tmp_path / f"a{suffix}"))
@@ -105,7 +105,7 @@ def write_slices(folder, positions_mm, series="1.2.3"):
             plane.SetMetaData(tag, value)
         plane.SetMetaData("0020|0032", f"-10\\-20\\{z}")
         plane.SetMetaData("0008|0018", f"{series}.{number + 1}")
-        # File names run against the positions: the order has to come from the header.
+        # The order of file names is opposite to that of positions: the header must determine the order.
         writer.SetFileName(str(folder / f"{series}_{len(positions_mm) - number}.dcm"))
         writer.Execute(plane)
     return folder
@@ -118,7 +118,7 @@ def test_dicom_series(tmp_path):
     np.testing.assert_allclose(image.affine, expected, atol=1e-9)
 
 
-def test_dicom_folders_that_are_no_scan(tmp_path):
+def test_dicom_folders_that_are_not_a_scan(tmp_path):
     itk = pytest.importorskip("SimpleITK")
     itk.ProcessObject.GlobalWarningDisplayOff()
     uneven = write_slices(tmp_path / "uneven", [0, 2, 6, 8])
@@ -129,7 +129,7 @@ def test_dicom_folders_that_are_no_scan(tmp_path):
     assert "holds 0 DICOM series" in refusal(lambda: read_image(tmp_path), tmp_path)
 
 
-def test_what_itk_cannot_give_as_a_volume(tmp_path):
+def test_files_that_itk_cannot_read_as_a_volume(tmp_path):
     itk = pytest.importorskip("SimpleITK")
     for name, array, vector in [("flat", volume((4, 5)), False), ("vector", volume((3, 4, 5, 2)), True)]:
         itk.WriteImage(itk.GetImageFromArray(array, isVector=vector), str(tmp_path / f"{name}.mha"))
@@ -144,7 +144,7 @@ def test_what_itk_cannot_give_as_a_volume(tmp_path):
     assert "whole numbers" in refusal(lambda: read_image(tmp_path / "nan.mha", labels=True), tmp_path)
 
 
-def test_missing_simpleitk_is_said_with_its_command(tmp_path, monkeypatch):
+def test_missing_simpleitk_is_reported_with_the_command_to_install_it(tmp_path, monkeypatch):
     real = builtins.__import__
 
     def without(name, *args, **keywords):
@@ -164,7 +164,7 @@ def test_forms_that_disagree(tmp_path):
     moved[2, 3] += 4
     path = save_with_forms(tmp_path / "a.nii", lambda image: image.set_qform(moved, 1))
     assert "sform and qform disagree by up to 4 mm" in refusal(lambda: read_image(path), path)
-    # Only where both are in force, and by more than rounding.
+    # Only if both are in force, and differ by more than rounding.
     for name, change in [
         ("b.nii", lambda image: image.set_qform(moved, 0)),
         ("c.nii", lambda image: image.set_qform(AFFINE + 0.01 * np.eye(4, k=1), 1)),
@@ -179,7 +179,7 @@ def test_units_other_than_mm(tmp_path, unit, message):
     assert f"units are {message}; expected mm" in refusal(lambda: read_image(path), path)
 
 
-def test_time_units_are_no_matter(tmp_path):
+def test_time_units_do_not_matter(tmp_path):
     path = save_with_forms(tmp_path / "a.nii", lambda image: image.header.set_xyzt_units("mm", "msec"))
     np.testing.assert_array_equal(read_image(path).values, volume())
 
@@ -192,7 +192,7 @@ def test_parallel_axes(tmp_path):
     assert "two axes of the affine are parallel" in refusal(lambda: read_image(path), path)
 
 
-def test_files_that_are_there_are_kept(tmp_path):
+def test_existing_files_are_kept(tmp_path):
     path = tmp_path / "a.nii.gz"
     write_image(path, Image(volume(), AFFINE))
     other = Image(volume() + 1, AFFINE)
@@ -213,7 +213,7 @@ def test_names_that_cannot_be_written(tmp_path, suffix):
 
 
 @pytest.mark.usefixtures("unchecked_types")
-def test_shapes_that_are_no_image():
+def test_shapes_that_are_not_an_image():
     with pytest.raises(ValueError, match="expected values"):
         Image(volume((4, 4)), AFFINE)
     with pytest.raises(ValueError, match="affine"):
@@ -229,7 +229,7 @@ def compressed_metaimage(tmp_path):
 
 
 def test_a_compressed_metaimage_whose_voxels_are_damaged(tmp_path):
-    """ITK would read on for ever where the stream of bytes is none."""
+    """ITK would read forever if the bytes aren't a compressed stream."""
     path, content, start = compressed_metaimage(tmp_path)
     assert read_image(path).shape == (40, 30, 20)
     for damaged in (content[: start + 1] + b"\0" + content[start + 2 :], content[:-20], content[:start]):
@@ -256,7 +256,7 @@ def test_a_metaimage_of_impossible_axes(tmp_path, axes):
         (b"= LOCAL", b"= LOCA", "voxels are in 'LOCA', which doesn't exist"),
     ],
 )
-def test_a_metaimage_whose_header_tells_of_other_voxels(tmp_path, old, new, message):
+def test_a_metaimage_whose_header_declares_other_voxels(tmp_path, old, new, message):
     path, content, _ = compressed_metaimage(tmp_path)
     assert old in content
     path.write_bytes(content.replace(old, new))
@@ -265,7 +265,7 @@ def test_a_metaimage_whose_header_tells_of_other_voxels(tmp_path, old, new, mess
 
 
 @pytest.mark.parametrize("place", [b"slice%02d.raw 1 2 1", b"LIST\nslice01.raw\nslice02.raw"])
-def test_a_metaimage_in_a_file_a_slice(tmp_path, place):
+def test_a_metaimage_with_one_file_per_slice(tmp_path, place):
     head = b"ObjectType : Image\nNDims : 3\nDimSize : 4 3 2\nElementType : MET_SHORT\n"
     (tmp_path / "a.mhd").write_bytes(head + b"ElementDataFile : " + place + b"\n")
     values = np.arange(24, dtype="<i2").reshape(2, 3, 4)  # [z, y, x]
@@ -274,7 +274,7 @@ def test_a_metaimage_in_a_file_a_slice(tmp_path, place):
     np.testing.assert_array_equal(read_image(tmp_path / "a.mhd").values, values.transpose())
 
 
-def test_a_metaimage_beside_its_compressed_voxels(tmp_path):
+def test_a_metaimage_with_compressed_voxels_in_another_file(tmp_path):
     path, content, start = compressed_metaimage(tmp_path)
     header = tmp_path / "b.mhd"
     (tmp_path / "b.zraw").write_bytes(content[start:])

@@ -1,4 +1,4 @@
-"""NIfTI in and out, and what is refused."""
+"""Reading and writing NIfTI, and refusing bad files."""
 
 import gzip
 
@@ -55,7 +55,7 @@ def test_extensions_of_the_header_may_be_long(tmp_path, kind):
 
 
 def test_an_extension_that_is_cut_off(tmp_path):
-    """Its header tells of more than there is."""
+    """The header of the extension declares more than the file holds."""
     image = nib.Nifti1Image(volume(), AFFINE)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a" * 100))
     nib.save(image, tmp_path / "a.nii")
@@ -97,13 +97,13 @@ def test_zero_spacing(tmp_path):
     assert "spacing is 2 x 0 x 3 mm" in refusal(path)
 
 
-def test_voxels_may_be_as_small_as_they_like(tmp_path):
+def test_voxels_may_be_arbitrarily_small(tmp_path):
     path = save(tmp_path / "a.nii", volume(), np.diag([0.02, 0.3, 0.9, 1]))
     np.testing.assert_allclose(nifti.read_volume(path)[2], [0.02, 0.3, 0.9], rtol=1e-6)
 
 
 def test_forms_that_agree_at_the_first_voxel_alone(tmp_path):
-    """Turned by a hundredth about voxel 0: a millimetre at the far end."""
+    """Rotated by a hundredth about voxel 0: a millimetre at the far end."""
     image = nib.Nifti1Image(volume((100, 4, 3)), np.eye(4))
     turned = np.eye(4)
     turned[:2, :2] = [[np.cos(0.01), -np.sin(0.01)], [np.sin(0.01), np.cos(0.01)]]
@@ -113,7 +113,7 @@ def test_forms_that_agree_at_the_first_voxel_alone(tmp_path):
     assert "sform and qform disagree by up to 0.99 mm" in refusal(tmp_path / "a.nii")
 
 
-def test_what_expands_too_far_is_refused_by_its_size_and_its_ratio(tmp_path, monkeypatch):
+def test_files_that_expand_too_far_are_refused_by_size_and_ratio(tmp_path, monkeypatch):
     path = save(tmp_path / "a.nii.gz", np.zeros((60, 50, 40), np.float32))
     assert nifti.read_volume(path)[0].shape == (60, 50, 40)  # hundredfold and more, but small
     monkeypatch.setattr(nifti, "LARGEST_EXPANDED", 1000)
@@ -140,7 +140,7 @@ def test_affine_without_size(tmp_path):
         ((5, 4), "at least 2 voxels"),
     ],
 )
-def test_shapes_that_are_no_volume(tmp_path, shape, message):
+def test_shapes_that_are_not_a_volume(tmp_path, shape, message):
     path = save(tmp_path / "a.nii", volume(shape))
     assert message in refusal(path)
     assert message in refusal(path, nifti.read_grid)
@@ -191,7 +191,7 @@ def test_labels(tmp_path):
     assert "found nan" in refusal(save(tmp_path / "c.nii", volume() * np.float32(np.nan)), nifti.read_labels)
 
 
-def test_a_folder_that_is_not_there_is_said_on_writing(tmp_path):
+def test_writing_to_a_missing_folder_is_reported(tmp_path):
     with pytest.raises(UserError, match="can't be written"):
         nifti.write_volume(tmp_path / "none" / "a.nii", volume(), AFFINE)
     with pytest.raises(UserError, match="can't be written"):

@@ -1,4 +1,4 @@
-"""Pickled scans: every protocol that NumPy writes, and nothing that a pickle may ask to run."""
+"""Pickled scans: every protocol that NumPy writes is read, and nothing that a pickle names is run."""
 
 import collections
 import os
@@ -17,7 +17,7 @@ LABELS = np.arange(24, dtype=np.int16).reshape(4, 3, 2)
 
 
 class Call:
-    """Pickles as a call: the usual loader runs it."""
+    """An object that pickles as a call, which the usual loader runs."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -90,7 +90,7 @@ def test_names_near_the_allowed_ones_are_refused(tmp_path):
 
 
 def test_forged_arrays(tmp_path):
-    """What the allowed names can be made to do: nothing but arrays of numbers that are in the file."""
+    """The allowed names can only be used to make arrays of numbers that are in the file."""
     objects = np.array([[[IMAGE]]], dtype=object)
     assert "array of type 'O8'" in refusal(tmp_path, (objects, LABELS))
     assert "array of type 'U1'" in refusal(tmp_path, (IMAGE, np.full((4, 3, 2), "a")))
@@ -135,7 +135,7 @@ def test_values_of_another_form(tmp_path):
     assert "whole numbers" in refusal(tmp_path, (IMAGE, IMAGE))
 
 
-def test_files_that_are_no_pickles(tmp_path):
+def test_files_that_are_not_pickles(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_pickle(tmp_path / "none.pkl")
     for content in (b"", b"\x1f\x8b\x08", b"not a pickle", b"\x80\x04.", b"I1\n.", b"\x80\x63."):

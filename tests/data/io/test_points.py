@@ -1,4 +1,4 @@
-"""Points files, and what is refused."""
+"""Reading and writing points, and refusing bad files."""
 
 import json
 
@@ -60,11 +60,11 @@ def test_markups_in_lps_are_turned(tmp_path):
         ("x,y,z\n1,2,nan\n", "finite numbers"),
     ],
 )
-def test_csv_files_that_are_no_points(tmp_path, text, message):
+def test_csv_files_that_are_not_points(tmp_path, text, message):
     assert message in refusal(tmp_path / "a.csv", text)
 
 
-def test_files_of_slicer_that_are_no_points(tmp_path):
+def test_files_of_slicer_that_are_not_points(tmp_path):
     assert "coordinates are 2" in refusal(tmp_path / "a.fcsv", "# CoordinateSystem = 2\n1,1,2,3\n")
     assert "coordinates are unknown" in refusal(tmp_path / "a.fcsv", "1,1,2,3\n")
     assert "line 2" in refusal(tmp_path / "a.fcsv", "# CoordinateSystem = RAS\n1,1,2\n")
@@ -86,7 +86,7 @@ def test_other_files(tmp_path):
         write_points(tmp_path / "c.csv", np.zeros((3, 2)))
 
 
-def test_what_is_cited_from_a_file_stays_in_the_line(tmp_path):
+def test_text_quoted_from_a_file_stays_on_one_line(tmp_path):
     assert "got '1.0 2,3'" in refusal(tmp_path / "a.csv", 'x,y,z\n"1.0\n2",3\n')
 
 

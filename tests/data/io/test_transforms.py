@@ -1,4 +1,4 @@
-"""Fields and matrices on disk: what comes back, and what is refused. Other programs: tests/test_fields.py."""
+"""Reading and writing fields and matrices, and refusing bad files."""
 
 import nibabel as nib
 import numpy as np
@@ -57,7 +57,7 @@ def test_round_trip(tmp_path, name, format):
     np.testing.assert_allclose(read_field(path)[0], 2 * DISPLACEMENT, atol=4e-6)
 
 
-def test_what_is_in_a_nifti_file(tmp_path):
+def test_contents_of_a_nifti_file(tmp_path):
     # A field of one voxel along the first axis: 1.5 mm, whichever way this axis points.
     along = np.zeros((4, 4, 4, 3), np.float32)
     along[..., 0] = 1
@@ -88,7 +88,7 @@ def test_a_matrix_becomes_part_of_the_field(tmp_path):
         write_field(tmp_path / "a.nii", DISPLACEMENT, AFFINE, matrix=MATRIX)
 
 
-def test_a_format_can_be_told_where_the_file_does_not(tmp_path):
+def test_a_format_can_be_given_if_the_file_does_not_record_it(tmp_path):
     path = save(tmp_path / "a.nii", DISPLACEMENT[:, :, :, None])
     assert "is not a displacement field" in refusal(lambda: read_field(path), path)
     write_field(tmp_path / "b.nii", DISPLACEMENT, AFFINE)
@@ -110,12 +110,12 @@ def test_a_format_can_be_told_where_the_file_does_not(tmp_path):
         ((5, 4, 3, 2, 3), 1007),
     ],
 )
-def test_images_that_are_no_field(tmp_path, shape, intent):
+def test_images_that_are_not_a_field(tmp_path, shape, intent):
     path = save(tmp_path / "a.nii.gz", np.ones(shape, np.float32), intent)
     assert "is not a displacement field" in refusal(lambda: read_field(path), path)
 
 
-def test_npz_files_that_are_no_field(tmp_path):
+def test_npz_files_that_are_not_a_field(tmp_path):
     path = tmp_path / "a.npz"
     for arrays, message in [
         ({"displacement": DISPLACEMENT}, "affine"),
@@ -138,7 +138,7 @@ def test_npz_files_that_are_no_field(tmp_path):
 
 @pytest.mark.parametrize(("place", "value"), [(10, 99), (8, 1)], ids=["compression", "encryption"])
 def test_npz_files_that_python_can_not_open(tmp_path, place, value):
-    """Both headers of each array are changed: that of the central directory has two bytes more in front."""
+    """Both headers of each array are changed; that of the central directory starts with two more bytes."""
     path = tmp_path / "a.npz"
     write_field(path, DISPLACEMENT, AFFINE)
     content = bytearray(path.read_bytes())
@@ -163,14 +163,14 @@ def test_cut_off_and_not_finite(tmp_path, name):
     assert "NaN" in refusal(lambda: read_field(path), path)
 
 
-def test_h5_files_that_are_no_field(tmp_path):
+def test_h5_files_that_are_not_a_field(tmp_path):
     itk = pytest.importorskip("SimpleITK")
     path = tmp_path / "a.h5"
     itk.WriteTransform(itk.CompositeTransform([itk.AffineTransform(3)]), str(path))
     assert "holds AffineTransform; expected a 3-D displacement field" in refusal(
         lambda: read_field(path), path
     )
-    # The affine first and then the field: no field on this grid does the same.
+    # The affine first, then the field: no field on this grid is equivalent.
     field = itk.DisplacementFieldTransform(itk.Image([4, 4, 4], itk.sitkVectorFloat64))
     itk.WriteTransform(itk.CompositeTransform([field, itk.AffineTransform(3)]), str(path))
     assert "expected a 3-D displacement field" in refusal(lambda: read_field(path), path)
@@ -206,7 +206,7 @@ def test_matrices_are_what_itk_reads_and_writes(tmp_path, suffix):
     lps = itk.ReadTransform(str(ours)).TransformPoint((point * [-1, -1, 1]).tolist())
     np.testing.assert_allclose(lps * np.array([-1, -1, 1]), expected, atol=1e-9)
 
-    # Its own files may have a centre, or be of another kind.
+    # Files written by ITK may have a centre, or be of another kind.
     affine = itk.AffineTransform(3)
     affine.SetCenter((10, 20, 30))
     affine.SetMatrix(MATRIX[:3, :3].ravel().tolist())
@@ -220,7 +220,7 @@ def test_matrices_are_what_itk_reads_and_writes(tmp_path, suffix):
 
 
 @pytest.mark.usefixtures("unchecked_types")
-def test_files_that_are_no_matrix(tmp_path):
+def test_files_that_are_not_a_matrix(tmp_path):
     pytest.importorskip("SimpleITK")
     path = tmp_path / "a.txt"
     top = "#Insight Transform File V1.0\nTransform: "
