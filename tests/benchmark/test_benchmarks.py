@@ -1,4 +1,4 @@
-"""The benchmarks run, at sizes too small to tell anything, and write what their tables say."""
+"""The benchmarks run, at sizes too small to be meaningful, and write the contents of their tables."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ def rows_of(script: str, json_path: Path, *options: str) -> list[dict]:
 
 
 def run(program: list[str], name: str, json_path: Path, about: frozenset[str] = frozenset()) -> dict:
-    """What a benchmark writes, once it is what it prints."""
+    """The record that a benchmark writes, after checking that it equals the printed table."""
     command = [sys.executable, *program, "--rounds", "1", "--json", str(json_path)]
     environment = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -249,7 +249,7 @@ def test_network_by_part(tmp_path):
     assert 0.5 < backbone["XLA GFLOP"] / backbone["model GFLOP"] < 2
 
 
-def test_memory_is_told_without_arrays(tmp_path):
+def test_memory_is_reported_without_arrays(tmp_path):
     """Pairs of eight GiB are compiled for, one a device, in a process that takes less than half as much."""
     options = ["--shape", "1024", "1024", "1024", "--batch", "2", "--devices", "2", "--memory-only"]
     options += ["--forward-only", "--config.model.channels=(2,)", "--config.model.finest_level=0"]
@@ -269,7 +269,7 @@ def test_memory_is_told_without_arrays(tmp_path):
     assert written["machine"]["peak of the process MiB"] < 4096
 
 
-def test_a_single_call_of_what_takes_long(tmp_path):
+def test_a_single_call_of_a_slow_program(tmp_path):
     options = ["--once", "--total-only", "--forward-only", "--config.model.channels=(2,)"]
     options += ["--config.model.finest_level=0", "--config.model.cross_attention=False"]
     options += ["--config.model.regional_attention=False"]
@@ -292,7 +292,7 @@ def test_a_single_call_of_what_takes_long(tmp_path):
         (["--config.data.kind=files"], "--shape is missing"),
     ],
 )
-def test_mistakes_are_told_in_one_line(options, expected, capsys):
+def test_mistakes_are_reported_in_one_line(options, expected, capsys):
     assert benchmark.main(["--config", str(ROOT / "configs" / "phantom.py"), *options]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and expected in said and said.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Model FLOPs: against counts by hand."""
+"""Model FLOPs compared with counts by hand."""
 
 import jax
 import jax.numpy as jnp

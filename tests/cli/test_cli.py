@@ -1,4 +1,4 @@
-"""The command `adregnet` as a user meets it: what it writes, what it refuses, what it leaves behind."""
+"""The command `adregnet` from the user's point of view: files it writes, input it refuses."""
 
 import csv
 import dataclasses
@@ -88,7 +88,7 @@ def scans(monkeypatch):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    """A page without its picture, of which one test is enough."""
+    """A page without its picture, which one test covers."""
     monkeypatch.setattr(
         "adregnet_jax.registration.result_files.registration_figure", lambda *_, **__: Figure()
     )
@@ -131,7 +131,7 @@ def succeed(*arguments):
 
 
 def refusal(*arguments, status=2):
-    """The one line that a command ends with."""
+    """The single error line with which a command ends."""
     result = run(*arguments)
     assert isinstance(result.exception, SystemExit), repr(result.exception)
     assert result.exit_code == status, result.output
@@ -225,7 +225,7 @@ def test_itk_applies_what_register_wrote(files, scans, no_figures, tmp_path):
 
 @pytest.fixture
 def nothing_measured(monkeypatch):
-    """For tests of what comes before: no figures, no numbers."""
+    """Skips figures and measurements, for tests of earlier stages."""
     nothing = create_autospec(measure_scans, return_value=Measurement({}, *[None] * 6))
     monkeypatch.setattr("adregnet_jax.registration.results.measure_scans", nothing)
     monkeypatch.setattr("adregnet_jax.registration.result_files.as_text", lambda row: "")
@@ -588,7 +588,7 @@ def results(folder):
         return list(csv.DictReader(file))
 
 
-def test_batch_goes_on_and_resumes(files, scans, no_figures, tmp_path):
+def test_batch_continues_after_a_failure_and_resumes(files, scans, no_figures, tmp_path):
     (files / "bad.nii.gz").write_bytes(b"nothing")
     row = "fixed.nii.gz,moving.nii.gz,fixed_labels.nii.gz,moving_labels.nii.gz"
     rows = [f"a,{row}", "b,fixed.nii.gz,bad.nii.gz,,", f"c,{row}"]
@@ -625,7 +625,7 @@ def test_batch_goes_on_and_resumes(files, scans, no_figures, tmp_path):
     assert [row["status"] for row in results(out)] == ["failed", "done", "failed"]
 
 
-def test_what_happens_to_one_pair_is_not_the_others_fault(files, scans, no_figures, tmp_path):
+def test_a_failing_pair_does_not_affect_the_others(files, scans, no_figures, tmp_path):
 
     def sometimes(*arguments, **options):
         if scans.call_count == 1:
@@ -668,7 +668,7 @@ TINY = ModelConfig(channels=(4,), cross_attention=False, regional_attention=Fals
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """The workdir of a run of train.py, as far as the command looks, and the parameters in it."""
+    """The files in a workdir of train.py that the command reads, and the parameters in it."""
     workdir = tmp_path_factory.mktemp("run")
     volume = jax.ShapeDtypeStruct((1, 16, 16, 16, 1), np.float32)
     params = random_parameters(make_model(TINY), volume, volume)
@@ -706,7 +706,7 @@ def test_the_shipped_weights_are_the_default(files, scans, nothing_measured, tmp
         assert network is None if name is None else network.name.startswith(name)
 
 
-def test_a_run_tells_the_grid_that_it_was_trained_on(files, scans, nothing_measured, weights, tmp_path):
+def test_a_run_records_the_grid_that_it_was_trained_on(files, scans, nothing_measured, weights, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(weights[0], workdir)
     record = json.loads((workdir / "config.json").read_text())
@@ -762,7 +762,7 @@ def test_a_pair_is_registered_from_files_to_files(related, no_figures, tmp_path)
     found = json.loads((out / "summary.json").read_text())["results"]
     assert found["tre_mm"] < 0.5 * found["tre_before_mm"]
     assert found["similarity"] > found["similarity_before"]
-    # What the field does to the moving file is the warped file.
+    # Applying the field to the moving file gives the warped file.
     succeed("apply", out / "field.nii.gz", related / "moving.nii.gz", "-o", tmp_path / "again.nii.gz")
     again, warped = (read_image(file).values for file in (tmp_path / "again.nii.gz", out / "warped.nii.gz"))
     np.testing.assert_allclose(again, warped, atol=1e-3 * np.ptp(warped))

@@ -1,4 +1,4 @@
-"""Table V: the rows, going on after an interruption, and the numbers; nothing is trained."""
+"""Table V: its rows and numbers, and resuming after an interruption; nothing is trained."""
 
 import csv
 import dataclasses

@@ -1,4 +1,4 @@
-"""The affine row: what is measured with a map that is known, and that such a map is found."""
+"""The affine row: measurements with a known map, and the recovery of such a map."""
 
 import dataclasses
 

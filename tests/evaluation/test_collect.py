@@ -95,7 +95,7 @@ def test_published_columns_are_of_dirlab_alone_and_snapped_goes_with_snapped(fol
     assert len(collect(others, tmp_path / "out")) == 2
 
 
-def test_cases_that_either_side_lacks_are_left_out_and_told(tmp_path):
+def test_cases_that_either_side_lacks_are_left_out_and_reported(tmp_path):
     ours = [evaluated(tmp_path / f"a{n}", f"x{n}", 1.0 + n if n else None, landmarks=None) for n in range(8)]
     other = tmp_path / "other.csv"
     other.write_text(tables.to_csv([{"name": f"x{n}", "tre_mm": None if n == 1 else 1.0} for n in range(8)]))

@@ -1,4 +1,4 @@
-"""What a run of the evaluation measures and leaves behind, with a network that shifts by a known amount."""
+"""Measurements and files of the evaluation, with a network that shifts by a known amount."""
 
 import csv
 import dataclasses
@@ -47,7 +47,7 @@ def register(params, fixed, moving, **_):
 
 
 def shifted_pair(name="case", **changes):
-    """A moving scan that is the fixed one, two voxels on along axis 0."""
+    """A moving scan that is the fixed one shifted by two voxels along axis 0."""
     rng = np.random.default_rng(0)
     fixed = rng.uniform(0.1, 1, SHAPE).astype(np.float32)
     labels = np.zeros(SHAPE, np.int16)
@@ -248,13 +248,13 @@ def test_t1_to_t2_has_no_labels_to_score(run):
     assert (folder / "cases.csv").exists() and not (folder / "table_3.csv").exists()
 
 
-def test_published_rows_stand_beside_the_atlas_only(run):
+def test_published_rows_are_shown_for_the_atlas_only(run):
     data = DataConfig(kind="ixi", ixi=IxiConfig(mode="pairs"))
     folder = run([shifted_pair()], config=Config(data=data), figures=0)
     assert not (folder / "table_3.csv").exists()
 
 
-def test_what_a_network_started_from_is_told(run, tmp_path, capsys):
+def test_the_origin_of_a_network_is_reported(run, tmp_path, capsys):
     ancestor = tmp_path / "ancestor"
     ancestor.mkdir()
     record = {split: {"subjects": ["x"]} for split in ("train", "validation")}
@@ -303,11 +303,11 @@ def test_dropout_samples_go_to_landmarks_and_figures(run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("rate", "samples", "told"),
+    ("rate", "samples", "message"),
     [(0.0, 5, "model.dropout is 0: train with"), (0.2, 1, "--mc-dropout is 1: an SD needs 2")],
 )
-def test_dropout_samples_that_tell_nothing_are_refused(run, rate, samples, told):
-    with pytest.raises(UserError, match=told) as raised:
+def test_useless_dropout_samples_are_refused(run, rate, samples, message):
+    with pytest.raises(UserError, match=message) as raised:
         run([shifted_pair()], config=Config(model=ModelConfig(dropout=rate)), mc_dropout=samples)
     assert "\n" not in str(raised.value)
 

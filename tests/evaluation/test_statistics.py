@@ -29,7 +29,7 @@ def test_p_is_that_of_all_assignments_of_signs(seed):
      ("Jiang", 0.010)],
 )  # fmt: skip
 def test_p_values_of_the_paper_follow_from_its_table(method, p):
-    """What the signed-rank test gives on the published columns, which is not what the paper prints."""
+    """p values of the signed-rank test on the published columns, which differ from those in the paper."""
     comparison = compare(DIRLAB_TRE_MM["AD-RegNet (paper)"], DIRLAB_TRE_MM[method])
     assert comparison.p == pytest.approx(p, abs=5e-4)
 

@@ -82,7 +82,7 @@ def command(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         ([], None),
         (["--distributed"], {}),
@@ -92,8 +92,8 @@ def command(tmp_path):
         ),
     ],
 )
-def test_processes_of_the_command_line(command, options, told):
-    assert launch_main.parse(None, [*command, *options], several_processes=True)[2] == told
+def test_processes_of_the_command_line(command, options, expected):
+    assert launch_main.parse(None, [*command, *options], several_processes=True)[2] == expected
 
 
 def test_deterministic_reaches_xla(command, monkeypatch):
@@ -123,14 +123,14 @@ def test_deterministic_reaches_xla(command, monkeypatch):
         ),
     ],
 )
-def test_processes_that_are_told_wrongly(command, options, expected):
+def test_wrong_process_options(command, options, expected):
     with pytest.raises(UserError, match=expected) as error:
         launch_main.parse(None, [*command, *options], several_processes=True)
     assert "\n" not in str(error.value)
 
 
 def test_processes_without_anything_that_starts_them(monkeypatch):
-    """Whatever cluster the tests run in is none here."""
+    """Hides the cluster that the tests may run in."""
     monkeypatch.setattr("jax.distributed.initialize", fail_to_join)
     with pytest.raises(
         UserError, match=r"can't join \(no coordinator\): start by srun or mpirun, or give --coord"

@@ -1,4 +1,4 @@
-"""`train.py` as a user meets it: a run that is killed and goes on, and one clear line for each mistake."""
+"""`train.py` from the user's point of view: a killed run resumes, and each mistake gives one clear line."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def get_config():
         data=DataConfig(phantom=phantom, flip_axes=(0,), exchange=True, intensity_jitter=0.05),
         model=ModelConfig(  # the parts without which it compiles in seconds
             channels=(4,), cross_attention=False, regional_attention=False, multi_resolution=False,
-            dropout=0.2,  # what is left out after a restart is what would have been
+            dropout=0.2,  # a restart must not change which values are dropped
         ),
         loss=LossConfig(ncc_window=0, jacobian=0),
         optimiser=OptimiserConfig(epochs=5, learning_rate=1e-3, average_decay=0.9),
@@ -216,7 +216,7 @@ def test_tensorboard_has_what_metrics_jsonl_has(uninterrupted):
     assert found == pytest.approx(expected)
 
 
-def test_info_tells_of_a_run(uninterrupted, tmp_path):
+def test_info_describes_a_run(uninterrupted, tmp_path):
     told = describe(uninterrupted)
     assert (told["kind"], told["data"], told["channels"], told["checkpoints"][-1]) == (
         "run",

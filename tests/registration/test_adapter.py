@@ -1,4 +1,4 @@
-"""Scans of any grid through a network that knows one: the displacement means the same in the world."""
+"""Scans on any grid through a network trained on one grid: the displacement in the world is the same."""
 
 import jax.numpy as jnp
 import nibabel as nib
@@ -98,7 +98,7 @@ def test_a_turned_scan_gives_the_same_map():
     ],
 )
 def test_the_displacement_comes_back_in_millimetres(trained, shape):
-    """What is linear on the network's grid is the same linear map in the world."""
+    """A linear map on the network's grid is the same linear map in the world."""
     fixed, moving = scans()
     found = predict_displacement(network(trained, Linear()), fixed, moving)
     signs = np.array([1 if axis in "RAS" else -1 for axis in trained.axes])
@@ -124,7 +124,7 @@ def test_millimetres_do_not_count_where_voxels_do():
     )
 
 
-def test_the_first_run_is_what_a_network_of_one_run_says():
+def test_the_first_run_equals_a_network_with_one_run():
     fixed, moving = scans()
     twice = network(TrainingDomain("RAS", voxels=(4000, 7000)))
     once = network(TrainingDomain("RAS", voxels=(4000,)))

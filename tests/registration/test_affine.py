@@ -1,4 +1,4 @@
-"""Affine registration: known maps between scans that are made from a formula, on grids of their own."""
+"""Affine registration: known maps between scans generated from a formula on different grids."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ MOVING_AFFINE = grid([[0, 6.5, 0], [0, 0, -4.5], [5, 0, 0]], MOVING_SHAPE, MOVIN
 
 
 def blobs():
-    """Where bright and dark spots lie in a body of about 70 mm, how wide and how bright they are."""
+    """Positions, widths and brightness of bright and dark spots in a body of about 70 mm."""
     rng = np.random.default_rng(4)
     centres_mm = rng.uniform(-24, 24, (14, 3))
     return centres_mm, rng.uniform(6, 12, 14), rng.uniform(0.2, 0.6, 14)
@@ -46,7 +46,7 @@ def world_mm(affine, shape):
 
 
 def scan(affine, shape, matrix=None):
-    """The body where `matrix` (fixed -> moving mm) takes it, by its formula: nothing is interpolated."""
+    """The body moved by `matrix` (fixed -> moving mm), computed from its formula without interpolation."""
     points_mm = world_mm(affine, shape)
     if matrix is not None:
         back = np.linalg.inv(matrix)
@@ -151,7 +151,7 @@ EVERYWHERE = np.ones(FIXED_SHAPE, bool)
 
 
 @pytest.mark.parametrize("which", ["fixed", "moving"])
-def test_what_a_mask_leaves_out_has_no_part(which):
+def test_masked_out_regions_have_no_influence(which):
     masks: dict[str, Any] = {f"{name}_mask": np.ones(values.shape) for name, values in SCANS.items()}
     masks[f"{which}_mask"][:8] = 0
     found: dict[float, jax.Array] = {}
@@ -165,7 +165,7 @@ def test_what_a_mask_leaves_out_has_no_part(which):
 
 
 def test_a_slab_is_found_in_the_whole():
-    """Of the moving scan less than half counts: most fixed points have nothing to meet."""
+    """Less than half of the moving scan counts, so most fixed points have no counterpart."""
     slab = np.zeros(MOVING_SHAPE, bool)
     slab[7:18] = True
     assert mean_error_mm(aligned(moving_scan(), fixed_mask=EVERYWHERE, moving_mask=slab), AFFINE) < 1
@@ -183,7 +183,7 @@ def test_vmap_under_jit_equals_the_loop():
     together = jax.jit(jax.vmap(lambda f, m: align_affine(f, m, FIXED_AFFINE, MOVING_AFFINE, config=CONFIG)))
     for found, moving in zip(together(*pairs), pairs[1], strict=True):
         alone = np.asarray(aligned(moving), float)
-        # 60 steps of Adam carry the rounding of other orders of summation on.
+        # 60 steps of Adam amplify the rounding of other orders of summation.
         assert mean_error_mm(found, alone) < 0.05
 
 

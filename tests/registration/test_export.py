@@ -1,4 +1,4 @@
-"""The exported program, in a process that doesn't know the package."""
+"""The exported program runs in a process without the package."""
 
 import os
 import subprocess

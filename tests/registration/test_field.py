@@ -1,4 +1,4 @@
-"""Fields in the world: what they do to images and points, by laws, by slow formulas, and as ITK does it."""
+"""Fields in the world applied to images and points, compared with laws, slow formulas and ITK."""
 
 import warnings
 
@@ -29,7 +29,7 @@ MOVING_SHAPE = (26, 18, 22)
 
 
 def oblique(angles, scales, shape, centre):
-    """An affine whose grid has its middle at `centre` (RAS mm)."""
+    """An affine whose grid is centred at `centre` (RAS mm)."""
     affine = np.eye(4)
     affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() * scales
     affine[:3, 3] = np.asarray(centre) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)

@@ -1,4 +1,4 @@
-"""Instance optimisation: it finds known motions, by the images alone."""
+"""Instance optimisation finds known motions from the images alone."""
 
 import dataclasses
 import functools
@@ -79,7 +79,7 @@ def test_a_known_shift_is_found(images, changes):
     assert (inverse is not None) == changes.get("diffeomorphic", False)
 
 
-def test_inverted_contrast_is_no_obstacle(images):
+def test_inverted_contrast_is_registered(images):
     fixed, moving = images
     for similarity in ("ncc", "mi", "mind"):
         smoothness = 0.03 if similarity == "mi" else 0.3
@@ -89,7 +89,7 @@ def test_inverted_contrast_is_no_obstacle(images):
 
 
 def test_a_large_shift_is_found_by_the_search_alone():
-    # The scan is larger: of a shift by 10 voxels something has to stay in view.
+    # The scan is larger, so that part of it stays in view after a shift by 10 voxels.
     fixed = scipy.ndimage.zoom(scan(), 2, order=1)
     images = batch(fixed, shifted(fixed, (10, -4, 0)))
     found = {}
@@ -118,7 +118,7 @@ def test_anisotropic_voxels_are_pooled_to_even_ones(images):
 
 
 def test_a_diffeomorphism_has_its_inverse_and_no_folds(images):
-    # A motion that a free field would fold: what lies apart goes through each other.
+    # A motion that would fold a free field: separate parts pass through each other.
     fixed, moving = batch(scan(0), scan(1))
     found = compiled(settings(diffeomorphic=True, smoothness=0.05))(fixed, moving)
     displacement, inverse = found.displacement, found.inverse
@@ -135,7 +135,7 @@ def test_no_steps_leave_a_start_as_it_is(images):
     np.testing.assert_allclose(align(*images, start=start, config=config).displacement, start)
 
 
-def test_what_folds_is_smoothed_and_the_rest_kept(images):
+def test_folds_are_smoothed_and_the_rest_kept(images):
     bump = np.zeros((1, *SHAPE, 3), np.float32)
     bump[0, 6:9, 8:11, 8:11, 0] = -4  # more than a voxel against its neighbours
     assert folded_volume(bump)[0] > 0
@@ -146,7 +146,7 @@ def test_what_folds_is_smoothed_and_the_rest_kept(images):
     np.testing.assert_allclose(unfolded[:, 16:], bump[:, 16:])
 
 
-def test_the_search_leaves_out_what_a_mask_does():
+def test_the_search_ignores_masked_out_regions():
     fixed = scipy.ndimage.zoom(scan(), 2, order=1)
     moving = shifted(fixed, (8, 0, 0))
     # A third of the scan shows another motion.
@@ -158,7 +158,7 @@ def test_the_search_leaves_out_what_a_mask_does():
         compiled(config)(*batch(fixed, moving), **masks).displacement[0, 4:20, 8:-8, 8:-8, 0]
         for masks in ({}, {"fixed_mask": batch(mask)[0], "moving_mask": batch(mask)[0]})
     ]
-    # What else lies in the masked part has no say.
+    # Other contents of the masked part have no influence.
     fixed[-12:] = 0.3
     spoilt = compiled(config)(
         *batch(fixed, moving), fixed_mask=batch(mask)[0], moving_mask=batch(mask)[0]
@@ -168,7 +168,7 @@ def test_the_search_leaves_out_what_a_mask_does():
 
 
 @pytest.mark.parametrize("which", ["fixed", "moving"])
-def test_what_a_mask_leaves_out_has_no_part(images, which):
+def test_masked_out_regions_have_no_influence(images, which):
     fixed, moving = images
     mask = jnp.ones_like(fixed).at[:, :8].set(0)
     # Well inside of what is left out: windows and interpolation reach over its border.
@@ -188,7 +188,7 @@ def test_vmap_and_batch_equal_the_loop(images, tolerance):
     alone = np.stack([one(f, m).displacement for f, m in zip(*pairs, strict=True)])
     together = jax.jit(jax.vmap(lambda f, m: one(f, m).displacement))(*pairs)
     batched = one(*(pair[:, 0] for pair in pairs)).displacement
-    # 40 steps of Adam carry the rounding of other orders of summation on.
+    # 40 steps of Adam amplify the rounding of other orders of summation.
     np.testing.assert_allclose(together, alone, atol=2e-2)
     np.testing.assert_allclose(batched, alone[:, 0], atol=2e-2)
 

@@ -1,4 +1,4 @@
-"""Options are checked against each other, and stand for the settings they say."""
+"""Options are checked against each other, and select the right settings."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Two scans of different grids: one field in the world, its inverse, and what is refused."""
+"""Two scans on different grids: one field in the world, its inverse, and refused input."""
 
 import dataclasses
 
@@ -115,7 +115,7 @@ def test_scans_of_other_contrast(scans):
         for found in (points, warp_points(result.field, points))
     )
     assert after < 0.5 * before
-    # What is compared is the foreground, here as masks.
+    # Only the foreground is compared, here as masks.
     masks = {
         f"{which}_mask": dataclasses.replace(
             scan, values=scipy.ndimage.binary_fill_holes(scan.values != 0).astype(np.uint8)
@@ -126,7 +126,7 @@ def test_scans_of_other_contrast(scans):
     np.testing.assert_allclose(result.field.displacement, masked.field.displacement, atol=1e-4)
 
 
-def test_what_a_mask_leaves_out_has_no_part(scans):
+def test_masked_out_regions_have_no_influence(scans):
     fixed, moving = scans
     mask = np.ones(fixed.shape, np.uint8)
     mask[:9] = 0

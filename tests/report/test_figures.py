@@ -1,4 +1,4 @@
-"""What the panels show: the right slice, the right way round, and lines where the field puts them."""
+"""The panels show the right slice in the right orientation, with grid lines where the field maps them."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Checkpoints: which are kept, that a save is not disturbed, and what is said when one can't be used."""
+"""Checkpoints: which are kept, that saves are not disturbed, and messages about unusable ones."""
 
 import contextlib
 import dataclasses
@@ -48,7 +48,7 @@ def saved_steps(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
-def test_two_newest_and_the_best_are_kept_also_after_a_restart(tmp_path):
+def test_the_two_newest_and_the_best_are_kept_even_after_a_restart(tmp_path):
     metrics = {1: 5.0, 2: None, 3: 2.0, 4: None, 5: 3.0, 6: None}
     for some in ((1, 2, 3), (4, 5, 6)):
         checkpoints = Checkpoints(tmp_path)
@@ -80,11 +80,11 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_taken(tmp_path,
         checkpoints.save(step, make_state(step))
     checkpoints.close()
     damage([path for path in (tmp_path / "checkpoints" / "8").rglob("*") if path.is_file()])
-    told: list[str] = []
-    checkpoints = Checkpoints(tmp_path, told.append)
+    said: list[str] = []
+    checkpoints = Checkpoints(tmp_path, said.append)
     restored = checkpoints.restore(abstract(make_state(6)))
     jax.tree.map(np.testing.assert_array_equal, restored, make_state(6))
-    assert len(told) == 1 and told[0].startswith("the checkpoint of step 8 can't be read and was moved")
+    assert len(said) == 1 and said[0].startswith("the checkpoint of step 8 can't be read and was moved")
     checkpoints.save(7, make_state(7))
     checkpoints.close()
     assert saved_steps(tmp_path) == [6, 7] and (tmp_path / "unreadable" / "8").is_dir()
@@ -100,14 +100,14 @@ def test_damaged_metrics_are_put_aside_as_well(tmp_path):
     os.truncate(metrics, metrics.stat().st_size // 2)
     with pytest.raises(UserError, match=r"a checkpoint in .* can't be read .*: restore a copy, or resume"):
         restore_parameters(tmp_path, make_state(1).params)
-    told: list[str] = []
-    restored = Checkpoints(tmp_path, told.append).restore(abstract(make_state(3)))
+    said: list[str] = []
+    restored = Checkpoints(tmp_path, said.append).restore(abstract(make_state(3)))
     assert int(restored.step) == 3
-    assert len(told) == 1 and "step 1 can't be read and was moved" in told[0]
+    assert len(said) == 1 and "step 1 can't be read and was moved" in said[0]
     assert saved_steps(tmp_path) == [2, 3] and (tmp_path / "unreadable" / "1").is_dir()
 
 
-def test_when_no_checkpoint_can_be_read_nothing_is_begun_anew(tmp_path):
+def test_training_does_not_start_over_if_no_checkpoint_can_be_read(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(8, make_state(8))
     checkpoints.close()
@@ -132,7 +132,7 @@ def test_with_an_average_it_is_the_network_and_both_are_restored(tmp_path):
         Checkpoints(tmp_path).restore(abstract(make_state(3)))
 
 
-def test_a_run_without_an_average_does_not_go_on_with_one(tmp_path):
+def test_a_run_without_an_average_does_not_continue_with_one(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, make_state(3))
     checkpoints.close()
@@ -195,7 +195,7 @@ def test_a_run_from_before_a_setting_has_its_default(tmp_path):
         check_architecture(tmp_path, ModelConfig(architecture="voxelmorph-1", channels=(4, 8)))
 
 
-def test_the_implementation_of_convolutions_is_no_other_network(tmp_path):
+def test_the_implementation_of_convolutions_may_change(tmp_path):
     settings = dataclasses.asdict(ModelConfig(convolution="onednn"))
     (tmp_path / "config.json").write_text(json.dumps({"config": {"model": settings}}))
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
@@ -203,7 +203,7 @@ def test_the_implementation_of_convolutions_is_no_other_network(tmp_path):
 
 
 def test_disk_that_fills_while_saving(tmp_path):
-    """A limit on the size of files stands for the full disk: the write fails in the background thread."""
+    """A limit on file size simulates a full disk: the write fails in the background thread."""
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, make_state(1))
     checkpoints.save(2, make_state(2))  # waits for the first
@@ -237,11 +237,11 @@ def test_saves_leave_no_event_loops(tmp_path):
     assert loops() <= before + 1  # of the last deletion, perhaps
 
 
-def test_what_is_deleted_or_damaged_under_the_run_is_saved_anew(tmp_path):
+def test_files_deleted_or_damaged_during_a_run_are_saved_again(tmp_path):
     for change in (delete_all, damage_all):
         workdir = tmp_path / change.__name__
-        told: list[str] = []
-        checkpoints = Checkpoints(workdir, told.append)
+        said: list[str] = []
+        checkpoints = Checkpoints(workdir, said.append)
         checkpoints.save(1, make_state(1), metric=0.5)
         checkpoints.save(2, make_state(2))
         checkpoints._finish_last_save()
@@ -249,8 +249,8 @@ def test_what_is_deleted_or_damaged_under_the_run_is_saved_anew(tmp_path):
         for step in (3, 4, 5):
             checkpoints.save(step, make_state(step))
         checkpoints.close()
-        assert all("again" in line for line in told) and len(told) <= 1
-        assert int(Checkpoints(workdir, told.append).restore(abstract(make_state(5))).step) == 5
+        assert all("again" in line for line in said) and len(said) <= 1
+        assert int(Checkpoints(workdir, said.append).restore(abstract(make_state(5))).step) == 5
 
 
 def delete_all(folder):
@@ -260,7 +260,7 @@ def delete_all(folder):
 def damage_all(folder):
     for path, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # a part of what is being written
+            with contextlib.suppress(FileNotFoundError):  # a file that is still being written
                 os.truncate(Path(path, name), Path(path, name).stat().st_size // 2)
 
 
@@ -275,7 +275,7 @@ def test_a_save_that_fails_twice_ends_the_run(tmp_path, monkeypatch):
     assert saved_steps(tmp_path) == [1]
 
 
-def test_causes_that_go_round_in_a_circle_end():
+def test_circular_causes_end():
     first, second = ValueError("one"), ValueError("other")
     first.__cause__, second.__cause__ = second, first
     assert _system_reason(first) is None
@@ -293,13 +293,13 @@ def test_a_run_can_start_from_the_best_parameters_of_another(tmp_path):
     checkpoints.save(6, make_state(6), metric=2.0)
     checkpoints.close()
     mesh = make_mesh(1, 1)
-    told: list[str] = []
+    said: list[str] = []
     key = jax.random.key(0)
-    state = initial_state(lambda key: make_state(0), key, mesh, str(tmp_path), told.append)
+    state = initial_state(lambda key: make_state(0), key, mesh, str(tmp_path), said.append)
     jax.tree.map(np.testing.assert_array_equal, state, make_state(0).replace(params=make_state(3).params))
-    fresh = initial_state(lambda key: make_state(0), key, mesh, "", told.append)
+    fresh = initial_state(lambda key: make_state(0), key, mesh, "", said.append)
     jax.tree.map(np.testing.assert_array_equal, fresh, make_state(0))
-    assert not told
+    assert not said
     wider = make_state(0, size=9)
     with pytest.raises(UserError, match=r"init_from=.* has a different architecture"):
-        initial_state(lambda key: wider, key, mesh, str(tmp_path), told.append)
+        initial_state(lambda key: wider, key, mesh, str(tmp_path), said.append)

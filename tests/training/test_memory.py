@@ -1,4 +1,4 @@
-"""The memory planner: what is needed and free, what it chooses, and what it says when nothing fits."""
+"""The memory planner: needed and free memory, its choices, and its messages if nothing fits."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 def plan(available, *, choose=False, needs=None, model=None):
-    """The chosen model, what was said, and the models that were compiled."""
+    """The chosen model, the printed lines, and the compiled models."""
     needs = needs or {(False, "float32"): 30, (True, "float32"): 20, (True, "bfloat16"): 10}
     said: list[str] = []
     compiled: list[ModelConfig] = []
@@ -34,7 +34,7 @@ def plan(available, *, choose=False, needs=None, model=None):
     return found, said, compiled
 
 
-def test_what_fits_stays_as_it_is():
+def test_a_model_that_fits_is_unchanged():
     for available in (None, 30 * GIB):
         model, said, compiled = plan(available, choose=True)
         assert model == ModelConfig() and len(compiled) == 1
@@ -50,14 +50,14 @@ def test_the_first_setting_that_fits_is_chosen():
     assert len(compiled) == 3  # what the model has already is not compiled again
 
 
-def test_what_does_not_fit_is_refused_with_what_would():
+def test_a_model_that_does_not_fit_is_refused_with_settings_that_would():
     with pytest.raises(UserError, match=r"takes 30\.0 GiB as configured, 25\.0 GiB are free: it would"):
         plan(25 * GIB)
     with pytest.raises(UserError, match=r"10\.0 GiB with .*bfloat16, and 5\.0 GiB are free: use smaller"):
         plan(5 * GIB, choose=True)
 
 
-def test_a_run_goes_on_with_what_was_chosen(tmp_path):
+def test_a_resumed_run_keeps_its_choices(tmp_path):
     assert recorded_choices(ModelConfig(heads=2), tmp_path) == ModelConfig(heads=2)
     record = {"config": {"model": dataclasses.asdict(ModelConfig(remat=True, attention_block=7, heads=4))}}
     (tmp_path / "config.json").write_text(json.dumps(record))
@@ -65,7 +65,7 @@ def test_a_run_goes_on_with_what_was_chosen(tmp_path):
     assert recorded_choices(ModelConfig(heads=2), tmp_path) == expected
 
 
-def test_needed_is_what_xla_plans():
+def test_needed_memory_is_that_of_xlas_plan():
     """The result, and a matrix product before it that is too large to be fused."""
     n = 256
     program = jax.jit(lambda x: jnp.sin(x @ x) @ x)

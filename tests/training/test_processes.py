@@ -1,4 +1,4 @@
-"""A run of several processes: the same losses as one, killed and gone on with by one."""
+"""A run of several processes has the same losses as one process, which can resume it after a kill."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def losses(workdir: Path) -> dict[int, dict[str, float]]:
     }
 
 
-def test_two_processes_give_what_one_gives_and_one_goes_on(tmp_path):
+def test_two_processes_equal_one_and_one_can_resume(tmp_path):
     config = tmp_path / "tiny.py"
     config.write_text(TINY)
     with socket.socket() as free:
@@ -75,7 +75,7 @@ def test_two_processes_give_what_one_gives_and_one_goes_on(tmp_path):
         process.send_signal(signal.SIGKILL)
     output = "".join(process.communicate()[1] for process in two)
     assert [process.returncode for process in two] == 2 * [-signal.SIGKILL], output
-    assert output.count("starts: 12 steps") == 1 and "2 cpu devices" in output  # one of them tells
+    assert output.count("starts: 12 steps") == 1 and "2 cpu devices" in output  # only one of them prints
     by_two = losses(workdir)
     newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
 
@@ -87,7 +87,7 @@ def test_two_processes_give_what_one_gives_and_one_goes_on(tmp_path):
     assert alone.returncode == 0, output
     expected = losses(tmp_path / "one")
     assert len(expected) == STEPS and losses(workdir).keys() == expected.keys()
-    # Means over pairs are in another order; the differences grow from step to step.
+    # Means over pairs are summed in another order; the differences grow from step to step.
     for found in (by_two, losses(workdir)):
         for step, record in found.items():
             assert record == pytest.approx(expected[step], rel=1e-4), step

@@ -1,4 +1,4 @@
-"""`splits.json`: who is in which split, for every kind of data, and what is refused because of it."""
+"""`splits.json`: the subjects of each split, for every kind of data, and runs refused because of it."""
 
 import dataclasses
 import json
@@ -110,11 +110,11 @@ def test_another_split_is_refused_and_names_the_subject(tmp_path, scans):
     assert "was trained with another split: there s" in message
     assert "is in train, in this config in" in message
     assert "was trained with files data, this config has phantom" in refusal(workdir, of_phantom())
-    with pytest.raises(UserError, match="was trained with another split"):  # nor does training go on
+    with pytest.raises(UserError, match="was trained with another split"):  # training doesn't continue either
         write_splits(workdir, "files", load_splits(of_files(scans, test_fraction=0.2)))
 
 
-def test_subjects_that_were_not_there(tmp_path):
+def test_new_subjects_are_refused(tmp_path):
     workdir = trained(tmp_path, of_phantom())
     message = refusal(workdir, of_phantom(test_cases=3))
     assert "there phantom_2000002 is in none, in this config in test" in message
@@ -137,7 +137,7 @@ def test_runs_without_a_record_and_damaged_records(tmp_path):
         assert "not a record of splits" in refusal(tmp_path, of_phantom())
 
 
-def test_data_that_changed_since_the_last_start_are_told(tmp_path):
+def test_data_that_changed_since_the_last_start_are_reported(tmp_path):
     one, other = {"files": 1, "sha256": "1"}, {"files": 1, "sha256": "2"}
     told = [append_start(tmp_path, 0, data) for data in (one, one, other, other, None)]
     assert told == [False, False, True, False, True]

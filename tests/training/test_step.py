@@ -38,7 +38,7 @@ def keep_gradients():
 
 
 def step_on(data: int, space: int, accumulate: int, **settings):
-    """Gradients and metrics of a training step on so many devices, and what became of the state."""
+    """Gradients and metrics of a training step on the given devices, and the states before and after."""
     rng = np.random.default_rng(0)
     batch = {name: rng.random((4, *SHAPE, 1), np.float32) for name in ("fixed", "moving")}
     batch |= {"mask": (rng.random((4, *SHAPE, 1)) < 0.9).astype(np.float32)}
@@ -55,7 +55,7 @@ def step_on(data: int, space: int, accumulate: int, **settings):
     state = jax.device_put(state, replicated(mesh))
     step = make_train_step(model, optimiser, LossConfig(ncc_window=3), mesh, accumulate=accumulate)
     placed = place(batch, range(4), 4, mesh=mesh, multiple=model.multiple)
-    # Optimised by LLVM less than in use: half of the seconds it takes to compile.
+    # Less LLVM optimisation than in use, which halves the compilation time.
     options: dict[str, Any] = {"xla_backend_optimization_level": 0}
     compiled = step.lower(state, placed).compile(compiler_options=options)
     return compiled(state, placed), state
@@ -119,7 +119,7 @@ def test_bfloat16_in_slabs_is_as_near_to_float32_as_it_is_whole(on_one_device):
 
 
 class OnlyDropout(nn.Module):
-    """A displacement of one number, in as many voxels as dropout left."""
+    """A displacement with the same value in all voxels that dropout left."""
 
     @nn.compact
     def __call__(self, fixed, moving):
@@ -136,7 +136,7 @@ def test_dropout_of_a_step_is_a_function_of_seed_and_step():
     batch |= {name: rng.random((1, 1, 3), np.float32) for name in ("fixed_landmarks", "moving_landmarks")}
     batch |= {"landmark_valid": np.ones((1, 1), np.float32)}
     mesh, optimiser, model = make_mesh(1, batch_size=1), optax.sgd(0.0), OnlyDropout()
-    config = LossConfig(similarity=0, regularisation=0)  # the landmark alone: its error tells the field
+    config = LossConfig(similarity=0, regularisation=0)  # landmarks only: their error reveals the field
     init = make_init(model, optimiser, (4, 4, 4), mesh)
     steps = [make_train_step(model, optimiser, config, mesh, seed=seed) for seed in (0, 1)]
 
@@ -188,11 +188,11 @@ def test_automatic_mesh_takes_the_most_devices_that_divide_the_batch():
     assert dict(make_mesh(0, batch_size=8, space_devices=2).shape) == {"data": 2, "space": 2}
     assert dict(make_mesh(0, batch_size=6, accumulate=2).shape) == {"data": 3, "space": 1}
     mesh = make_mesh(2, batch_size=4, space_devices=2)
-    assert rows_of_process(mesh, 4) == [0, 1, 2, 3]  # all devices are of this process
+    assert rows_of_process(mesh, 4) == [0, 1, 2, 3]  # all devices belong to this process
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ((1000, 1000, 1, 1), r"run\.devices is 1000, there are 4 devices: lower it"),
         ((2, 2, 4, 1), r"run\.devices is 2 and run\.space_devices is 4, there are 4 devices"),
@@ -201,9 +201,9 @@ def test_automatic_mesh_takes_the_most_devices_that_divide_the_batch():
         ((2, 6, 1, 2), r"batch_size is 6 in .*accumulate=2 parts, .* make it a multiple of 4"),
     ],
 )
-def test_mesh_that_does_not_fit(arguments, told):
+def test_mesh_that_does_not_fit(arguments, message):
     devices, batch_size, space_devices, accumulate = arguments
-    with pytest.raises(UserError, match=told) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         make_mesh(devices, batch_size, space_devices=space_devices, accumulate=accumulate)
     assert "\n" not in str(raised.value)
 

@@ -1,4 +1,4 @@
-"""Packed weights: what comes back, what is refused, and what the shipped ones are worth."""
+"""Packed weights: round trips, refused input, and the accuracy of the bundled weights."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def packed(tmp_path):
     return tmp_path, params
 
 
-def test_what_was_packed_comes_back(packed):
+def test_packed_weights_round_trip(packed):
     folder, params = packed
     network = load_pretrained(folder)
     assert network.model == make_model(TINY) and network.scans == SCANS
@@ -105,14 +105,14 @@ def test_a_model_of_another_version_is_refused(packed):
 
 
 def trained_on_from(model, init_from, say=lambda line: None):
-    """The state at the first step, of which nothing is computed but the shapes."""
+    """The state at the first step, with shapes only."""
     mesh = make_mesh(0, 1)
     optimiser = make_optimiser(OptimiserConfig(), 1)
     init = make_init(make_model(model), optimiser, (16, 16, 16), mesh, averaged=True)
     return initial_state(init, jax.random.key(0), mesh, init_from, say)
 
 
-def test_training_goes_on_from_packed_parameters(packed):
+def test_training_continues_from_packed_parameters(packed):
     folder, params = packed
     state = trained_on_from(TINY, str(folder))
     in_half_precision = jax.tree.map(lambda values: np.float32(np.float16(values)), params)
@@ -123,17 +123,17 @@ def test_training_goes_on_from_packed_parameters(packed):
         trained_on_from(dataclasses.replace(TINY, channels=(8,)), str(folder))
 
 
-def test_modules_that_the_packed_ones_lack_start_as_new_and_are_told(packed):
+def test_modules_that_the_packed_ones_lack_start_as_new_and_are_reported(packed):
     folder, params = packed
-    told: list[str] = []
+    said: list[str] = []
     more = dataclasses.replace(TINY, ascent_steps=1)
-    state = trained_on_from(more, str(folder), told.append)
-    assert told == [f"{folder} has no ascent, ascent_context: random parameters are used there"]
+    state = trained_on_from(more, str(folder), said.append)
+    assert said == [f"{folder} has no ascent, ascent_context: random parameters are used there"]
     new = {name: state.params.pop(name) for name in ("ascent", "ascent_context")}
     in_half_precision = jax.tree.map(lambda values: np.float32(np.float16(values)), params)
     chex.assert_trees_all_equal(jax.device_get(state.params), in_half_precision)
     assert np.std(new["ascent"]["hidden"]["kernel"]) > 0
-    # What the stored ones have and the model lacks would be lost.
+    # Stored parameters that the model lacks would be lost.
     config = {"model": dataclasses.asdict(more)}
     pack_weights(folder, params | new, config=config, scans=SCANS, training={})
     with pytest.raises(UserError, match=r"ascent.* and absent in this config"):
@@ -168,7 +168,7 @@ def test_the_shipped_weights_are_whole_and_small():
 
 
 def test_the_shipped_network_finds_motion():
-    """Cases that no training has: their seed is another."""
+    """Cases with a seed that no training run uses."""
     network = load_pretrained()
     config = SyntheticConfig(shape=(48, 48, 48), seed=1234, largest_motion_mm=15.0, same_contrast=1.0)
     before, after = [], []
