@@ -545,32 +545,32 @@ def test_convert(files, tmp_path):
 
 
 def test_info(files, tmp_path):
-    def told(path):
+    def described(path):
         plain = succeed("info", path).stdout
         found = json.loads(succeed("info", path, "--json").stdout)
         assert f"kind            {found['kind']}" in plain
         return found
 
-    image = told(files / "moving.nii.gz")
+    image = described(files / "moving.nii.gz")
     assert image["kind"] == "image"
     assert image["shape"] == list(MOVING_SHAPE)
     np.testing.assert_allclose(image["spacing_mm"], [1.8, 2.2, 1.7], atol=1e-4)
     assert image["orientation"] == "".join(nib.aff2axcodes(MOVING_AFFINE))
     np.testing.assert_allclose([image["minimum"], image["maximum"]], [MOVING.min(), MOVING.max()], rtol=1e-5)
 
-    field = told(files / "field.nii.gz")
+    field = described(files / "field.nii.gz")
     motion_mm = np.linalg.norm(DISPLACEMENT @ AFFINE[:3, :3].T, axis=-1)
     assert field["kind"] == "field"
     assert field["motion_max_mm"] == pytest.approx(motion_mm.max(), rel=1e-4)
     assert 0 <= field["folded_percent"] <= 100
     write_field(tmp_path / "a.nii.gz", DISPLACEMENT, AFFINE, format="learn2reg")
-    assert told(tmp_path / "a.nii.gz")["motion_mean_mm"] == pytest.approx(motion_mm.mean(), rel=1e-4)
+    assert described(tmp_path / "a.nii.gz")["motion_mean_mm"] == pytest.approx(motion_mm.mean(), rel=1e-4)
 
     write_matrix(tmp_path / "a.txt", MATRIX)
-    matrix = told(tmp_path / "a.txt")
+    matrix = described(tmp_path / "a.txt")
     assert matrix["rotation_deg"] == pytest.approx(7.1, abs=0.3)  # of 3, -4 and 5 degrees about the axes
     assert matrix["determinant"] == pytest.approx(1.05 * 0.95, rel=1e-6)
-    points = told(files / "fixed.csv")
+    points = described(files / "fixed.csv")
     assert (points["kind"], points["points"]) == ("points", 20)
 
     assert "no such file" in refusal("info", tmp_path / "none.nii.gz")
@@ -719,8 +719,8 @@ def test_a_run_records_the_grid_that_it_was_trained_on(files, scans, nothing_mea
             TrainingDomain("RAS", voxels=(512, 4096), same_contrast=True),
         ),
     ]
-    for number, (told, trained) in enumerate(cases):
-        (workdir / "config.json").write_text(json.dumps(record | told))
+    for number, (recorded, trained) in enumerate(cases):
+        (workdir / "config.json").write_text(json.dumps(record | recorded))
         out = tmp_path / str(number)
         succeed(*pair(files), "--output", out, "--preview", "--weights", workdir)
         assert scans.call_args.kwargs["network"].scans == trained
@@ -862,9 +862,9 @@ def test_an_interruption_leaves_nothing(files, tmp_path, number, status):
     assert process.stdout.readline() == "computing\n", process.communicate()
     assert any(path.name.startswith(".") for path in tmp_path.iterdir())  # where it would be written
     process.send_signal(number)
-    _, told = process.communicate(timeout=20)
-    assert process.returncode == status, told
-    assert "Traceback" not in told
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
     assert names(tmp_path) - {"cache"} == {"in"}
 
 

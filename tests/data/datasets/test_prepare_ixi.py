@@ -153,14 +153,14 @@ def test_a_refused_scan_is_one_line_and_the_others_are_prepared(tmp_path, brain,
     said = capsys.readouterr()
     lines = said.err.splitlines()
     assert len(lines) == 5 and all(line.startswith("refused: ") for line in lines)
-    told = [
+    messages = [
         "can't be read",
         "mask is empty",
         "not on the grid of its scan",
         "expected a brain without skull",
         "no mask in",
     ]
-    for name, line, words in zip(names, lines, told, strict=False):
+    for name, line, words in zip(names, lines, messages, strict=False):
         assert name.split(".")[0] in line and words in line
     assert [path.name for path in out.iterdir()] == [names[5]]
     assert "1 scans written: 1 of (180, 144, 150); 5 refused." in said.out
@@ -169,16 +169,16 @@ def test_a_refused_scan_is_one_line_and_the_others_are_prepared(tmp_path, brain,
 def test_missing_requirements_are_reported(tmp_path, brain, capsys, monkeypatch):
     raw, out, masks = folder_of(tmp_path, brain)
 
-    def told(*arguments):
+    def refusal(*arguments):
         assert prepare_ixi.main([str(argument) for argument in arguments]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
         return error
 
-    assert "HD-BET" in (line := told(raw, out)) and "SynthStrip" in line
-    assert "there is no such folder" in told(tmp_path / "none", out, "--masks", masks)
+    assert "HD-BET" in (line := refusal(raw, out)) and "SynthStrip" in line
+    assert "there is no such folder" in refusal(tmp_path / "none", out, "--masks", masks)
     (tmp_path / "empty").mkdir()
-    assert "has no scans" in told(tmp_path / "empty", out, "--masks", masks)
+    assert "has no scans" in refusal(tmp_path / "empty", out, "--masks", masks)
     whole = builtins.__import__
 
     def without_itk(name, *rest, **options):
@@ -187,7 +187,7 @@ def test_missing_requirements_are_reported(tmp_path, brain, capsys, monkeypatch)
         return whole(name, *rest, **options)
 
     monkeypatch.setattr(builtins, "__import__", without_itk)
-    assert "pip install 'adregnet-jax[itk]'" in told(raw, out, "--masks", masks)
+    assert "pip install 'adregnet-jax[itk]'" in refusal(raw, out, "--masks", masks)
 
 
 def test_a_scan_of_one_value_is_refused(brain, window):
