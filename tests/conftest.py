@@ -15,6 +15,11 @@ if "xla_force_host_platform_device_count" not in flags:
     flags += " --xla_force_host_platform_device_count=4"  # for what is divided among devices
 os.environ["XLA_FLAGS"] = flags
 
+# Every call is checked against the annotations of its function; where they say float, an int will do.
+jaxtyping.install_import_hook(
+    "adregnet_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
 
 @pytest.fixture(autouse=True)
 def explicit_axes(request):

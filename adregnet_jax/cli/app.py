@@ -63,10 +63,11 @@ for command in (register, batch, apply, invert, compose, convert, info, sample, 
     app.command()(command)
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         print(f"adregnet {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -76,7 +76,7 @@ SIMILARITY = (
 )
 
 
-def finite(value: float | None) -> float | None:
+def finite(value: float | np.floating | None) -> float | None:
     """A value as a Python float; None if it is missing or not finite, so that no table holds a NaN."""
     return None if value is None or not math.isfinite(value) else float(value)
 

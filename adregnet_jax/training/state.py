@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from adregnet_jax.training.sharding import replicated
 
 
+@no_type_check  # at run time: JAX and Orbax put shapes and placeholders into the fields
 class TrainState(struct.PyTreeNode):
     """Parameters, optimiser state and validation record after `step` steps."""
 

@@ -56,6 +56,7 @@ def test_there_is_a_case_for_every_entry_point(entry_point):
     assert any(f"{command} ".startswith(f"{entry_point} ") for command in commands)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_bad_input(case: Case, tmp_path, monkeypatch, capfd):
     case.make(tmp_path)

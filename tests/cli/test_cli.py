@@ -671,7 +671,7 @@ def weights(tmp_path_factory):
     """The files in a workdir of train.py that the command reads, and the parameters in it."""
     workdir = tmp_path_factory.mktemp("run")
     volume = jax.ShapeDtypeStruct((1, 16, 16, 16, 1), np.float32)
-    params = random_parameters(make_model(TINY), volume, volume)
+    params = jax.tree.map(jnp.asarray, random_parameters(make_model(TINY), volume, volume))
     state = TrainState(
         step=jnp.ones((), jnp.int32),
         params=params,

@@ -148,6 +148,7 @@ def test_batch_is_a_function_of_seed_and_step():
     assert any(not np.array_equal(batches[n]["fixed"], other[n]["fixed"]) for n in range(3))
 
 
+@pytest.mark.usefixtures("unchecked_types")  # a check of the pairs would make one more
 def test_rows_of_a_batch_are_made_alone():
     made: list[int] = []
     pairs = LazyPairs([noted_maker(n, made) for n in range(4)])

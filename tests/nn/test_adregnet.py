@@ -106,6 +106,7 @@ def test_a_strided_stem_is_the_network_of_its_blocks():
         for v in (fixed[0].astype(np.float64), moving[0].astype(np.float64))
     ]
     of_blocks = dataclasses.replace(config, region_size=config.region_size // 2, stem_stride=1)
+    params = jax.tree.map(jnp.asarray, params)
     features = Backbone(config.channels).apply({"params": params["backbone"]}, jnp.float32(np.stack(blocks)))
     displacement = None
     for level, both in zip((1, 0), features, strict=True):

@@ -1,6 +1,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,7 +58,7 @@ def test_cross_attention_equals_the_oracle(config):
 @pytest.mark.parametrize("tokens", [0, 4096], ids=["local", "global"])
 def test_bfloat16_keeps_offsets_and_the_gradients_of_scalars(tokens):
     """Both are sums in float32: in bfloat16 offsets are rounded with places, and long sums stand still."""
-    moving, fixed = np.random.default_rng(0).normal(1, 1, (2, 1, 16, 12, 10, 4)).astype(np.float32)
+    moving, fixed = jnp.float32(np.random.default_rng(0).normal(1, 1, (2, 1, 16, 12, 10, 4)))
 
     def outputs(dtype):
         options = {"global_attention_tokens": tokens, "cosine_logits": True, "shared_projection": True}
@@ -103,7 +104,7 @@ def test_like_features_match_from_the_start(tokens):
     fixed = np.random.default_rng(0).normal(size=(*SHAPE[:-1], 32)).astype(np.float32)
     moving = np.roll(fixed, 1, axis=2)
     module = CrossAttention(config)
-    params = module.init(jax.random.key(0), moving, fixed)["params"]
+    params = jax.jit(module.init)(jax.random.key(0), moving, fixed)["params"]
     match = jax.jit(module.apply)({"params": params}, moving, fixed)
     np.testing.assert_allclose(np.median(match.offset, axis=(0, 1, 2, 3)), [0, 1, 0, 0, -1, 0], atol=0.15)
 

@@ -39,7 +39,7 @@ def test_where_the_mask_is_0_the_coarser_field_stays():
     mask[:, 1:] = 0
     fusion = Fusion()
     params = random_parameters(fusion, candidate, coarser, attended, mask)
-    field: Any = fusion.apply({"params": params}, candidate, coarser, attended, mask)
+    field: Any = jax.jit(fusion.apply)({"params": params}, candidate, coarser, attended, mask)
     np.testing.assert_array_equal(field[:, 1:], coarser[:, 1:])
     assert np.abs(field[:, 0] - coarser[:, 0]).min() > 0
 

@@ -45,9 +45,11 @@ def test_gradients_of_biases_are_sums_in_float32(layer):
     """In bfloat16 a sum of ones stops at 256: this would be the gradient of each bias."""
     volume = random_volume(1, 16, 16, 16, 2)
     params = random_parameters(layer, volume)
-    gradient = jax.grad(lambda params: layer.apply({"params": params}, volume).astype(jnp.float32).sum())(
-        params
-    )
+
+    def total(params):
+        return layer.apply({"params": params}, jnp.asarray(volume)).astype(jnp.float32).sum()
+
+    gradient = jax.jit(jax.grad(total))(params)
     np.testing.assert_allclose(gradient["bias"], 16**3, rtol=1e-6)
 
 
@@ -57,7 +59,7 @@ def test_downsample_is_the_strided_convolution_of_xla():
     kernel = params["kernel"].reshape(2, 2, 2, 2, 3)
     layout = ("NDHWC", "DHWIO", "NDHWC")
     expected = jax.lax.conv_general_dilated(volume, kernel, (2, 2, 2), "VALID", dimension_numbers=layout)
-    result: Any = Downsample(3).apply({"params": {"dense": params}}, volume)
+    result: Any = jax.jit(Downsample(3).apply)({"params": {"dense": params}}, volume)
     np.testing.assert_allclose(result, expected + params["bias"][None, None, None, None], atol=1e-5)
 
 
@@ -70,7 +72,7 @@ def test_upsample_is_the_transposed_convolution_of_xla():
     # `conv_transpose` correlates: the kernel is laid down mirrored unless it is mirrored first.
     mirrored = kernel[::-1, ::-1, ::-1]
     expected = jax.lax.conv_transpose(volume, mirrored, (2, 2, 2), "VALID", dimension_numbers=layout)
-    result: Any = Upsample(3).apply({"params": {"dense": params}}, volume)
+    result: Any = jax.jit(Upsample(3).apply)({"params": {"dense": params}}, volume)
     np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
@@ -86,14 +88,15 @@ def test_norm_of_bfloat16_takes_float32_statistics():
 
 def test_initialised_norm_gives_mean_0_and_sd_1():
     volume = 5 + 3 * random_volume(2, 4, 3, 5, 2)
-    result, _ = InstanceNorm().init_with_output(jax.random.key(0), volume)
+    result, _ = InstanceNorm().init_with_output(jax.random.key(0), jnp.asarray(volume))
     np.testing.assert_allclose(result.mean(axis=(1, 2, 3)), np.zeros((2, 2)), atol=1e-5)
     np.testing.assert_allclose(result.std(axis=(1, 2, 3)), np.ones((2, 2)), atol=1e-5)
 
 
 def test_dropout_leaves_out_whole_channels_of_all_images_alike():
     volume = 1 + np.abs(random_volume(2, 3, 4, 2, 1000))
-    dropped = np.asarray(ChannelDropout(0.3).apply({}, volume, rngs={"dropout": jax.random.key(0)}))
+    drop = jax.jit(ChannelDropout(0.3).apply)
+    dropped = np.asarray(drop({}, volume, rngs={"dropout": jax.random.key(0)}))
     kept = dropped[0, 0, 0, 0] != 0
     np.testing.assert_allclose(dropped, np.where(kept, volume / 0.7, 0), rtol=1e-6)
     # The number of kept channels is binomial: its SD is 14.5, five of them are missed once in two millions.
@@ -102,5 +105,5 @@ def test_dropout_leaves_out_whole_channels_of_all_images_alike():
 
 @pytest.mark.parametrize(("rate", "rngs"), [(0.3, None), (0.0, {"dropout": jax.random.key(0)})])
 def test_dropout_without_a_key_or_a_rate_changes_nothing(rate, rngs):
-    volume = random_volume(1, 2, 2, 2, 5)
+    volume = jnp.asarray(random_volume(1, 2, 2, 2, 5))
     np.testing.assert_array_equal(ChannelDropout(rate).apply({}, volume, rngs=rngs), volume)

@@ -1,6 +1,7 @@
 """The networks on volumes in slabs against themselves on whole volumes, with the same parameters."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,11 +17,11 @@ RNG = np.random.default_rng(0)
 
 
 def volume(*shape):
-    return RNG.random(shape, np.float32)
+    return jnp.asarray(RNG.random(shape, np.float32))
 
 
 def check_module(module, *volumes, devices=4, rtol=1e-5, differentiable=(), rngs=None):
-    parameters = random_parameters(module, *volumes)
+    parameters = jax.tree.map(jnp.asarray, random_parameters(module, *volumes))
 
     def function(*volumes):
         return module.apply({"params": parameters}, *volumes, rngs=rngs)

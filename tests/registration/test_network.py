@@ -26,7 +26,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def params(pair):
-    return random_parameters(MODEL, *pair)
+    return jax.tree.map(jnp.asarray, random_parameters(MODEL, *pair))
 
 
 def test_warped_is_the_moving_image_warped_once(params, pair):

@@ -34,6 +34,7 @@ def plan(available, *, choose=False, needs=None, model=None):
     return found, said, compiled
 
 
+@pytest.mark.usefixtures("unchecked_types")  # numbers stand for compiled steps
 def test_a_model_that_fits_is_unchanged():
     for available in (None, 30 * GIB):
         model, said, compiled = plan(available, choose=True)
@@ -41,6 +42,7 @@ def test_a_model_that_fits_is_unchanged():
         assert "30.0 GiB" in said[0]
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_the_first_setting_that_fits_is_chosen():
     model, said, _ = plan(25 * GIB, choose=True)
     assert model == ModelConfig(remat=True)

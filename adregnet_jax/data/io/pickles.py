@@ -107,7 +107,7 @@ class _Array:
         _version, shape, dtype, fortran_order, data = state
         self.fill(data, dtype, shape, "F" if fortran_order else "C")
 
-    def fill(self, data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> None:
+    def fill(self, data: object, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> None:
         # An array that claims to be larger than its data is refused, not allocated.
         if not isinstance(data, bytes | bytearray) or math.prod(shape) * dtype.dtype.itemsize != len(data):
             raise UserError(f"holds an array of shape {str(shape)[:60]} whose data has another size")
@@ -118,7 +118,7 @@ def _empty_array(*_kind_and_shape: Any) -> _Array:
     return _Array()
 
 
-def _filled_array(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> _Array:
+def _filled_array(data: object, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> _Array:
     array = _Array()
     array.fill(data, dtype, shape, order)
     return array
