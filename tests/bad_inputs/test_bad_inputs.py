@@ -118,6 +118,7 @@ def run(program: str) -> None:
     else:
         module = importlib.import_module(program)
         if hasattr(module, "__path__"):  # a package: its __main__
+            sys.modules.pop(f"{program}.__main__", None)  # other tests import it; runpy warns of that
             runpy.run_module(program, run_name="__main__")
         else:
             sys.exit(module.main())

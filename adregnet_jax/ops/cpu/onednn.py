@@ -91,9 +91,9 @@ def convolve(
 
 
 def _keep_off_disk() -> None:
-    if jax.config.values["jax_enable_compilation_cache"]:
-        jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # it has read the setting once and would not read it again
+    # The cache reads the setting once, so it is reset even if somebody else has turned the setting off.
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
 
 
 def what_is_wrong() -> str | None:
