@@ -291,6 +291,7 @@ def test_setting_of_zero_that_must_be_positive(tiny, tmp_path):
         loop.train(override(load_config(tiny), ["--config.run.log_every_steps=0"]), tmp_path)
 
 
+@pytest.mark.usefixtures("unchecked_types")  # the check words an unknown field in its own way
 def test_load_config_errors_are_one_line_and_name_what_was_meant(tmp_path):
     start = "from adregnet_jax.config import *\n"
     files = {

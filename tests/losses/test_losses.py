@@ -199,6 +199,7 @@ def test_bending_costs_nothing_where_nothing_bends():
         ((2, 3, 3, 3, 3), (2,)),
     ],
 )
+@pytest.mark.usefixtures("unchecked_types")
 def test_bending_needs_three_voxels_and_a_spacing_a_pair(shape, spacing_shape):
     with pytest.raises(ValueError, match="bending needs three voxels"):
         bending_energy_loss(jnp.zeros(shape), jnp.ones(spacing_shape))
