@@ -18,7 +18,7 @@ demo: setup
 	@echo "The pictures are in runs/demo/eval/figures, the tables in runs/demo/eval."
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 # The files, the commands and the operations, without what compiles for minutes:
 # make test-other PYTHON=python3.13
