@@ -11,7 +11,7 @@ from tools.torture.runs import LostError, Place, check_files
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Place:
-    return Place(tmp_path_factory.mktemp("torture"), steps=160)
+    return Place(tmp_path_factory.mktemp("torture"), steps=80)
 
 
 def test_a_killed_training_loses_nothing(place):
