@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-other coverage torture audit lint bench docs notebook dist check-dist clean
+.PHONY: setup demo test test-programs test-other coverage torture audit lint bench docs notebook dist check-dist clean
 
 setup: .venv/.installed
 
@@ -17,8 +17,12 @@ demo: setup
 	$(BIN)/python eval.py --config configs/phantom_demo.py --workdir runs/demo
 	@echo "The pictures are in runs/demo/eval/figures, the tables in runs/demo/eval."
 
+# Everything but the tests marked `program`, which `make test-programs` runs: they take two minutes more.
 test: setup
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal -m "not program"
+
+test-programs: setup
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal -m program
 
 # The files, the commands and the operations, without what compiles for minutes:
 # make test-other PYTHON=python3.13

@@ -139,6 +139,7 @@ def run(words, folder):
     return result.stdout
 
 
+@pytest.mark.program
 def test_the_first_steps_of_the_readme_run(tmp_path):
     """Its `adregnet` commands and then its Python code, in the folder that they leave behind.
 
@@ -157,6 +158,7 @@ def test_the_first_steps_of_the_readme_run(tmp_path):
         assert run([sys.executable, "-c", block], tmp_path)
 
 
+@pytest.mark.program
 def test_the_code_of_the_jax_tutorial_runs(tmp_path):
     code = "\n".join(blocks(ROOT / "docs" / "tutorials" / "jax.md", "python"))
     assert run([sys.executable, "-c", code], tmp_path)

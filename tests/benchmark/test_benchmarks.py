@@ -18,6 +18,8 @@ from adregnet_jax.launch.config_file import load_config
 from adregnet_jax.metrics import dice
 from tests.xla_flags import QUICK_TO_COMPILE
 
+pytestmark = pytest.mark.program
+
 ROOT = Path(__file__).parents[2]
 ROUTES = {"adregnet_jax", "lax", "PyTorch", "padded slices", "grid_sample", "grid_sample, from displacement"}
 
