@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Bool, Float, Integer, Real
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,22 +21,22 @@ class Pair:
     """
 
     name: str
-    fixed: np.ndarray  # [x, y, z] float32, in [0, 1]
-    moving: np.ndarray  # [x, y, z] float32, in [0, 1]
-    spacing_mm: np.ndarray  # [3]
-    affine: np.ndarray = dataclasses.field(default_factory=lambda: np.eye(4))  # [4, 4] voxel -> RAS mm
-    mask: np.ndarray | None = None  # [x, y, z] bool, False in padding; None: no padding
-    fixed_landmarks: np.ndarray | None = None  # [n, 3]
-    moving_landmarks: np.ndarray | None = None  # [n, 3]
-    fixed_labels: np.ndarray | None = None  # [x, y, z] int
-    moving_labels: np.ndarray | None = None  # [x, y, z] int
-    displacement: np.ndarray | None = None  # [x, y, z, 3] voxels, the true one if it is known
+    fixed: Float[np.ndarray, "x y z"]  # in [0, 1]
+    moving: Float[np.ndarray, "x y z"]  # in [0, 1]
+    spacing_mm: Float[np.ndarray, " 3"]
+    affine: Float[np.ndarray, "4 4"] = dataclasses.field(default_factory=lambda: np.eye(4))  # voxel -> RAS mm
+    mask: Bool[np.ndarray, "x y z"] | None = None  # False in padding; None: no padding
+    fixed_landmarks: Float[np.ndarray, "n 3"] | None = None  # voxels
+    moving_landmarks: Float[np.ndarray, "n 3"] | None = None
+    fixed_labels: Integer[np.ndarray, "x y z"] | None = None
+    moving_labels: Integer[np.ndarray, "x y z"] | None = None
+    displacement: Float[np.ndarray, "x y z 3"] | None = None  # voxels, the true one if it is known
     same_contrast: bool = True  # whether equal intensities mean equal tissue in both scans
-    native_scale: np.ndarray = dataclasses.field(default_factory=lambda: np.ones(3))
-    native_offset: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(3))
-    native_spacing_mm: np.ndarray | None = None  # [3]; None: the same as spacing_mm
+    native_scale: Float[np.ndarray, " 3"] = dataclasses.field(default_factory=lambda: np.ones(3))
+    native_offset: Real[np.ndarray, " 3"] = dataclasses.field(default_factory=lambda: np.zeros(3))
+    native_spacing_mm: Float[np.ndarray, " 3"] | None = None  # None: the same as spacing_mm
 
-    def to_native(self, points: np.ndarray) -> np.ndarray:
+    def to_native(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
         """Converts points [n, 3] from voxels of this grid to voxels of the scan on disk."""
         return points * self.native_scale + self.native_offset
 

@@ -187,8 +187,9 @@ def test_labels_go_with_their_images():
     assert batch["fixed_labels"].dtype == np.int32
     np.testing.assert_array_equal(batch["moving_labels"][1, ..., 0], LABELS[1])
     assert "fixed_labels" not in collate([pair])
-    # Labels equal to the images: the augmentation must treat both alike.
-    pair = dataclasses.replace(pair, fixed_labels=pair.fixed, moving_labels=pair.moving)
+    # Images equal to the labels: the augmentation must treat both alike.
+    fixed, moving = (labels.astype(np.float32) for labels in LABELS)
+    pair = dataclasses.replace(pair, fixed=fixed, moving=moving)
     without_jitter = dataclasses.replace(AUGMENTED, intensity_jitter=0.0)
     for seed in range(8):
         other = augment(pair, np.random.default_rng(seed), without_jitter)

@@ -14,6 +14,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from jaxtyping import Float, Real, Shaped
 from nibabel.openers import ImageOpener
 
 from adregnet_jax.errors import UserError, one_line
@@ -23,8 +24,11 @@ PACKED_SUFFIXES = (".gz", ".bz2", ".zst")
 LARGEST_EXPANSION = 100  # of a compressed file that expands to more than LARGEST_EXPANDED
 LARGEST_EXPANDED = 2**30  # bytes
 
+# Values, voxel -> RAS mm, and the spacing in mm.
+Volume = tuple[Shaped[np.ndarray, "x y z"], Float[np.ndarray, "4 4"], Float[np.ndarray, " 3"]]
 
-def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+
+def read_volume(path: str | Path) -> Volume:
     """Reads a 3-D image.
 
     Returns:
@@ -38,20 +42,24 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return image_values(path, values), affine, spacing_mm
 
 
-def read_labels(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_labels(path: str | Path) -> Volume:
     """Reads a 3-D label map as `read_volume` does, but as int32; values must be whole numbers."""
     values, affine, spacing_mm = _read(path)
     return label_values(path, values), affine, spacing_mm
 
 
-def read_grid(path: str | Path) -> tuple[tuple[int, int, int], np.ndarray, np.ndarray]:
+def read_grid(
+    path: str | Path,
+) -> tuple[tuple[int, int, int], Float[np.ndarray, "4 4"], Float[np.ndarray, " 3"]]:
     """Shape, affine [4, 4] and spacing_mm [3] of a 3-D image, from its header alone."""
     image = open_image(path)
     shape = volume_shape(path, image.shape)
     return shape, image.affine, nib.affines.voxel_sizes(image.affine)
 
 
-def write_volume(path: str | Path, values: np.ndarray, affine: np.ndarray) -> None:
+def write_volume(
+    path: str | Path, values: Shaped[np.ndarray, "x y z"], affine: Real[np.ndarray, "4 4"]
+) -> None:
     """Writes [x, y, z] as NIfTI: floats as float32, whole numbers as int32, bool as uint8."""
     try:
         nib.save(make_image(stored(values), affine), path)
@@ -61,14 +69,14 @@ def write_volume(path: str | Path, values: np.ndarray, affine: np.ndarray) -> No
         ) from None
 
 
-def make_image(values: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
+def make_image(values: Shaped[np.ndarray, "x y z *rest"], affine: Real[np.ndarray, "4 4"]) -> nib.Nifti1Image:
     """A NIfTI image with units of mm."""
     image = nib.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
     return image
 
 
-def stored(values: np.ndarray) -> np.ndarray:
+def stored(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
     """Converts values to the type they are stored with: float32, int32, or uint8 for bool."""
     return values.astype({"f": np.float32, "b": np.uint8}.get(values.dtype.kind, np.int32))
 
@@ -157,7 +165,7 @@ def open_image(path: str | Path) -> Any:
     return image
 
 
-def check_affine(path: str | Path, affine: np.ndarray) -> None:
+def check_affine(path: str | Path, affine: Real[np.ndarray, "4 4"]) -> None:
     """Refuses a matrix [4, 4] that isn't affine, isn't finite, or can't be inverted."""
     if not np.isfinite(affine).all():
         raise UserError(f"{path}: the affine has numbers that are NaN or infinite: fix the file's header")
@@ -200,7 +208,7 @@ def check_expansion(path: str | Path, stored_bytes: int, expanded_bytes: int) ->
         )
 
 
-def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read(path: str | Path) -> Volume:
     image = open_image(path)
     shape = volume_shape(path, image.shape)
     return voxels(path, image).reshape(shape), image.affine, nib.affines.voxel_sizes(image.affine)

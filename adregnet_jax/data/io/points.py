@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, Real
 
 from adregnet_jax.atomic import new_file
 from adregnet_jax.errors import UserError
@@ -18,7 +19,7 @@ SUFFIXES = (".csv", ".fcsv", ".mrk.json")
 SIGNS = {"RAS": (1, 1, 1), "0": (1, 1, 1), "LPS": (-1, -1, 1), "1": (-1, -1, 1)}
 
 
-def read_points(path: str | Path) -> np.ndarray:
+def read_points(path: str | Path) -> Float[np.ndarray, "n 3"]:
     """Reads points: .csv with the header x,y,z in RAS mm, or 3D Slicer's .fcsv or .mrk.json.
 
     Returns:
@@ -62,7 +63,7 @@ def has_header(path: Path) -> bool:
     return [name.strip().lower() for name in first.split(",")] == COLUMNS
 
 
-def write_points(path: str | Path, points_mm: np.ndarray, *, overwrite: bool = False) -> None:
+def write_points(path: str | Path, points_mm: Real[np.ndarray, "n 3"], *, overwrite: bool = False) -> None:
     """Writes points [n, 3] in RAS mm as .csv, .fcsv or .mrk.json.
 
     Raises:
