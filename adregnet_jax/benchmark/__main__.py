@@ -2,7 +2,7 @@
 
     python -m adregnet_jax.benchmark --config configs/phantom.py [--shape 64 48 48] [--batch 2]
         [--dtype bfloat16] [--devices 1] [--rounds 5 | --once] [--forward-only] [--total-only] [--memory-only]
-        [--json FILE]
+        [--target h100] [--json FILE]
 
 Options that aren't given come from the config. Any of its fields can be set as for `train.py`, for instance
 --config.model.remat=True. A table is printed and, with --json, written as {"benchmark", "command", "machine",
@@ -33,11 +33,22 @@ The batch is divided among the devices as in training, for the parts as well. --
 running, so that a small machine can report the memory for a large scan; no array of its size is made. --once
 times a single call of each program, for calls that take minutes. The last line has the peak memory of the
 whole process, including compilation, and of the device if it reports one.
+
+--target compiles for an NVIDIA card that the machine need not have, and runs nothing. It needs the extra
+`cuda12` or `cuda13`, whose compiler works from a description of the card, without trying kernels out on it.
+The columns are then:
+- trace s: from Python to StableHLO; StableHLO lines: the size of that program.
+- compile s: XLA and ptxas. On the card, trying out kernels takes more time.
+- kernels: fusions and calls of libraries; one in the body of a loop counts once.
+- loops: each takes a launch and a wait for every turn.
+- arguments and temporary MiB: as above, compared with the memory of the card on the last line.
+"initialisation" makes the parameters and the state of the optimiser.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +56,7 @@ from pathlib import Path
 import jax
 
 from adregnet_jax.benchmark.measure import measure
+from adregnet_jax.benchmark.target import CARDS, compiling_for
 from adregnet_jax.benchmark.timing import report
 from adregnet_jax.config import Config, DataConfig
 from adregnet_jax.errors import OneLineParser, UserError
@@ -69,6 +81,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, tuple[int, int, int], argparse.N
     parser.add_argument("--forward-only", action="store_true", help="no gradients, no training step")
     parser.add_argument("--total-only", action="store_true", help="leave out the parts")
     parser.add_argument("--memory-only", action="store_true", help="compile, but run nothing")
+    parser.add_argument("--target", choices=tuple(CARDS), help="compile for this card instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
     options, rest = parser.parse_known_args(argv)
     config = config_file.override(config_file.load_config(options.config), rest)
@@ -82,6 +95,11 @@ def parse(argv: Sequence[str]) -> tuple[Config, tuple[int, int, int], argparse.N
         raise UserError(f"--shape is {shape}: expected two voxels or more along each axis")
     if options.rounds < 1:
         raise UserError(f"--rounds is {options.rounds}: it must be at least 1")
+    if options.target and config.run.devices > 1:
+        raise UserError(
+            f"--target {options.target} compiles for one card, and run.devices is {config.run.devices}:"
+            " give --devices 1, and the pairs of one card as --batch"
+        )
     if options.json and options.json.is_dir():
         raise UserError(f"--json {options.json} is a folder; expected the name of a file")
     if options.json and not options.json.resolve().parent.is_dir():
@@ -110,17 +128,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         process.use_every_core(config.optimiser.batch_size)
         # Compilation is timed: nothing may come from the cache on disk.
         jax.config.update("jax_enable_compilation_cache", False)
-        rows, found = measure(
-            config,
-            shape,
-            rounds=0 if options.once else options.rounds,
-            forward_only=options.forward_only,
-            total_only=options.total_only,
-            memory_only=options.memory_only,
-        )
+        with compiling_for(options.target) if options.target else contextlib.nullcontext() as mesh:
+            rows, found = measure(
+                config,
+                shape,
+                rounds=0 if options.once else options.rounds,
+                forward_only=options.forward_only,
+                total_only=options.total_only,
+                memory_only=options.memory_only,
+                target=mesh,
+            )
         size = " x ".join(map(str, shape))
         about = {"shape": size, "batch": config.optimiser.batch_size, "dtype": config.model.dtype}
         about |= {"convolution": config.model.convolution} | found
+        if options.target:
+            card = CARDS[options.target]
+            about |= {"target": card.name, "its memory MiB": 1024 * card.memory_gib}
         report(rows, options.json, about)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from adregnet_jax.benchmark.flops import GRADIENTS
 from adregnet_jax.benchmark.parts import Part, batch_shapes, loss_parts, network_parts, register_part
+from adregnet_jax.benchmark.target import plan
 from adregnet_jax.benchmark.timing import Route, Row, seconds_of, spread, time_in_turn
 from adregnet_jax.config import Config
 from adregnet_jax.errors import UserError
@@ -39,6 +40,7 @@ class Measurement(NamedTuple):
     batch_size: int
     rounds: int  # 0: a single call
     peak_gflops: float | None  # GFLOP/s of a matrix product; None: nothing is run
+    for_target: bool = False  # compiled for a card that isn't there
 
 
 def measure(
@@ -49,8 +51,18 @@ def measure(
     forward_only: bool,
     total_only: bool,
     memory_only: bool,
+    target: Mesh | None = None,
 ) -> tuple[list[Row], Row]:
     """Measures a network and its parts; returns the rows of the table, and facts about the machine.
+
+    Args:
+        config: of the run.
+        shape: of a scan, in voxels.
+        rounds: of three calls each; 0 for a single call.
+        forward_only: no gradients, and no training step.
+        total_only: no parts.
+        memory_only: compile, but run nothing.
+        target: a card of `benchmark.target` to compile for, where nothing can be run, or None.
 
     Raises:
         UserError: settings that contradict each other.
@@ -63,14 +75,15 @@ def measure(
             " set it to 1 (benchmarks/sharding.py measures the memory of divided volumes)"
         )
     accumulate, decay = config.optimiser.accumulate, config.optimiser.average_decay
-    mesh = make_mesh(config.run.devices, config.optimiser.batch_size, accumulate=accumulate)
+    mesh = target or make_mesh(config.run.devices, config.optimiser.batch_size, accumulate=accumulate)
     model, optimiser = make_model(config.model), make_optimiser(config.optimiser, steps_per_epoch=1)
     init = make_init(model, optimiser, shape, mesh, averaged=decay > 0)
     key = jax.random.key(config.seed)
-    state = jax.eval_shape(init, key) if memory_only else init(key)
+    plan_only = memory_only or target is not None
+    state = jax.eval_shape(init, key) if plan_only else init(key)
     batch = batch_shapes(config, shape)
-    peak = None if memory_only else matmul_gflops(mesh, rounds or 1)
-    measurement = Measurement(mesh, config.optimiser.batch_size, rounds, peak)
+    peak = None if plan_only else matmul_gflops(mesh, rounds or 1)
+    measurement = Measurement(mesh, config.optimiser.batch_size, rounds, peak, target is not None)
 
     parts = list(network_parts(config, state.params, batch))
     parts += [] if forward_only else loss_parts(config.loss, batch)
@@ -79,6 +92,9 @@ def measure(
     sums: list[Row] = []
     if not total_only:
         rows, sums = rows_of_parts(parts, optimiser, state, measurement, forward_only=forward_only)
+    if target is not None:
+        key_shape = jax.eval_shape(lambda: key)
+        rows.append(measured("total", "initialisation", init, (key_shape,), None, measurement))
     whole = register_part(model, state.params, batch, flops=flops)
     rows += part_rows(whole, measurement, forward_only=True)
     if not forward_only:  # last, since it donates the memory of the state
@@ -97,7 +113,7 @@ def measure(
         }
         of_step = (1 + GRADIENTS) * flops
         rows.append(measured("total", "training step", step, (state, batch), of_step, measurement, steps))
-    device_memory = mesh.devices.flat[0].memory_stats() or {}  # None on CPU
+    device_memory = (None if plan_only else mesh.devices.flat[0].memory_stats()) or {}  # None on CPU
     device_peak = device_memory.get("peak_bytes_in_use")
     return rows + sums, {
         "devices": mesh.size,
@@ -178,9 +194,15 @@ def measured(
       measurement: settings.
       repeat: makes a function without arguments from the compiled program and its arguments.
     """
-    mesh, batch_size, rounds, peak_gflops = measurement
+    mesh, batch_size, rounds, peak_gflops, for_target = measurement
     began = time.perf_counter()
-    compiled = program.lower(*arguments).compile()
+    lowered = program.lower(*arguments)
+    if for_target:
+        traced = time.perf_counter() - began
+        columns, compiled = plan(lowered)
+        columns = {"part": name, "pass": which, "trace s": round(traced, 2)} | columns
+        return columns | _memory_columns(compiled)
+    compiled = lowered.compile()
     compilation = time.perf_counter() - began
     of_one_device = (compiled.cost_analysis() or {}).get("flops")
     row: Row = {
@@ -196,8 +218,12 @@ def measured(
         call = repeat(compiled, *filled)
         seconds = time_in_turn({name: call}, rounds)[name] if rounds else [seconds_of(call)]
     row |= time_columns(seconds, flops, batch_size, peak_gflops)
+    return row | _memory_columns(compiled)
+
+
+def _memory_columns(compiled: jax.stages.Compiled) -> Row:
     memory = compiled.memory_analysis()  # None if the platform doesn't support it
-    return row | {
+    return {
         "arguments MiB": memory and _in_units(memory.argument_size_in_bytes, MIB),
         "temporary MiB": memory and _in_units(memory.temp_size_in_bytes, MIB),
     }

@@ -153,6 +153,18 @@ EVALUATION = [
         "benchmark_rounds", "adregnet_jax.benchmark --config config.py --rounds 0", config(), "--rounds is 0"
     ),
     Case(
+        "benchmark_target",
+        "adregnet_jax.benchmark --config config.py --target v100",
+        config(),
+        "--target: invalid choice: 'v100'",
+    ),
+    Case(
+        "benchmark_target_devices",
+        "adregnet_jax.benchmark --config config.py --target h100 --devices 2",
+        config(),
+        "compiles for one card",
+    ),
+    Case(
         "benchmark_json",
         "adregnet_jax.benchmark --config config.py --json no/t.json",
         config(),

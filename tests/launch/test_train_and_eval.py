@@ -174,9 +174,10 @@ def test_evaluation_and_benchmark_refuse_a_convolution_that_can_not_be_used(tiny
     config = override(load_config(tiny), ["--config.model.convolution=onednn"])
     with pytest.raises(UserError, match=r"no oneDNN here: set model\.convolution=auto"):
         evaluate.evaluate(config, uninterrupted)
-    limits = {"forward_only": True, "total_only": True, "memory_only": True}
     with pytest.raises(UserError, match=r"no oneDNN here: set model\.convolution=auto"):
-        benchmark.measure(config, (16, 16, 16), rounds=0, **limits)
+        benchmark.measure(
+            config, (16, 16, 16), rounds=0, forward_only=True, total_only=True, memory_only=True
+        )
 
 
 def test_run_leaves_its_record(uninterrupted):
