@@ -62,6 +62,7 @@ bench: setup
 	$(BIN)/python benchmarks/warp.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/synthesis.py
 
 # The site in site/; `mkdocs serve` shows it while you write.
 docs: .venv/.docs

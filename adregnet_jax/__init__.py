@@ -23,6 +23,7 @@ from adregnet_jax.config import (
     InstanceConfig,
     LossConfig,
     ModelConfig,
+    SyntheticConfig,
     instance_preset,
     paper_model,
 )
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from adregnet_jax.registration.options import RegistrationOptions
     from adregnet_jax.registration.results import RegisteredScans, Registration
     from adregnet_jax.registration.scans import register_scans
+    from adregnet_jax.synthesis.pairs import SyntheticPair, synthesise
     from adregnet_jax.weights.packed import load_pretrained
     from adregnet_jax.weights.trained_network import TrainedNetwork, TrainingDomain
 
@@ -73,6 +75,7 @@ _MODULE_OF = {
     "RegisteredScans": "registration.results",
     "Registration": "registration.results",
     "RegistrationOptions": "registration.options",
+    "SyntheticPair": "synthesis.pairs",
     "TrainedNetwork": "weights.trained_network",
     "TrainingDomain": "weights.trained_network",
     "VoxelMorph": "nn.voxelmorph",
@@ -108,6 +111,7 @@ _MODULE_OF = {
     "sample": "ops.sampling",
     "sample_at_points": "ops.sampling",
     "spatial_gradient": "ops.jacobian",
+    "synthesise": "synthesis.pairs",
     "warp": "ops.sampling",
     "warp_image": "registration.field",
     "warp_labels": "ops.sampling",
@@ -129,6 +133,8 @@ __all__ = [
     "RegisteredScans",
     "Registration",
     "RegistrationOptions",
+    "SyntheticConfig",
+    "SyntheticPair",
     "TrainedNetwork",
     "TrainingDomain",
     "VoxelMorph",
@@ -167,6 +173,7 @@ __all__ = [
     "sample",
     "sample_at_points",
     "spatial_gradient",
+    "synthesise",
     "warp",
     "warp_image",
     "warp_labels",

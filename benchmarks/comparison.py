@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from adregnet_jax.benchmark.timing import Route, Row, report, spread, time_in_turn
+from adregnet_jax.benchmark.timing import Route, Row, report, seconds_of, spread, time_in_turn
 
 __all__ = [
     "argument_parser",
@@ -24,6 +24,7 @@ __all__ = [
     "compare",
     "jax_routes",
     "report",
+    "seconds_of",
     "spread",
     "time_in_turn",
     "torch_on_cpu",

@@ -17,10 +17,11 @@ BELOW: dict[str, set[str]] = {
     "metrics": {"ops", "losses"},
     "nn": {"ops"},
     "weights": {"nn"},
+    "synthesis": {"ops", "data"},
     "report": {"ops", "losses", "metrics", "data"},
 }
 BELOW["registration"] = {"ops", "losses", "nn", "weights", "data", "report", "metrics", "launch"}
-BELOW["training"] = BELOW["registration"] | {"registration"}
+BELOW["training"] = BELOW["registration"] | {"registration", "synthesis"}
 BELOW["evaluation"] = BELOW["training"] | {"training"}
 BELOW["cli"] = BELOW["benchmark"] = BELOW["__init__"] = BELOW["evaluation"] | {"evaluation"}
 FILES = sorted(PACKAGE.rglob("*.py"))

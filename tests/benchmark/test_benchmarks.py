@@ -147,6 +147,16 @@ def test_network(tmp_path):
     assert 0 < row["s, median"] < 60 and row["peak of the process GiB"] > 0.1
 
 
+def test_synthesis(tmp_path):
+    picture = tmp_path / "pairs.png"
+    options = ["--shape", "16", "16", "16", "--pairs", "2", "--picture", str(picture)]
+    rows = rows_of("synthesis", tmp_path / "table.json", *options)
+    routes = ["NumPy, one core", "JAX, one core", "JAX, two cores"]
+    assert [row["route"] for row in rows] == routes[: 1 + len(os.sched_getaffinity(0))]
+    assert all(0 < row["min ms"] <= row["ms a pair, median"] <= row["max ms"] for row in rows)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_peers(tmp_path):
     """A head of three labels and the same one four voxels on: scores before are right, ours are better."""
     place = np.linalg.norm(np.moveaxis(np.indices((40, 36, 32)), 0, -1) - [19, 18, 16], axis=-1)

@@ -14,7 +14,7 @@ fades, as in breathing. No motion folds: its determinant, by central differences
 `LEAST_DETERMINANT`.
 
 No real scan is used. `python -m adregnet_jax.data.datasets.synthetic` prints statistics of the cases, and
---picture FILE draws some.
+--picture FILE draws some. `adregnet_jax.synthesis` draws pairs of the same distribution in JAX: change both.
 """
 
 from __future__ import annotations
@@ -363,10 +363,11 @@ def main() -> None:
         )
         pairs.append(pair)
     if arguments.picture:
-        _draw(pairs[:8], arguments.picture)
+        draw_pairs(pairs[:8], arguments.picture)
 
 
-def _draw(pairs: Sequence[Pair], path: Path) -> None:
+def draw_pairs(pairs: Sequence[Pair], path: Path) -> None:
+    """Draws the middle slices of synthetic pairs, a column each: images, labels, length of the motion."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2 * len(pairs), 8), layout="constrained")
@@ -382,6 +383,7 @@ def _draw(pairs: Sequence[Pair], path: Path) -> None:
         assert pair.displacement is not None
         length = np.linalg.norm(pair.displacement * pair.spacing_mm, axis=-1)
         column[3].imshow(length[:, middle].T, origin="lower")
+        column[0].set_title(pair.name, fontsize=8)
         column[3].set_title(f"to {length.max():.0f} mm", fontsize=8)
     for name, ax in zip(("fixed", "moving", "fixed labels", "displacement"), axes[:, 0], strict=True):
         ax.set_ylabel(name)
