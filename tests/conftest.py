@@ -65,6 +65,15 @@ def real_data():
     return folder
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def both_forms(request):
+    """Runs a test with the operations in the form for CPU, and in that for accelerators, here on CPU."""
+    from adregnet_jax.ops.cpu import budget  # after the settings above
+
+    with budget.override(platform=request.param):
+        yield request.param
+
+
 @pytest.fixture
 def with_onednn():
     """A machine on which oneDNN convolves, or a skip that says why not; it restores the cache on disk."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from adregnet_jax.ops.arrays import AnyArray
+from adregnet_jax.ops.cpu.budget import limit_bytes
 
 # The highest logit, the sums over exponentials of 1 and of the values, and that over logits, of each query.
 _Sums = tuple[Array, Array, Array, Array]
@@ -22,7 +23,8 @@ def blocked_attention(
     """`softmax(Q K^T / sqrt(d)) V` (eq. 10, 11) and the entropy of its weights.
 
     The softmax runs online over the blocks, in float32, and each block is computed again in the backward
-    pass: memory does not grow with the number of keys.
+    pass: memory does not grow with the number of keys. Logits of a few keys need no blocks; how many that
+    are, depends on the platform (`ops.cpu.budget`).
 
     Args:
       query: [b, q, d].
@@ -51,6 +53,8 @@ def blocked_attention(
             f"got {query.shape}, {key.shape} and {value.shape}"
         )
     b, keys, d = key.shape
+    if 4 * b * query.shape[1] * keys <= limit_bytes("exact_attention"):
+        return _attention(query, key, value)
     block = min(block, keys)
     count = -(-keys // block)
 
@@ -93,3 +97,19 @@ def blocked_attention(
     # H = log(sum exp(l)) - sum(w l)
     entropy = highest + jnp.log(total) - expected / total
     return (attended / total[..., None]).astype(value.dtype), entropy
+
+
+def _attention(query: AnyArray, key: AnyArray, value: AnyArray) -> tuple[Array, Array]:
+    """`blocked_attention` with all logits in memory."""
+    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    # [b, q, k]
+    logits = jnp.einsum("bqd,bkd->bqk", scaled, key, preferred_element_type=jnp.float32)
+    logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.exp(logits)
+    total = jnp.sum(weights, axis=-1)
+    products = jnp.einsum(
+        "bqk,bkc->bqc", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    # H = log(sum exp(l)) - sum(w l)
+    entropy = jnp.log(total) - jnp.sum(weights * logits, axis=-1) / total
+    return (products / total[..., None]).astype(value.dtype), entropy

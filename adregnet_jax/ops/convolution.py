@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.cpu import onednn
+from adregnet_jax.ops.cpu.budget import traces_for_cpu
 from adregnet_jax.ops.cpu.chunks import joined
 from adregnet_jax.ops.cpu.folded_convolution import folded_conv3d
 from adregnet_jax.ops.cpu.onednn_convolution import onednn_conv3d
@@ -90,6 +91,8 @@ def _implemented(parts: tuple[jax.Array, ...], kernel: jax.Array, implementation
     if implementation == "folded":
         return folded_conv3d(parts, kernel)
     if implementation == "auto":
+        if not traces_for_cpu():  # the other branch would be traced for nothing
+            return _direct(parts, kernel)
         return jax.lax.platform_dependent(parts, kernel, cpu=folded_conv3d, default=_direct)
     dtypes = {str(array.dtype) for array in (*parts, kernel)}
     if dtypes not in ({"float32"}, {"bfloat16"}):

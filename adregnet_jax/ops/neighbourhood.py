@@ -33,8 +33,9 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from adregnet_jax.ops.arrays import AnyArray
-from adregnet_jax.ops.cpu.budget import limit_bytes
+from adregnet_jax.ops.cpu.budget import limit_bytes, traces_for_cpu
 from adregnet_jax.ops.cpu.chunks import map_nearby
+from adregnet_jax.ops.gpu import neighbourhood as gpu
 from adregnet_jax.ops.slabs import whole_width
 
 _OUTSIDE = -1e30  # the logit of a neighbour beyond the border: no softmax sees it
@@ -124,6 +125,8 @@ def attend_slices(
     Returns:
       As `neighbourhood_attention`.
     """
+    if not traces_for_cpu():
+        return gpu.attend_slices(query, key, value, first, radius, whole)
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     logits = _correlate(_planar(scaled), _planar(key), radius)
     # The softmax runs in float32 whatever the dtype of the features.

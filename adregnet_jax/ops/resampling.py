@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from adregnet_jax.ops.arrays import AnyArray
+from adregnet_jax.ops.cpu.budget import traces_for_cpu
 from adregnet_jax.ops.slabs import halo, slab_count
 
 
@@ -52,7 +54,11 @@ def resize_axis(values: Float[AnyArray, ...], size: int, *, axis: int) -> Float[
       The values with `size` along `axis`; the outermost ones are repeated beyond their centres.
     """
     n = values.shape[axis]
-    return jnp.asarray(values) if n == size else _multiply(_interpolation_matrix(n, size), values, axis)
+    if n == size:
+        return jnp.asarray(values)
+    if size % n == 0 and not traces_for_cpu():
+        return _subdivide(jnp.asarray(values), size // n, axis)
+    return _multiply(_interpolation_matrix(n, size), values, axis)
 
 
 def resize_displacement(
@@ -73,6 +79,23 @@ def resize_displacement(
     """
     scale = [m / n for n, m in zip(displacement.shape[1:4], shape, strict=True)]
     return resize(displacement, shape) * jnp.array(scale, displacement.dtype)[None, None, None, None]
+
+
+def _subdivide(values: jax.Array, parts: int, axis: int) -> jax.Array:
+    """Linear resampling to `parts` voxels for each one along an axis, without a product of matrices.
+
+    XLA for GPUs makes it a part of what uses the result, and its gradient is a short sum.
+    """
+    n = values.shape[axis]
+    edge = [(1, 1) if k == axis else (0, 0) for k in range(values.ndim)]
+    padded = jnp.pad(values, edge, mode="edge")
+    before, here, after = (
+        jnp.expand_dims(jax.lax.slice_in_dim(padded, k, k + n, axis=axis), axis + 1) for k in range(3)
+    )
+    place = (np.arange(parts) + 0.5) / parts - 0.5  # of the new centres, in voxels from the old one
+    place = np.expand_dims(place, [k for k in range(values.ndim + 1) if k != axis + 1]).astype(values.dtype)
+    result = here + np.maximum(-place, 0) * (before - here) + np.maximum(place, 0) * (after - here)
+    return result.reshape(*values.shape[:axis], n * parts, *values.shape[axis + 1 :])
 
 
 def _multiply(matrix: jax.Array, values: AnyArray, axis: int) -> jax.Array:

@@ -8,6 +8,8 @@ import pytest
 from adregnet_jax.ops.attention import blocked_attention
 from tests.oracles import attention as oracle
 
+pytestmark = pytest.mark.usefixtures("both_forms")
+
 
 def random_inputs(keys=10, scale=1.0):
     rng = np.random.default_rng(0)

@@ -9,6 +9,8 @@ from adregnet_jax.ops.cpu import budget
 from adregnet_jax.ops.neighbourhood import neighbourhood_attention
 from tests.oracles import attention as oracle
 
+pytestmark = pytest.mark.usefixtures("both_forms")
+
 # Shape with batch, query and value channels, radius. Sums are written out by 8 channels: 9 and 10 make two
 # groups, one of them filled up. A grid may be thinner than the neighbourhood.
 CASES = [((2, 3, 4, 5), 3, 2, 1), ((1, 4, 3, 2), 9, 10, 1), ((1, 1, 4, 6), 2, 3, 2)]

@@ -10,6 +10,8 @@ import pytest
 from adregnet_jax.ops.cpu import budget
 from adregnet_jax.ops.normalisation import instance_norm
 
+pytestmark = pytest.mark.usefixtures("both_forms")
+
 
 def by_definition(volume, scale, offset, negative_slope):
     mean = volume.mean(axis=(1, 2, 3), keepdims=True)

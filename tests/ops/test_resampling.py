@@ -31,6 +31,26 @@ def test_resize_is_scipys_sampling_at_aligned_centres(shape, new_shape):
             np.testing.assert_allclose(resized[b, ..., c], expected, atol=1e-5)
 
 
+@pytest.mark.usefixtures("both_forms")
+@pytest.mark.parametrize("parts", [(2, 3, 1), (5, 1, 4)])
+def test_whole_multiples_are_scipys_sampling_and_its_transpose(parts):
+    """On accelerators these have a form of their own."""
+    rng = np.random.default_rng(0)
+    volume = jnp.asarray(rng.normal(size=(1, 3, 1, 4, 2)), jnp.float32)
+    new_shape = tuple(n * part for n, part in zip(volume.shape[1:4], parts, strict=True))
+    resized, pull_back = jax.vjp(lambda v: resize(v, new_shape), volume)
+    coordinates = np.moveaxis(aligned_centres(new_shape, volume.shape[1:4]), -1, 0)
+    for c in range(2):
+        expected = scipy.ndimage.map_coordinates(volume[0, ..., c], coordinates, order=1, mode="nearest")
+        np.testing.assert_allclose(resized[0, ..., c], expected, atol=1e-6)
+    # <g, A v> = <A' g, v>
+    cotangent = jnp.asarray(rng.normal(size=resized.shape), jnp.float32)
+    other = jnp.asarray(rng.normal(size=volume.shape), jnp.float32)
+    (transposed,) = pull_back(cotangent)
+    expected = np.vdot(cotangent, resize(other, new_shape))
+    assert np.vdot(transposed, other) == pytest.approx(expected, rel=1e-4)
+
+
 def test_same_shape_is_the_identity():
     volume = np.random.default_rng(0).normal(size=(1, 3, 4, 5, 2)).astype(np.float32)
     np.testing.assert_array_equal(resize(volume, (3, 4, 5)), volume)

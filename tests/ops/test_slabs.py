@@ -88,6 +88,7 @@ def test_samples_at_points_of_any_slab(padding):
     check_slabs(function, 4, volume(1, 8, 3, 4, 3), points.astype(np.float32), differentiable=(0, 1))
 
 
+@pytest.mark.usefixtures("both_forms")
 @pytest.mark.parametrize("chunk_bytes", [2**26, 1], ids=["one chunk", "a chunk a slice"])
 @pytest.mark.parametrize("devices", [2, 4])
 def test_neighbourhood_attention(devices, chunk_bytes):

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 
 MIB = 2**20
+GIB = 2**30
 
 
 class Limit(NamedTuple):
@@ -31,32 +32,38 @@ class Limit(NamedTuple):
 LIMITS = {
     "attention": Limit(
         256 * MIB,
-        256 * MIB,
+        16 * GIB,
         "logits, weights, queries, keys and values of one chunk of neighbourhood attention, as float32",
         "small next to the features; a quarter of it would save 0.2 of 3.3 GB on each of eight devices that"
         " share a volume of 256 x 192 x 160",
     ),
+    "exact_attention": Limit(
+        0,
+        GIB,
+        "logits of exact attention that are in memory at once; more are made block by block",
+        "on CPU, blocks are faster whatever their number; on a GPU, a loop waits for the launch of each step",
+    ),
     "warp": Limit(
         256 * MIB,
-        256 * MIB,
+        16 * GIB,
         "values at the eight corners of one chunk of linear samples of features, as float32",
         "small next to the features",
     ),
     "dense": Limit(
         64 * MIB,
-        64 * MIB,
+        4 * GIB,
         "inputs and outputs of one chunk of a dense layer, of down- or of upsampling, as float32",
         "small next to the features, several of which are inputs at once",
     ),
     "instance_norm": Limit(
         64 * MIB,
-        64 * MIB,
+        16 * GIB,
         "terms of one chunk of the sums over voxels in instance normalisation, as float32",
         "small next to the features",
     ),
     "recomputed_argument": Limit(
         64 * MIB,
-        64 * MIB,
+        4 * GIB,
         "an argument, as float32, that a recomputed module copies to delay it until the gradient is there",
         "most layers read larger ones chunk by chunk, so a copy would be one more whole volume",
     ),
@@ -108,7 +115,12 @@ def limit_bytes(name: str) -> int:
     if name in _overrides:
         return _overrides[name]
     limit = LIMITS[name]
-    return limit.cpu if (_platform or default_platform()) == "cpu" else limit.accelerator
+    return limit.cpu if traces_for_cpu() else limit.accelerator
+
+
+def traces_for_cpu() -> bool:
+    """Whether programs are traced for CPU: where operations have two forms, it chooses between them."""
+    return (_platform or default_platform()) == "cpu"
 
 
 def default_platform() -> str:

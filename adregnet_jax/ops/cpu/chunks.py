@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adregnet_jax.ops.cpu.budget import traces_for_cpu
 from adregnet_jax.ops.slabs import beyond, halo, slab_count, slab_start
 
 _Mapped = Callable[..., tuple[jax.Array, ...]]  # (first, shared, *volumes) -> results
@@ -125,12 +126,14 @@ def delayed(value: jax.Array, *inputs: jax.Array) -> jax.Array:
     default network on 64x64x64 voxels has 2966 MiB of temporaries with it, and 2254 MiB with the sum; one on
     32x32x32 voxels, with channels 16, 32 and 64 and `remat`, has 240 and 182 MiB. With jaxlib 0.12.0 the
     latter has 174 MiB with either, so the barrier can replace the sum once older versions are no longer
-    supported.
+    supported. On other platforms it is the barrier, which costs nothing there.
 
     Args:
       value: of any shape and dtype.
       inputs: arrays of at least one number.
     """
+    if not traces_for_cpu():
+        return jax.lax.optimization_barrier((value, *inputs))[0]
     return value + zeros_after((), value.dtype, *inputs)
 
 

@@ -1,0 +1,1 @@
+"""Implementations for accelerators, laid out for what XLA fuses on an NVIDIA GPU."""
