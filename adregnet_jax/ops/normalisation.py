@@ -74,7 +74,7 @@ def _moments(volume: Array) -> list[Array]:
     """Mean and variance over the voxels, [b, c] each."""
     voxels = whole_width(volume[0, ..., 0].size)
     if slab_count() == 1 and not traces_for_cpu():
-        # In one pass over memory. The differences from a voxel, not from 0, keep the digits of float32: near a
+        # In one pass over memory. Differences from a voxel, not from 0, keep the digits of float32: near a
         # corner, it lies in the background, as most voxels do.
         near_corner = tuple(n // 8 for n in volume.shape[1:4])
         pilot = volume[:, *near_corner].astype(jnp.float32)

@@ -11,6 +11,7 @@ from adregnet_jax.config import ModelConfig, paper_model
 from adregnet_jax.nn.adregnet import AdRegNet, Level
 from adregnet_jax.nn.backbone import Backbone
 from adregnet_jax.nn.models import make_model
+from adregnet_jax.ops.cpu import budget
 from tests.oracles import network as oracle
 from tests.random_parameters import random_parameters
 
@@ -147,6 +148,32 @@ def test_without_attention_the_network_runs():
     prediction = predict(config, params, fixed, moving)
     assert np.isfinite(prediction.displacement).all()
     assert prediction.match_entropy == ()  # there is no match
+
+
+def test_programs_for_accelerators_have_no_loops():
+    """Each turn of a loop is a launch, and the program waits for it."""
+    fixed, moving = random_pair(8, 8, 8, batch=1)
+    model = AdRegNet(ModelConfig(**SMALL, remat=True))
+    params = random_parameters(model, fixed, moving)
+
+    def loss(params):
+        prediction: Any = model.apply({"params": params}, fixed, moving)
+        return jnp.mean(prediction.displacement**2)
+
+    with budget.override(platform="gpu"):
+        program = jax.jit(jax.grad(loss)).lower(params).as_text()
+    assert "stablehlo.while" not in program
+
+
+def test_programs_for_accelerators_give_the_same():
+    fixed, moving = random_pair(8, 8, 8, batch=1)
+    config = ModelConfig(**SMALL)
+    params = random_parameters(AdRegNet(config), fixed, moving)
+    expected = predict(config, params, fixed, moving)
+    with budget.override(platform="gpu"):
+        found = predict(config, params, fixed, moving)
+    # 1e-4: as for the oracle.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, expected)
 
 
 def test_remat_changes_neither_values_nor_gradients():

@@ -53,14 +53,19 @@ def attend_slices(
     # The maximum keeps exp in range and cancels: no gradient has to pass through it.
     logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     exponentials = jnp.exp(logits)
-    total = jnp.sum(exponentials, axis=-1)
-    # [b, x, y, z, n, 3] exists in no memory
-    offsets = jnp.stack(_offsets(radius), axis=-1)
-    expected_offset = jnp.sum(exponentials[..., None] * offsets, axis=-2) / total[..., None]
+    # Sums of 1 and of the offsets, by one product; it is exact in the offsets, which are small integers.
+    terms = jnp.concatenate([jnp.ones((radius * 2 + 1) ** 3)[:, None], _offset_table(radius)], axis=-1)
+    sums = jnp.einsum("bxyzn,ns->bxyzs", exponentials, terms, precision="highest")
+    total = sums[..., 0]
     # H = log(sum exp(l)) - sum(w l); an absent neighbour has weight 0.
     entropy = jnp.log(total) - jnp.sum(exponentials * logits, axis=-1) / total
-    attended = _gather(exponentials / total[..., None], value, radius)
-    return attended.astype(value.dtype), expected_offset, entropy
+    attended = _gather(exponentials, value, radius) / total[..., None]
+    return attended.astype(value.dtype), sums[..., 1:] / total[..., None], entropy
+
+
+def _offset_table(radius: int) -> Float[Array, "n 3"]:
+    """Along x, y and z, of each neighbour."""
+    return jnp.stack([o.ravel().astype(jnp.float32) for o in _offsets(radius)], axis=-1)
 
 
 def _offsets(radius: int) -> list[Integer[Array, "1 1 1 1 n"]]:

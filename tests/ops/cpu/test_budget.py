@@ -6,6 +6,7 @@ import pytest
 
 from adregnet_jax.ops.cpu import budget
 from adregnet_jax.ops.cpu.budget import LIMITS, Limit, limit_bytes
+from adregnet_jax.ops.cpu.chunks import delayed
 
 
 def test_limits_are_those_of_the_platform_of_the_program(monkeypatch):
@@ -30,7 +31,7 @@ def test_overrides_end_with_their_block_also_by_an_error():
 
 def test_a_limit_that_does_not_exist_is_refused():
     with (
-        pytest.raises(KeyError, match="no limit warps: the table has attention, warp"),
+        pytest.raises(KeyError, match="no limit warps: the table has attention, exact_attention"),
         budget.override(warps=1),
     ):
         pass
@@ -49,3 +50,13 @@ def test_a_traced_function_is_traced_again_with_other_limits():
 def test_groups_are_no_larger_than_the_sum_that_makes_them_necessary():
     """Else a convolution just above `folded_sum` would be one group with the cost of a loop."""
     assert LIMITS["folded_group"].cpu <= LIMITS["folded_sum"].cpu
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_delayed_value_is_the_value_and_is_not_made_before_the_input(platform):
+    value, later = jnp.asarray([1.0, -2.0]), jnp.asarray([jnp.nan, jnp.inf])
+    with budget.override(platform=platform):
+        function = jax.jit(delayed)
+        assert function(value, later).tolist() == [1.0, -2.0]
+        barrier = "optimization_barrier" in function.lower(value, later).as_text()
+    assert barrier == (platform == "gpu")
