@@ -6,6 +6,9 @@ at most, because sums are taken in another order.
 Two sizes recur. A block of a few MiB is still in the cache when it is read again. Chunks of tens to hundreds
 of MiB are small next to one volume of features of a large scan (840 MiB for 160 x 192 x 224 voxels with 32
 channels in float32), so they contribute little to the peak of memory.
+
+On accelerators each turn of a loop is a launch, so volumes are divided only where a part of them would take
+gigabytes.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ class Limit(NamedTuple):
 LIMITS = {
     "attention": Limit(
         256 * MIB,
-        16 * GIB,
+        4 * GIB,
         "logits, weights, queries, keys and values of one chunk of neighbourhood attention, as float32",
         "small next to the features; a quarter of it would save 0.2 of 3.3 GB on each of eight devices that"
         " share a volume of 256 x 192 x 160",
@@ -45,7 +48,7 @@ LIMITS = {
     ),
     "warp": Limit(
         256 * MIB,
-        16 * GIB,
+        4 * GIB,
         "values at the eight corners of one chunk of linear samples of features, as float32",
         "small next to the features",
     ),
