@@ -6,6 +6,7 @@ Images, masks and labels are [x, y, z], a displacement is [x, y, z, 3] in voxels
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -20,24 +21,39 @@ from adregnet_jax.ops.sampling import sample
 
 Array = np.ndarray | jax.Array
 
-_ncc_loss = jax.jit(ncc_loss)
-_ssim_loss = jax.jit(ssim_loss, static_argnames="window")
-_jacobian_determinant = jax.jit(jacobian_determinant)
-_folded_volume = jax.jit(folded_volume)
+
+def _of_pair(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """A loss of images and mask [x, y, z], compiled."""
+
+    @functools.partial(jax.jit, static_argnames="window")
+    def of_pair(a: jax.Array, b: jax.Array, mask: jax.Array | None, **window: int) -> jax.Array:
+        a, b = a[None, ..., None], b[None, ..., None]
+        return loss(a, b, mask=None if mask is None else mask[None, ..., None], **window)
+
+    return of_pair
+
+
+_ncc_loss = _of_pair(ncc_loss)
+_ssim_loss = _of_pair(ssim_loss)
+_mutual_information_loss = _of_pair(mutual_information_loss)
+_jacobian_determinant = jax.jit(lambda displacement: jacobian_determinant(displacement[None])[0])
+_folded_volume = jax.jit(
+    lambda displacement, mask: folded_volume(displacement[None], mask=None if mask is None else mask[None])[0]
+)
 
 
 def ncc(
     a: Real[Array, "x y z"], b: Real[Array, "x y z"], *, mask: Shaped[Array, "x y z"] | None = None
 ) -> float:
     """Global normalised cross-correlation, eq. 20: -1 to 1, and 0 if an image is constant."""
-    return 1 - float(_ncc_loss(_as_batch(a), _as_batch(b), mask=_mask_as_batch(mask)))
+    return 1 - float(_ncc_loss(_float32(a), _float32(b), _valid(mask)))
 
 
 def mutual_information(
     a: Real[Array, "x y z"], b: Real[Array, "x y z"], *, mask: Shaped[Array, "x y z"] | None = None
 ) -> float:
     """Mutual information in nats, for intensities in [0, 1] (`losses.mutual_information_loss`)."""
-    return -float(mutual_information_loss(_as_batch(a), _as_batch(b), mask=_mask_as_batch(mask)))
+    return -float(_mutual_information_loss(_float32(a), _float32(b), _valid(mask)))
 
 
 def mse(
@@ -65,12 +81,12 @@ def ssim(
         `structural_similarity(gaussian_weights=True, use_sample_covariance=False)`.
       mask: [x, y, z] or None.
     """
-    return 1 - float(_ssim_loss(_as_batch(a), _as_batch(b), window=window, mask=_mask_as_batch(mask)))
+    return 1 - float(_ssim_loss(_float32(a), _float32(b), _valid(mask), window=window))
 
 
 def jacobian(displacement: Float[Array, "x y z 3"]) -> Float[np.ndarray, "x y z"]:
     """Determinant of I + du/dp by central differences: the change of volume; 0 or less is a fold."""
-    return np.asarray(_jacobian_determinant(jnp.asarray(displacement, jnp.float32)[None])[0])
+    return np.asarray(_jacobian_determinant(_float32(displacement)))
 
 
 def jacobian_statistics(
@@ -116,8 +132,8 @@ def folded_volume_percent(
     displacement: Float[Array, "x y z 3"], *, mask: Shaped[Array, "x y z"] | None = None
 ) -> float:
     """The non-diffeomorphic volume by tetrahedra (`ops.jacobian.folded_volume`) in the mask, in percent."""
-    inside = None if mask is None else jnp.asarray(mask, bool)[None]
-    return 100 * float(_folded_volume(jnp.asarray(displacement, jnp.float32)[None], mask=inside)[0])
+    inside = None if mask is None else jnp.asarray(mask, bool)
+    return 100 * float(_folded_volume(_float32(displacement), inside))
 
 
 def distances_mm(
@@ -242,12 +258,12 @@ def _map_points(
     return points + np.asarray(moved, np.float64)
 
 
-def _as_batch(image: Array) -> jax.Array:
-    return jnp.asarray(image, jnp.float32)[None, ..., None]
+def _float32(values: Array) -> jax.Array:
+    return jnp.asarray(values, jnp.float32)
 
 
-def _mask_as_batch(mask: Array | None) -> jax.Array | None:
-    return None if mask is None else _as_batch(_nonempty(mask))
+def _valid(mask: Array | None) -> jax.Array | None:
+    return None if mask is None else _float32(_nonempty(mask))
 
 
 def _inside(values: np.ndarray, mask: Array | None) -> np.ndarray:

@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from adregnet_jax.data.io.images import Image
 from adregnet_jax.data.preprocessing import match_contrast, resample
 from adregnet_jax.errors import UserError
 from adregnet_jax.ops.composition import compose
 from adregnet_jax.ops.sampling import warp
-from adregnet_jax.registration.field import DisplacementField, resample_field
+from adregnet_jax.registration import ladder
+from adregnet_jax.registration.field import DisplacementField
 from adregnet_jax.weights.trained_network import TrainedNetwork, TrainingDomain
 
-_compose = jax.jit(compose)
-_warp = jax.jit(warp)
-_resample_field = jax.jit(resample_field, static_argnames="shape")
+_compose = jax.jit(lambda first, second: compose(first[None], second[None])[0])
+_warp = jax.jit(lambda moving, displacement: warp(moving[None, ..., None], displacement[None])[0, ..., 0])
 
 
 def predict_displacement(
@@ -33,7 +33,7 @@ def predict_displacement(
     *,
     tile: int | None = None,
     runs: int | None = None,
-) -> Float[Array, "x y z 3"]:
+) -> Float[np.ndarray, "x y z 3"]:
     """Predicts the displacement between two scans on one grid, which needn't be like the network's grid.
 
     The scans are reoriented, resampled, padded and matched in contrast as in training, and the displacement
@@ -58,9 +58,9 @@ def predict_displacement(
     first, *finer = _spacings_mm(network.scans, extent_mm, fixed.values.size)[:runs]
     displacement = _predict(network, first, fixed, moving, tile)
     for spacing_mm in finer:
-        warped = np.asarray(_warp(moving[None, ..., None], displacement[None]))[0, ..., 0]
+        warped = ladder.crop(_warp(ladder.pad(moving), ladder.pad(displacement)), fixed.shape)
         rest = _predict(network, spacing_mm, fixed, warped, tile)
-        displacement = _compose(displacement[None], rest[None])[0]
+        displacement = ladder.crop(_compose(ladder.pad(displacement), ladder.pad(rest)), fixed.shape)
     return displacement
 
 
@@ -70,7 +70,7 @@ def _predict(
     fixed: Image,
     moving: np.ndarray,
     tile: int | None,
-) -> jax.Array:
+) -> np.ndarray:
     """The displacement of one run of the network, on a grid of this spacing or on the scans' own grid."""
     turn = _turn(fixed.affine, network.scans.axes)
     turned = [nib.orientations.apply_orientation(values, turn) for values in (fixed.values, moving)]
@@ -92,13 +92,11 @@ def _predict(
     if (shape != target).any():
         turned = [resample(values, scale, offset, tuple(target.tolist()))[0] for values in turned]
     padded = (np.pad(values, padding, mode="edge")[None, ..., None] for values in turned)
-    found = network.displacement(network.params, *map(jnp.asarray, padded), tile=tile)[0]
-    found = found[tuple(slice(0, n) for n in target)]
+    found = np.asarray(network.displacement(network.params, *map(jnp.asarray, padded), tile=tile))[0]
     to_native = np.diag([*scale, 1.0])
     to_native[:3, 3] = offset
-    field = DisplacementField(found, jnp.asarray(affine @ to_native, jnp.float32))
-    on_fixed = jnp.asarray(fixed.affine, jnp.float32)
-    return _resample_field(field, shape=fixed.shape, affine=on_fixed).displacement
+    field = DisplacementField(ladder.crop(found, target), (affine @ to_native).astype(np.float32))
+    return np.asarray(ladder.resample_field(field, shape=fixed.shape, affine=fixed.affine).displacement)
 
 
 def _turn(affine: np.ndarray, axes: str | None) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from adregnet_jax.losses import mutual_information_loss, ncc_loss
 from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.sampling import sample
+from adregnet_jax.registration import ladder
 
 PARAMETERS = {"rigid": 6, "affine": 12}
 MIN_VOXELS = 8  # along an axis of a coarse grid, where the scan has as many
@@ -34,21 +35,27 @@ ADAM_EPSILON = 1e-6
 FLAT = 1e-3  # standard deviation of an image without information on its place
 
 
-# Voxels [x, y, z], where they count (None: everywhere) and the linear part [3, 3] of the affine.
-_Scan = tuple[jax.Array, jax.Array | None, AnyArray]
 _Shape = tuple[int, int, int]
-_Shapes = tuple[tuple[_Shape, _Shape], ...]  # of the fixed and the moving grid, by level
+
+
+class _Grid(NamedTuple):
+    """How a scan is brought to the grid of one level."""
+
+    weights: tuple[AnyArray, AnyArray, AnyArray]  # [voxels of the level, voxels of the scan] of each axis
+    linear: AnyArray  # [3, 3], of the affine of the level's grid
+    size: AnyArray  # [3], voxels of the level, without padding
 
 
 class _Level(NamedTuple):
-    """Both scans on the grids of one level."""
+    """Both scans on the grids of one level, which may be padded behind their last voxels."""
 
     fixed: jax.Array  # [x, y, z]
     fixed_counts: jax.Array  # [x, y, z], 1 where the fixed scan counts, else 0
+    fixed_size: jax.Array  # [3], voxels without the padding
     fixed_mm: jax.Array  # [x, y, z, 3], from the centre of the grid
     moving: jax.Array  # [x', y', z'], 0 where it doesn't count
     moving_counts: jax.Array  # [x', y', z']
-    moving_masked: bool  # whether these are not all 1
+    moving_size: jax.Array  # [3]
     moving_mm: jax.Array  # [x', y', z', 3], from the centre of its grid
     to_voxels: jax.Array  # [3, 3], mm from the centre of the moving grid -> voxels from there
     smaller: jax.Array  # scalar: how many fixed points can lie on what counts of the moving scan
@@ -93,29 +100,66 @@ def align_affine(
       Jenkinson and Smith, A global optimisation method for robust affine registration of brain images,
       Medical Image Analysis 2001 (many starts on the coarsest level).
     """
+    masks = (fixed_mask, moving_mask)
+    affines = (fixed_affine, moving_affine)
+    _check(fixed, moving, affines, masks, config)
+    return _registered((fixed, moving), (fixed.shape, moving.shape), affines, masks, config)
+
+
+def align_affine_on_rungs(
+    fixed: Float[np.ndarray, "x y z"],
+    moving: Float[np.ndarray, "x2 y2 z2"],
+    fixed_affine: Real[np.ndarray, "4 4"],
+    moving_affine: Real[np.ndarray, "4 4"],
+    *,
+    fixed_mask: Shaped[np.ndarray, "x y z"] | None = None,
+    moving_mask: Shaped[np.ndarray, "x2 y2 z2"] | None = None,
+    config: AffineConfig,
+) -> Float[np.ndarray, "4 4"]:
+    """`align_affine`, compiled once for all scans on the same rungs of the ladder (`registration.ladder`).
+
+    The grids of all levels are padded according to the extent of the scan.
+    """
     _check(fixed, moving, (fixed_affine, moving_affine), (fixed_mask, moving_mask), config)
-    affines = [np.asarray(affine, np.float64) for affine in (fixed_affine, moving_affine)]
-    shapes = tuple(
-        tuple(
-            _level_shape(scan.shape, affine, mm)
-            for scan, affine in zip((fixed, moving), affines, strict=True)
-        )
-        for mm in config.spacings_mm
+    scans = (ladder.pad(fixed), ladder.pad(moving))
+    masks = tuple(
+        None if mask is None else ladder.pad(mask, outside="zeros") for mask in (fixed_mask, moving_mask)
     )
-    scans = tuple(
-        # Of one type, so that others don't compile again.
-        (
-            jnp.asarray(scan, jnp.float32),
-            mask if mask is None else mask > 0,
-            affine[:3, :3].astype(np.float32),
+    shapes = (fixed.shape, moving.shape)
+    matrix = _registered(scans, shapes, (fixed_affine, moving_affine), masks, config, on_rungs=True)
+    return np.asarray(matrix, np.float64)
+
+
+def _registered(
+    scans: tuple[AnyArray, AnyArray],
+    shapes: tuple[Sequence[int], Sequence[int]],
+    affines: tuple[np.ndarray, np.ndarray],
+    masks: Sequence[AnyArray | None],
+    config: AffineConfig,
+    *,
+    on_rungs: bool = False,
+) -> jax.Array:
+    """[4, 4] of scans that may be padded behind the voxels of `shapes`."""
+    affines_64 = [np.asarray(affine, np.float64) for affine in affines]
+    # Of one type, so that others don't compile again.
+    values = tuple(jnp.asarray(scan, jnp.float32) for scan in scans)
+    counts = tuple(None if mask is None else mask > 0 for mask in masks)
+    moving_inverse = np.linalg.inv(affines_64[1][:3, :3]).astype(np.float32)
+    levels = []
+    for mm in config.spacings_mm:
+        grids = tuple(
+            _grid(scan.shape, shape, affine, mm, min(config.spacings_mm) if on_rungs else None)
+            for scan, shape, affine in zip(scans, shapes, affines_64, strict=True)
         )
-        for scan, mask, affine in zip((fixed, moving), (fixed_mask, moving_mask), affines, strict=True)
-    )
-    linear, shift_mm = _aligned(scans, np.linalg.inv(affines[1][:3, :3]).astype(np.float32), shapes, config)
+        to_moving = moving_inverse * (grids[1].size / shapes[1]).astype(np.float32)[:, None]
+        levels.append(_level(values, counts, grids, to_moving))
+    # Of a box: the root mean square distance from its centre.
+    radius_mm = np.sqrt(np.sum((affines_64[0][:3, :3] * np.array(shapes[0])) ** 2) / 12).astype(np.float32)
+    linear, shift_mm = _aligned(tuple(levels), radius_mm, moving_masked=masks[1] is not None, config=config)
 
     here_mm, there_mm = (
-        affine[:3, :3] @ ((np.array(scan.shape) - 1) / 2) + affine[:3, 3]
-        for scan, affine in zip((fixed, moving), affines, strict=True)
+        affine[:3, :3] @ ((np.array(shape) - 1) / 2) + affine[:3, 3]
+        for shape, affine in zip(shapes, affines_64, strict=True)
     )
     # there + shift + linear (w - here); the differences are taken first, because they are small.
     turned_mm = _linear(linear - jnp.eye(3), here_mm.astype(np.float32))
@@ -123,29 +167,27 @@ def align_affine(
     return jnp.eye(4).at[:3, :3].set(linear).at[:3, 3].set(shift_mm)
 
 
-@functools.partial(jax.jit, static_argnames=("shapes", "config"))
+@functools.partial(jax.jit, static_argnames=("moving_masked", "config"))
 def _aligned(
-    scans: tuple[_Scan, _Scan], moving_inverse: jax.Array, shapes: _Shapes, config: AffineConfig
+    levels: tuple[_Level, ...], radius_mm: jax.Array, *, moving_masked: bool, config: AffineConfig
 ) -> tuple[jax.Array, jax.Array]:
     """The map between the worlds around the two centres: a matrix [3, 3] and a shift [3] in mm."""
-    levels = [_level(scans, moving_inverse, pair) for pair in shapes]
-    (fixed, _, linear), _ = scans
-    # Of a box: the root mean square distance from its centre.
-    radius_mm = jnp.sqrt(jnp.sum((linear * jnp.array(fixed.shape)[None]) ** 2) / 12)
+    loss_at = functools.partial(_loss, radius_mm=radius_mm, moving_masked=moving_masked, config=config)
     starts = _starts(levels[0], radius_mm, config)
 
     candidates, best_start = starts, starts[0]
     for n, (level, spacing_mm, steps) in enumerate(
         zip(levels, config.spacings_mm, config.steps, strict=True)
     ):
-        candidates, losses, before = _descend(candidates, level, radius_mm, spacing_mm, steps, config)
+        loss = functools.partial(loss_at, level=level)
+        candidates, losses, before = _descend(candidates, loss, spacing_mm, steps)
         if n == 0:
             best_start = starts[jnp.argmin(before)]
         candidates = candidates[jnp.argsort(losses)[: KEPT[n] if n < len(KEPT) else 1]]
 
     # Going through the levels doesn't guarantee that the result is better than its start.
     finalists = jnp.stack([starts[0], best_start, candidates[0]])
-    losses = jax.lax.map(lambda theta: _loss(theta, levels[-1], radius_mm, config), finalists)
+    losses = jax.lax.map(functools.partial(loss_at, level=levels[-1]), finalists)
     informative = (_spread(levels[0].fixed, levels[0].fixed_counts) > FLAT) & (
         _spread(levels[0].moving, levels[0].moving_counts) > FLAT
     )
@@ -153,12 +195,7 @@ def _aligned(
 
 
 def _descend(
-    starts: jax.Array,
-    level: _Level,
-    radius_mm: jax.Array,
-    spacing_mm: float,
-    steps: int,
-    config: AffineConfig,
+    starts: jax.Array, loss_at: Callable[[jax.Array], jax.Array], spacing_mm: float, steps: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Adam from every start: the best parameters met [k, p], their losses, and the losses of the starts."""
     rates = optax.cosine_decay_schedule(LEARNING_RATE * spacing_mm, max(steps, 1), LAST_RATE)
@@ -167,7 +204,7 @@ def _descend(
     def from_one(start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
             theta, moments, best, best_loss = carry
-            loss, gradient = jax.value_and_grad(_loss)(theta, level, radius_mm, config)
+            loss, gradient = jax.value_and_grad(loss_at)(theta)
             better = loss < best_loss
             best, best_loss = jnp.where(better, theta, best), jnp.where(better, loss, best_loss)
             updates, moments = optimiser.update(gradient, moments)
@@ -181,20 +218,23 @@ def _descend(
     return jax.vmap(from_one)(starts)
 
 
-def _loss(theta: jax.Array, level: _Level, radius_mm: jax.Array, config: AffineConfig) -> jax.Array:
+def _loss(
+    theta: jax.Array, *, level: _Level, radius_mm: jax.Array, moving_masked: bool, config: AffineConfig
+) -> jax.Array:
     """Minus the similarity, reduced in proportion where the overlap is too small."""
     linear, shift_mm = _map(theta, radius_mm)
     to_voxels = jnp.matmul(level.to_voxels, linear, precision="highest")
-    first = _linear(level.to_voxels, shift_mm) + _middle(level.moving.shape)
+    first = _linear(level.to_voxels, shift_mm) + (level.moving_size - 1) / 2
     # [x, y, z, 3], voxels of the moving grid
     coordinates = _linear(to_voxels, level.fixed_mm) + first[None, None, None]
-    warped = sample(level.moving[..., None], coordinates)[..., 0]
+    size = level.moving_size[None, None, None]
+    nearest = jnp.clip(coordinates, 0, size - 1)  # not in the padding
+    warped = sample(level.moving[..., None], nearest)[..., 0]
     # 1 as far as the centres of the outermost voxels, then fading to 0 over the next voxel.
-    size = jnp.array(level.moving.shape, jnp.float32)[None, None, None]
     beyond = jnp.maximum(-coordinates, coordinates + 1 - size)
     inside = jnp.prod(1 - jnp.clip(beyond, 0, 1), axis=-1)
-    if level.moving_masked:
-        counts = sample(level.moving_counts[..., None], coordinates)[..., 0]
+    if moving_masked:
+        counts = sample(level.moving_counts[..., None], nearest)[..., 0]
         # Beside voxels that don't count, the mean of those that do.
         warped, inside = warped / jnp.maximum(counts, 0.5), inside * counts
     fixed, warped, mask = (
@@ -244,8 +284,8 @@ def _starts(level: _Level, radius_mm: jax.Array, config: AffineConfig) -> jax.Ar
         directions = directions[:1]
     rotations = 2 * math.tan(math.radians(config.rotation_starts_deg) / 2) * directions * radius_mm
     masses = (
-        _centre_of_mass(level.fixed, level.fixed_counts, level.fixed_mm),
-        _centre_of_mass(level.moving, level.moving_counts, level.moving_mm),
+        _centre_of_mass(level.fixed, level.fixed_counts, level.fixed_size, level.fixed_mm),
+        _centre_of_mass(level.moving, level.moving_counts, level.moving_size, level.moving_mm),
     )
 
     def start(rotation: jax.Array | np.ndarray, centres: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -262,11 +302,11 @@ def _starts(level: _Level, radius_mm: jax.Array, config: AffineConfig) -> jax.Ar
     )
 
 
-def _centre_of_mass(image: jax.Array, counts: jax.Array, points_mm: jax.Array) -> jax.Array:
+def _centre_of_mass(image: jax.Array, counts: jax.Array, size: jax.Array, points_mm: jax.Array) -> jax.Array:
     """[3] mm, weighted by the difference from the border's intensity, which is background in any contrast."""
-    border = np.ones(image.shape, bool)
-    border[1:-1, 1:-1, 1:-1] = False
-    background = jnp.nanmedian(jnp.where(counts > 0, image, jnp.nan)[border])
+    voxels = identity_grid(image.shape)
+    border = jnp.any((voxels == 0) | (voxels == size[None, None, None] - 1), axis=-1)
+    background = jnp.nanmedian(jnp.where(border & (counts > 0), image, jnp.nan))
     mass = counts * jnp.abs(image - jnp.nan_to_num(background))
     return jnp.einsum("xyz,xyzi->i", mass, points_mm, precision="highest") / jnp.maximum(jnp.sum(mass), 1e-6)
 
@@ -278,28 +318,57 @@ def _spread(image: jax.Array, counts: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.sum(counts * (image - mean) ** 2) / total)
 
 
-def _level(scans: tuple[_Scan, _Scan], moving_inverse: jax.Array, shapes: tuple[_Shape, _Shape]) -> _Level:
+def _grid(
+    padded_shape: Sequence[int],
+    shape: Sequence[int],
+    affine: np.ndarray,
+    spacing_mm: float,
+    finest_mm: float | None,
+) -> _Grid:
+    """The grid of one level; padded to the rungs of the extent in voxels of `finest_mm` if that is given."""
+    sizes_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    level_shape = _level_shape(shape, sizes_mm, spacing_mm)
+    weights = []
+    for n, padded, m, mm in zip(shape, padded_shape, level_shape, sizes_mm, strict=True):
+        rows = m
+        if finest_mm is not None:
+            extent = ladder.rung(math.ceil(float(n * mm / finest_mm)))
+            rows = min(ladder.rung(n), max(MIN_VOXELS, math.ceil(extent * finest_mm / spacing_mm)))
+        weights.append(np.pad(_weights(n, m), ((0, rows - m), (0, padded - n))))
+    # Centres of voxels are aligned: those of the grids stay where they are.
+    linear = affine[:3, :3].astype(np.float32) * np.divide(shape, level_shape).astype(np.float32)[None]
+    return _Grid((weights[0], weights[1], weights[2]), linear, np.array(level_shape, np.float32))
+
+
+@jax.jit
+def _level(
+    scans: tuple[jax.Array, jax.Array],
+    masks: tuple[jax.Array | None, jax.Array | None],
+    grids: tuple[_Grid, _Grid],
+    to_voxels: jax.Array,
+) -> _Level:
     """Both scans on the grids of one level."""
     images, counts, points_mm, volumes_mm3 = [], [], [], []
-    for (scan, mask, scan_linear), shape in zip(scans, shapes, strict=True):
-        image, count = _resampled(scan, mask, shape)
-        # Centres of voxels are aligned: those of the grids stay where they are.
-        linear = scan_linear * np.divide(scan.shape, shape).astype(np.float32)[None]
+    for scan, mask, grid in zip(scans, masks, grids, strict=True):
+        image, count = _resampled(scan, mask, grid)
+        linear = grid.linear
         voxel_mm3 = jnp.abs(jnp.dot(linear[:, 0], jnp.cross(linear[:, 1], linear[:, 2])))
         images.append(image)
         counts.append(count)
-        points_mm.append(_linear(linear, identity_grid(shape) - _middle(shape)[None, None, None]))
+        middle = (grid.size - 1)[None, None, None] / 2
+        points_mm.append(_linear(linear, identity_grid(image.shape) - middle))
         volumes_mm3.append((voxel_mm3, jnp.sum(count) * voxel_mm3))
     smaller_mm3 = jnp.minimum(volumes_mm3[0][1], volumes_mm3[1][1])
     return _Level(
         fixed=images[0],
         fixed_counts=counts[0],
+        fixed_size=jnp.asarray(grids[0].size),
         fixed_mm=points_mm[0],
         moving=images[1],
         moving_counts=counts[1],
-        moving_masked=scans[1][1] is not None,
+        moving_size=jnp.asarray(grids[1].size),
         moving_mm=points_mm[1],
-        to_voxels=moving_inverse * np.divide(shapes[1], scans[1][0].shape).astype(np.float32)[:, None],
+        to_voxels=to_voxels,
         smaller=jnp.maximum(smaller_mm3 / volumes_mm3[0][0], 1),
     )
 
@@ -309,32 +378,43 @@ def _linear(matrix: jax.Array | np.ndarray, vectors: jax.Array | np.ndarray) -> 
     return jnp.einsum("ij,...j->...i", matrix, vectors, precision="highest")
 
 
-def _resampled(scan: jax.Array, mask: jax.Array | None, shape: _Shape) -> tuple[jax.Array, jax.Array]:
+def _resampled(scan: jax.Array, mask: jax.Array | None, grid: _Grid) -> tuple[jax.Array, jax.Array]:
     """A masked scan smoothed to a coarser grid, and where it counts there."""
+
+    def resize(values: jax.Array) -> jax.Array:
+        for axis, weights in enumerate(grid.weights):
+            product = jnp.tensordot(weights, values, axes=(1, axis), precision="highest")
+            values = jnp.moveaxis(product, 0, axis)
+        return values
+
     if mask is None:
-        return jax.image.resize(jnp.asarray(scan, jnp.float32), shape, "linear"), jnp.ones(shape)
-    counts = jnp.asarray(mask) > 0
+        # Rows of padding are 0, the others sum to 1.
+        x, y, z = (jnp.round(jnp.sum(weights, axis=1)) for weights in grid.weights)
+        return resize(scan), x[:, None, None] * y[None, :, None] * z[None, None]
     # Selected, not multiplied: what doesn't count may be NaN.
-    image = jnp.where(counts, jnp.asarray(scan, jnp.float32), 0)
-    image, weight = (
-        jax.image.resize(values, shape, "linear") for values in (image, counts.astype(image.dtype))
-    )
+    image, weight = resize(jnp.where(mask, scan, 0)), resize(mask.astype(jnp.float32))
     counts = (weight > 0.5).astype(jnp.float32)
     return counts * image / jnp.maximum(weight, 0.5), counts
 
 
-def _level_shape(shape: Sequence[int], affine: np.ndarray, spacing_mm: float) -> _Shape:
+def _weights(n: int, m: int) -> np.ndarray:
+    """[m, n]: n voxels to m larger ones of the same extent, by triangles as wide as two of the larger ones.
+
+    `jax.image.resize` does the same; here its weights can be padded.
+    """
+    centres = (np.arange(m) + 0.5) * n / m - 0.5
+    distance = np.abs(centres[:, None] - np.arange(n)[None]) / max(n / m, 1)
+    weights = np.maximum(0, 1 - distance)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _level_shape(shape: Sequence[int], sizes_mm: np.ndarray, spacing_mm: float) -> _Shape:
     """Voxels along each axis of a grid of about `spacing_mm`, no finer than the scan."""
-    sizes_mm = np.linalg.norm(affine[:3, :3], axis=0)
     x, y, z = (
         min(n, max(MIN_VOXELS, round(float(n * mm / spacing_mm))))
         for n, mm in zip(shape, sizes_mm, strict=True)
     )
     return x, y, z
-
-
-def _middle(shape: Sequence[int]) -> np.ndarray:
-    return (np.array(shape, np.float32) - 1) / 2
 
 
 def _check(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from adregnet_jax.ops.mind import mind_ssc
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.ops.search import search_displacement
+from adregnet_jax.registration import ladder
 from adregnet_jax.registration.results import Registration
 
 SEARCH_POOLING = 2  # least number of voxels of the coarsest level per voxel of the search
@@ -44,6 +45,16 @@ ADAM_EPSILON = 1e-2  # keeps control points with far smaller gradients from foll
 MIN_SHAPE = (2, 2, 2)  # grid of a displacement that is zero everywhere
 Features = dict[str, jax.Array]  # [b, x, y, z, c] of fixed, moving and their masks, on one level
 Shape = tuple[int, int, int]
+
+
+class _Plan(NamedTuple):
+    """What the settings, the size and the spacing of the scans require of the program."""
+
+    factors: tuple[Shape, ...]  # voxels along each axis of the scan that a voxel of each level spans
+    multiple: Shape  # of which the scan's size must be one
+    pooling: int  # voxels of the coarsest level that one voxel of the search spans, along each axis
+    radius: Shape  # of the search, in its voxels
+
 
 LEAST_DETERMINANT = 0.05  # below it, a fold is near, or hidden between voxels
 UNFOLDING_ROUNDS = 50
@@ -86,12 +97,101 @@ def align(
       >>> aligned = jax.jit(functools.partial(align, spacing_mm=(1, 1, 2.5), config=config))(fixed, moving)
     """
     _check(fixed, moving, spacing_mm, start, (fixed_mask, moving_mask), config)
+    return _aligned(
+        fixed,
+        moving,
+        start,
+        fixed_mask,
+        moving_mask,
+        np.asarray(spacing_mm),
+        plan=_plan(fixed.shape[1:4], spacing_mm, config),
+        config=config,
+    )
+
+
+def align_on_rungs(
+    fixed: Float[np.ndarray, "x y z"],
+    moving: Float[np.ndarray, "x y z"],
+    *,
+    spacing_mm: Sequence[float],
+    start: Float[np.ndarray, "x y z 3"] | None,
+    fixed_mask: Shaped[np.ndarray, "x y z"] | None,
+    moving_mask: Shaped[np.ndarray, "x y z"] | None,
+    config: InstanceConfig,
+) -> tuple[Float[np.ndarray, "x y z 3"], Float[np.ndarray, "x y z 3"] | None]:
+    """`align` for one pair, compiled once for all sizes on the same rungs (`registration.ladder`).
+
+    Spacings need no program of their own either, unless levels and search take other numbers of voxels.
+
+    Returns:
+      Displacement and inverse (None unless `config.diffeomorphic`) in voxels.
+    """
+    shape = fixed.shape
+    arrays = [None if a is None else ladder.pad(a) for a in (fixed, moving, start, fixed_mask, moving_mask)]
+    plan = _plan(ladder.rungs(shape), spacing_mm, config)
+    # What `align` would pad the scans to. Only this counts in the regularisation.
+    size = [float(-(-n // m) * m) for n, m in zip(shape, plan.multiple, strict=True)]
+    displacement, inverse = _aligned_on_rungs(
+        *arrays,
+        np.array(shape, np.int32),
+        np.array(spacing_mm, np.float32),
+        np.float32(math.prod(size)),
+        plan=plan,
+        config=config,
+    )
+    return ladder.crop(displacement, shape), None if inverse is None else ladder.crop(inverse, shape)
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "config"))
+def _aligned_on_rungs(
+    fixed: jax.Array,
+    moving: jax.Array,
+    start: jax.Array | None,
+    fixed_mask: jax.Array | None,
+    moving_mask: jax.Array | None,
+    shape: jax.Array,
+    spacing_mm: jax.Array,
+    voxels: jax.Array,
+    *,
+    plan: _Plan,
+    config: InstanceConfig,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Displacement and inverse [x, y, z, 3], without the warped image, which isn't needed."""
+    x, y, z = jnp.ix_(*(jnp.arange(n) < size for n, size in zip(fixed.shape, shape, strict=True)))
+    scan = (x & y & z).astype(fixed.dtype)
+    found = _aligned(
+        *(a if a is None else a[None, ..., None] for a in (fixed, moving)),
+        None if start is None else start[None],
+        *(a if a is None else a[None, ..., None] for a in (fixed_mask, moving_mask)),
+        spacing_mm,
+        plan=plan,
+        config=config,
+        scan=scan[None, ..., None],
+        voxels=voxels,
+    )
+    return found.displacement[0], None if found.inverse is None else found.inverse[0]
+
+
+def _aligned(
+    fixed: AnyArray,
+    moving: AnyArray,
+    start: AnyArray | None,
+    fixed_mask: AnyArray | None,
+    moving_mask: AnyArray | None,
+    spacing_mm: AnyArray,
+    *,
+    plan: _Plan,
+    config: InstanceConfig,
+    scan: jax.Array | None = None,
+    voxels: jax.Array | None = None,
+) -> Registration:
+    """`align` with arguments that fit.
+
+    With `scan` [1, x, y, z, 1], 0 in padding, which repeats the borders of images and masks, and `voxels`,
+    the number of those that count in the regularisation.
+    """
     shape = fixed.shape[1:4]
-    factors = [_axis_factors(factor, spacing_mm) for factor in config.factors]
-    pooling = _search_pooling(factors[0], spacing_mm, config)
-    searched = [pooling * factor for factor in factors[0]]
-    multiple = [math.lcm(*column) for column in zip(*factors, searched, strict=True)]
-    padding = ((0, 0), *((0, -n % m) for n, m in zip(shape, multiple, strict=True)), (0, 0))
+    padding = ((0, 0), *((0, -n % m) for n, m in zip(shape, plan.multiple, strict=True)), (0, 0))
     # Padding doesn't count; images and start repeat their edges into it.
     inside = jnp.ones_like(fixed) if fixed_mask is None else (fixed_mask > 0).astype(fixed.dtype)
     scans = {
@@ -104,15 +204,19 @@ def align(
     if start is not None:
         start = jnp.pad(start, padding, mode="edge")
 
-    levels = [{name: _pooled(scan, factor) for name, scan in scans.items()} for factor in factors]
+    levels = [{name: _pooled(scan, factor) for name, scan in scans.items()} for factor in plan.factors]
     if start is None:
         masked = not (fixed_mask is None and moving_mask is None)
-        cell_mm = np.multiply(spacing_mm, searched)
-        start = _searched(levels[0], pooling, cell_mm, config, masked=masked)
+        start = _searched(levels[0], plan, config, masked=masked)
+    share = None
+    if scan is not None and voxels is not None:
+        for level, factor in zip(levels, plan.factors, strict=True):
+            level["fixed_mask"] = _pooled(jnp.pad(inside * scan, padding), factor)
+        # The similarity is a mean over what counts, the regularisation one over all voxels.
+        share = voxels / math.prod(scans["fixed"].shape[1:4])
     method = _diffeomorphism if config.diffeomorphic else _small_deformation
-    displacement, inverse = method(
-        levels, start, [np.multiply(spacing_mm, factor) for factor in factors], config
-    )
+    spacings_mm = [spacing_mm * np.array(factor) for factor in plan.factors]
+    displacement, inverse = method(levels, start, spacings_mm, share, config)
     crop = (slice(None), *(slice(0, n) for n in shape))
 
     def finest(field: jax.Array) -> jax.Array:
@@ -129,7 +233,11 @@ def align(
 
 
 def _small_deformation(
-    levels: list[Features], start: jax.Array, spacings_mm: list[np.ndarray], config: InstanceConfig
+    levels: list[Features],
+    start: jax.Array,
+    spacings_mm: list[AnyArray],
+    share: jax.Array | None,
+    config: InstanceConfig,
 ) -> tuple[jax.Array, None]:
     """The sum of the start, which keeps its detail, and the interpolated control points of every level."""
     correction = jnp.zeros((len(start), *MIN_SHAPE, 3))
@@ -141,14 +249,18 @@ def _small_deformation(
         before = resize_displacement(start, shape) + correction
 
         control = jnp.zeros((len(start), *_control_shape(shape, stride), 3))
-        control = _minimise(_displaced, control, before, level, spacing_mm, steps, config)
+        control = _minimise(_displaced, control, before, level, spacing_mm, share, steps, config)
         correction = correction + resize_displacement(control, shape)
     finest = np.maximum(start.shape[1:4], correction.shape[1:4]).tolist()
     return resize_displacement(start, finest) + resize_displacement(correction, finest), None
 
 
 def _diffeomorphism(
-    levels: list[Features], start: jax.Array, spacings_mm: list[np.ndarray], config: InstanceConfig
+    levels: list[Features],
+    start: jax.Array,
+    spacings_mm: list[AnyArray],
+    share: jax.Array | None,
+    config: InstanceConfig,
 ) -> tuple[jax.Array, jax.Array]:
     """The flow of a stationary velocity given at control points, and its inverse."""
     velocity = _logarithm(
@@ -160,7 +272,7 @@ def _diffeomorphism(
         shape = level["fixed"].shape[1:4]
 
         velocity = resize_displacement(velocity, _control_shape(shape, stride))
-        velocity = _minimise(_flowed, velocity, None, level, spacing_mm, steps, config)
+        velocity = _minimise(_flowed, velocity, None, level, spacing_mm, share, steps, config)
     # The inverse of a flow on voxels, which the flow on control points, interpolated, would lack.
     velocity = resize_displacement(box_mean(velocity, 3), levels[-1]["fixed"].shape[1:4])
     return exponential(velocity), exponential(-velocity)
@@ -185,7 +297,8 @@ def _minimise(
     control: jax.Array,
     before: jax.Array | None,
     level: Features,
-    spacing_mm: np.ndarray,
+    spacing_mm: AnyArray,
+    share: jax.Array | None,
     steps: int,
     config: InstanceConfig,
 ) -> jax.Array:
@@ -204,7 +317,8 @@ def _minimise(
         def loss(control: jax.Array) -> jax.Array:
             forth, back = fields_of(control[None], before, features["fixed"].shape[1:4])
             # Times the points, so that the gradient of one of them doesn't shrink with their number.
-            return points * _energy(forth, back if config.symmetric else None, features, spacing_mm, config)
+            back = back if config.symmetric else None
+            return points * _energy(forth, back, features, spacing_mm, share, config)
 
         def step(state: Any, _: None) -> tuple[Any, jax.Array]:
             control, moments = state
@@ -236,10 +350,11 @@ def _energy(
     forth: jax.Array,
     back: jax.Array | None,
     features: Features,
-    spacing_mm: np.ndarray,
+    spacing_mm: AnyArray,
+    share: jax.Array | None,
     config: InstanceConfig,
 ) -> jax.Array:
-    """The minimised energy: dissimilarity plus regularisation of the displacement."""
+    """The minimised energy: dissimilarity, where `share` of the voxels aren't padding, and regularisation."""
     similarity = functools.partial(_dissimilarity, config=config)
     fixed, moving = features["fixed"], features["moving"]
     fixed_mask, moving_mask = features["fixed_mask"], features.get("moving_mask")
@@ -247,6 +362,8 @@ def _energy(
     if back is not None:
         inside = jnp.ones_like(fixed_mask) if moving_mask is None else moving_mask
         total = (total + similarity(moving, fixed, back, inside, fixed_mask)) / 2
+    if share is not None:
+        total = total * share
     spacings_mm = jnp.asarray(spacing_mm, forth.dtype)[None]
     if config.smoothness:
         total += config.smoothness * smoothness_loss(forth, spacings_mm)
@@ -277,28 +394,34 @@ def _dissimilarity(
     return ssd_loss(still, warped, mask=mask)
 
 
-def _search_pooling(factor: Shape, spacing_mm: Sequence[float], config: InstanceConfig) -> int:
-    """How many voxels of the coarsest level one voxel of the search spans, along each axis."""
-    finest_mm = min(np.multiply(spacing_mm, factor))
-    return max(SEARCH_POOLING, math.ceil(config.search_range_mm / SEARCH_RADIUS / finest_mm))
+def _plan(shape: Sequence[int], spacing_mm: Sequence[float], config: InstanceConfig) -> _Plan:
+    factors = tuple(_axis_factors(factor, spacing_mm) for factor in config.factors)
+    finest_mm = min(np.multiply(spacing_mm, factors[0]))
+    pooling = max(SEARCH_POOLING, math.ceil(config.search_range_mm / SEARCH_RADIUS / finest_mm))
+    searched = [pooling * factor for factor in factors[0]]
+    x, y, z = (math.lcm(*column) for column in zip(*factors, searched, strict=True))
+    grid = [-(-n // m) * m // f for n, m, f in zip(shape, (x, y, z), searched, strict=True)]
+    # No further than the grid reaches.
+    radius = np.minimum(
+        np.ceil(config.search_range_mm / np.multiply(spacing_mm, searched)), np.array(grid) - 1
+    )
+    rx, ry, rz = radius.astype(int).tolist()
+    return _Plan(factors, (x, y, z), pooling, (rx, ry, rz))
 
 
-def _searched(
-    level: Features, pooling: int, cell_mm: np.ndarray, config: InstanceConfig, *, masked: bool
-) -> jax.Array:
+def _searched(level: Features, plan: _Plan, config: InstanceConfig, *, masked: bool) -> jax.Array:
     """The start: the displacement of the discrete search on its own grid, or zeros without a search."""
     if not config.search_range_mm:
         return jnp.zeros((len(level["fixed"]), *MIN_SHAPE, 3))
-    fixed, moving = (_pooled(mind_ssc(level[name]), (pooling,) * 3) for name in ("fixed", "moving"))
+    pooling = (plan.pooling,) * 3
+    fixed, moving = (_pooled(mind_ssc(level[name]), pooling) for name in ("fixed", "moving"))
     masks = {}
     if masked:
         names = [name for name in ("fixed_mask", "moving_mask") if name in level]
-        masks = {name: _pooled(level[name], (pooling,) * 3) for name in names}
-    # No further than the grid reaches.
-    radius = np.minimum(np.ceil(config.search_range_mm / cell_mm), np.array(fixed.shape[1:4]) - 1)
+        masks = {name: _pooled(level[name], pooling) for name in names}
     # Without the barrier the features are made again and again.
     fixed, moving = jax.lax.optimization_barrier((fixed, moving))
-    return jax.lax.stop_gradient(search_displacement(fixed, moving, radius.astype(int).tolist(), **masks))
+    return jax.lax.stop_gradient(search_displacement(fixed, moving, plan.radius, **masks))
 
 
 def _unfolded(displacement: jax.Array) -> jax.Array:

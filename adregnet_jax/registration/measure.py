@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import nibabel as nib
 import numpy as np
 from jaxtyping import Float, Integer, Shaped
+from scipy import ndimage
 
 from adregnet_jax import metrics
 from adregnet_jax.data.io.images import Image
@@ -23,13 +25,13 @@ from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.preprocessing import rescale_percentiles, rescale_window
 from adregnet_jax.errors import UserError
 from adregnet_jax.ops.sampling import warp, warp_labels
-from adregnet_jax.registration.field import DisplacementField, warp_image, warp_points
+from adregnet_jax.registration import ladder
+from adregnet_jax.registration.field import DisplacementField, Interpolation
 from adregnet_jax.registration.options import Modality
 from adregnet_jax.report import tables
 
 PERCENTILES = (0.5, 99.5)  # of the intensities, between which two scans are compared
 
-_warp_image = jax.jit(warp_image, static_argnames=("mode", "padding"))
 _warp_nearest = jax.jit(functools.partial(warp, mode="nearest"))
 _warp_labels = jax.jit(warp_labels)
 
@@ -174,7 +176,8 @@ def measure_scans(
     if not np.isfinite(field.displacement).all():
         raise UserError("the field is not finite: the network diverged, or a setting is too large")
     displacement = np.asarray(field.displacement)
-    identity = DisplacementField(jnp.zeros_like(field.displacement), field.affine)
+    field = DisplacementField(displacement, np.asarray(field.affine))
+    identity = ladder.zero_field(field.shape, field.affine)
     low, high = np.percentile(scans.moving.values, PERCENTILES)
     if low == high:
         low, high = scans.moving.values.min(), scans.moving.values.max()
@@ -188,13 +191,16 @@ def measure_scans(
         _similarity(fixed, image, mask=_overlap(scans, by), modality=modality)
         for image, by in zip(images.values(), (identity, field), strict=True)
     )
-    jacobian = metrics.jacobian_statistics(displacement)
+    # The metrics are compiled once for all scans on the same rungs of the ladder.
+    continued = ladder.pad(displacement, outside="linear")
+    inside = ladder.pad(np.ones(displacement.shape[:3], bool), outside="zeros")
+    jacobian = metrics.jacobian_statistics(continued, mask=inside)
     row: tables.Row = {
         "similarity_measure": "NCC" if modality == "mono" else "mutual information",
         "similarity_before": before,
         "similarity": after,
         "folded_percent": jacobian["folded_percent"],
-        "folded_volume_percent": metrics.folded_volume_percent(displacement),
+        "folded_volume_percent": metrics.folded_volume_percent(continued, mask=inside),
         "jacobian_min": jacobian["minimum"],
         "jacobian_max": jacobian["maximum"],
     }
@@ -206,13 +212,15 @@ def measure_scans(
         moving=images["before"],
         warped=images["after"],
         displacement=displacement,
-        jacobian=metrics.jacobian(displacement),
+        jacobian=ladder.crop(metrics.jacobian(continued), displacement.shape[:3]),
         warped_labels=warped_labels,
     )
 
 
-def _on_fixed_grid(image: Image, field: DisplacementField, *, mode: str = "linear") -> np.ndarray:
-    return np.asarray(_warp_image(field, image.values, image.affine, mode=mode))
+def _on_fixed_grid(
+    image: Image, field: DisplacementField, *, mode: Interpolation = "linear"
+) -> Shaped[np.ndarray, "x y z"]:
+    return ladder.warp_image(field, image.values, image.affine, mode=mode)
 
 
 def _overlap(scans: ScanPair, field: DisplacementField) -> Shaped[np.ndarray, "x y z"]:
@@ -229,7 +237,8 @@ def _similarity(
     if not mask.any():
         return None
     similarity = metrics.ncc if modality == "mono" else metrics.mutual_information
-    return tables.finite(similarity(fixed, other, mask=mask))
+    on_rungs = (ladder.pad(values) for values in (fixed, other))
+    return tables.finite(similarity(*on_rungs, mask=ladder.pad(mask, outside="zeros")))
 
 
 def _label_row(
@@ -242,7 +251,7 @@ def _label_row(
     classes = np.unique(moving.values)
 
     def warped(by: DisplacementField) -> np.ndarray:
-        return np.asarray(_warp_image(by, moving.values, moving.affine, mode="label", classes=classes))
+        return ladder.warp_image(by, moving.values, moving.affine, mode="label", classes=classes)
 
     after = warped(field)
     # On one grid there is nothing to warp, which saves a minute with many labels.
@@ -261,5 +270,11 @@ def _world_landmark_row(scans: ScanPair, field: DisplacementField) -> tables.Row
     fixed, moving = scans.fixed_landmarks, scans.moving_landmarks
     if fixed is None or moving is None:
         return landmark_row(None, None)
-    mapped = np.asarray(warp_points(field, jnp.asarray(fixed)))
+    # As `field.warp_points`, without compiling for the number of landmarks.
+    voxels = nib.affines.apply_affine(np.linalg.inv(field.affine), fixed)
+    displacement = [
+        ndimage.map_coordinates(field.displacement[..., axis], voxels.T, order=1, mode="nearest")
+        for axis in range(3)
+    ]
+    mapped = fixed + np.stack(displacement, axis=-1) @ np.asarray(field.affine)[:3, :3].T
     return landmark_row(metrics.distances_mm(fixed, moving), metrics.distances_mm(mapped, moving))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 from adregnet_jax import provenance
 from adregnet_jax.data.io.images import Image, write_image
 from adregnet_jax.data.io.transforms import write_field, write_matrix
-from adregnet_jax.registration.field import after_field
+from adregnet_jax.registration.ladder import after_field
 from adregnet_jax.registration.results import RegisteredScans
 from adregnet_jax.report import page as html
 from adregnet_jax.report import tables
@@ -83,8 +82,7 @@ def write_results(
     if measurement.warped_labels is not None:
         write_image(folder / "warped_labels.nii.gz", Image(measurement.warped_labels, affine))
     if composite:
-        back = jnp.asarray(np.linalg.inv(matrix))
-        before_affine = np.asarray(after_field(registered.field, back).displacement)
+        before_affine = np.asarray(after_field(registered.field, np.linalg.inv(matrix)).displacement)
         write_field(folder / "field.h5", before_affine, affine, matrix=np.asarray(registered.matrix))
     (folder / "report.html").write_text(_page(registered), encoding="utf-8")
     summary = registered.summary() | {"origin": provenance.origin()}

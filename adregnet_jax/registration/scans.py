@@ -7,15 +7,11 @@ the fixed scan, and the two become one field, so that the moving scan is interpo
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
@@ -24,17 +20,10 @@ from adregnet_jax.config import AffineConfig, InstanceConfig
 from adregnet_jax.data.io.images import Image
 from adregnet_jax.data.preprocessing import rescale_percentiles
 from adregnet_jax.errors import UserError
+from adregnet_jax.registration import ladder
 from adregnet_jax.registration.adapter import predict_displacement
-from adregnet_jax.registration.affine import align_affine
-from adregnet_jax.registration.field import (
-    DisplacementField,
-    after_field,
-    field_from_affine,
-    invert_field,
-    reverse_field,
-    warp_image,
-)
-from adregnet_jax.registration.instance import align
+from adregnet_jax.registration.affine import align_affine_on_rungs
+from adregnet_jax.registration.instance import align_on_rungs
 from adregnet_jax.registration.measure import ScanPair
 from adregnet_jax.registration.options import Modality
 from adregnet_jax.registration.results import RegisteredScans
@@ -42,10 +31,6 @@ from adregnet_jax.weights.trained_network import TrainedNetwork
 
 MIN_BACKGROUND = 0.5  # a value is the background if at least this share of the border has it
 MASK_TOLERANCE_MM = 0.1  # greatest distance between the corners of a mask and of its scan
-
-_reverse_field = jax.jit(reverse_field, static_argnames="shape")
-_after_field = jax.jit(after_field)
-_warp_image = jax.jit(warp_image, static_argnames=("mode", "padding"))
 
 
 def register_scans(
@@ -104,15 +89,17 @@ def register_scans(
         affine = affine and dataclasses.replace(affine, similarity="mi")
     if not (apart and affine):
         _check_overlap(fixed, moving)
-    rescaled = [scan.values if constant else rescale_percentiles(scan.values, scan.name) for scan in pair]
-    scans = [jnp.asarray(values, jnp.float32) for values in rescaled]
+    scans = [
+        (scan.values if constant else rescale_percentiles(scan.values, scan.name)).astype(np.float32)
+        for scan in pair
+    ]
     masks = [_mask(fixed_mask, fixed), _mask(moving_mask, moving)]
     begin, seconds = _stopwatch(on_stage)
 
     begin("affine")
     matrix = np.eye(4)
     if affine is not None:
-        found = align_affine(
+        matrix = align_affine_on_rungs(
             scans[0],
             scans[1],
             fixed.affine,
@@ -121,44 +108,41 @@ def register_scans(
             moving_mask=masks[1],
             config=affine,
         )
-        matrix = np.asarray(found, np.float64)
 
     begin("deformable")
-    field = DisplacementField(jnp.zeros((*fixed.shape, 3)), jnp.asarray(fixed.affine, jnp.float32))
+    field = ladder.zero_field(fixed.shape, fixed.affine)
     back = field
     if instance is not None or network is not None:
         if modality == "multi":
             masks = [_foreground(scan, mask) for scan, mask in zip(pair, masks, strict=True)]
         moved, moved_mask = _on_grid_of(fixed, moving, scans[1], masks[1], matrix)
-        displacement, inverse = field.displacement[None], None
+        displacement, inverse = field.displacement, None
         if network is not None:
-            known = Image(rescaled[0], fixed.affine, fixed.name)
+            known = Image(scans[0], fixed.affine, fixed.name)
             # The optimisation finds detail by itself: the first run is enough of a start.
             runs = None if instance is None else 1
-            displacement = predict_displacement(network, known, np.asarray(moved), tile=tile, runs=runs)[None]
+            displacement = predict_displacement(network, known, moved, tile=tile, runs=runs)
         if instance is not None:
-            displacement, inverse = _refined(
-                _batch(scans[0]),
-                _batch(moved),
+            displacement, inverse = align_on_rungs(
+                scans[0],
+                moved,
                 start=None if network is None else displacement,
-                fixed_mask=None if masks[0] is None else _batch(masks[0]),
+                fixed_mask=masks[0],
                 moving_mask=moved_mask,
-                spacing_mm=tuple(fixed.spacing_mm.round(4).tolist()),
+                spacing_mm=fixed.spacing_mm.round(4).tolist(),
                 config=instance,
             )
-        field = dataclasses.replace(field, displacement=displacement[0])
-        back = invert_field(field)
-        if inverse is not None:
-            back = dataclasses.replace(field, displacement=inverse[0])
-    jax.block_until_ready(field)
+        field = dataclasses.replace(field, displacement=displacement)
+        if inverse is None:
+            back = ladder.invert_field(field)
+        else:
+            back = dataclasses.replace(field, displacement=inverse)
 
     begin("inverse")
-    on_moving = {"shape": moving.shape, "affine": jnp.asarray(moving.affine, jnp.float32)}
-    inverse = _reverse_field(back, jnp.asarray(matrix), **on_moving)
-    field = _after_field(field, jnp.asarray(matrix))
+    inverse = ladder.reverse_field(back, matrix, shape=moving.shape, affine=moving.affine)
+    field = ladder.after_field(field, matrix)
     values = moving.values.astype(np.float32)
-    warped = np.asarray(_warp_image(field, values - values.min(), moving.affine) + values.min())
-    jax.block_until_ready(inverse)
+    warped = ladder.warp_image(field, values - values.min(), moving.affine) + values.min()
     begin("")
     return RegisteredScans(
         ScanPair(fixed, moving, fixed_mask, moving_mask),
@@ -169,13 +153,6 @@ def register_scans(
         modality=modality,
         seconds=seconds,
     )
-
-
-@functools.partial(jax.jit, static_argnames=("spacing_mm", "config"))
-def _refined(fixed: jax.Array, moving: jax.Array, **options: Any) -> tuple[jax.Array, jax.Array | None]:
-    """Displacement and inverse of `align`, without the warped images, which aren't needed."""
-    found = align(fixed, moving, **options)
-    return found.displacement, found.inverse
 
 
 def _stopwatch(
@@ -199,30 +176,24 @@ def _stopwatch(
 
 
 def _on_grid_of(
-    fixed: Image, moving: Image, values: jax.Array, mask: jax.Array | None, matrix: np.ndarray
-) -> tuple[jax.Array, jax.Array | None]:
-    """The moving scan on the fixed grid, [x, y, z], and where it counts, [1, x, y, z, 1] or None."""
-    grid = field_from_affine(
-        jnp.asarray(matrix), shape=fixed.shape, affine=jnp.asarray(fixed.affine, jnp.float32)
-    )
+    fixed: Image, moving: Image, values: np.ndarray, mask: np.ndarray | None, matrix: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The moving scan on the fixed grid, [x, y, z], and where it counts, [x, y, z] or None."""
+    grid = ladder.after_field(ladder.zero_field(fixed.shape, fixed.affine), matrix)
     # A finer moving grid is smoothed first, as `preprocessing.resample` does, against aliasing.
     ratio = fixed.spacing_mm.min() / moving.spacing_mm
     smooth = np.maximum(ratio - 1, 0) / 2
     if (smooth > 0.25).any():
-        values = jnp.asarray(ndimage.gaussian_filter(np.asarray(values), smooth, mode="nearest"))
-    moved = _warp_image(grid, values, moving.affine, padding="border")
-    inside = jnp.ones(moving.shape) if mask is None else mask
-    counts = _warp_image(grid, inside, moving.affine, padding="zeros")
-    if mask is None and float(counts.min()) > 0.5:
+        values = ndimage.gaussian_filter(values, smooth, mode="nearest")
+    moved = ladder.warp_image(grid, values, moving.affine, padding="border")
+    inside = np.ones(moving.shape, np.float32) if mask is None else mask
+    counts = ladder.warp_image(grid, inside, moving.affine)
+    if mask is None and counts.min() > 0.5:
         return moved, None
-    return moved, _batch(counts > 0.5).astype(jnp.float32)
+    return moved, (counts > 0.5).astype(np.float32)
 
 
-def _batch(values: jax.Array) -> jax.Array:
-    return values[None, ..., None]
-
-
-def _mask(mask: Image | None, scan: Image) -> jax.Array | None:
+def _mask(mask: Image | None, scan: Image) -> np.ndarray | None:
     """[x, y, z] of 0 and 1, or None."""
     if mask is None:
         return None
@@ -235,10 +206,10 @@ def _mask(mask: Image | None, scan: Image) -> jax.Array | None:
         )
     if not (mask.values > 0).any():
         raise UserError(f"{mask.name}: the mask is empty; expected voxels above 0 where the scan counts")
-    return jnp.asarray(mask.values > 0, jnp.float32)
+    return (mask.values > 0).astype(np.float32)
 
 
-def _foreground(scan: Image, mask: jax.Array | None) -> jax.Array | None:
+def _foreground(scan: Image, mask: np.ndarray | None) -> np.ndarray | None:
     """[x, y, z] of 0 and 1: the mask without a constant background; the mask itself if there is none."""
     border = np.ones(scan.shape, bool)
     border[1:-1, 1:-1, 1:-1] = False
@@ -246,7 +217,7 @@ def _foreground(scan: Image, mask: jax.Array | None) -> jax.Array | None:
     background = values[counts.argmax()]
     if counts.max() < MIN_BACKGROUND * counts.sum():
         return mask
-    inside = jnp.asarray(ndimage.binary_fill_holes(scan.values != background), jnp.float32)
+    inside = ndimage.binary_fill_holes(scan.values != background).astype(np.float32)
     return inside if mask is None else inside * mask
 
 
