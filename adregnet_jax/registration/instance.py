@@ -157,8 +157,10 @@ def _aligned_on_rungs(
     config: InstanceConfig,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Displacement and inverse [x, y, z, 3], without the warped image, which isn't needed."""
-    x, y, z = jnp.ix_(*(jnp.arange(n) < size for n, size in zip(fixed.shape, shape, strict=True)))
-    scan = (x & y & z).astype(fixed.dtype)
+    scan = functools.reduce(
+        jnp.logical_and,
+        (index < size for index, size in zip(jnp.indices(fixed.shape, sparse=True), shape, strict=True)),
+    )
     found = _aligned(
         *(a if a is None else a[None, ..., None] for a in (fixed, moving)),
         None if start is None else start[None],
@@ -166,7 +168,7 @@ def _aligned_on_rungs(
         spacing_mm,
         plan=plan,
         config=config,
-        scan=scan[None, ..., None],
+        scan=scan.astype(fixed.dtype)[None, ..., None],
         voxels=voxels,
     )
     return found.displacement[0], None if found.inverse is None else found.inverse[0]
