@@ -19,6 +19,7 @@ from adregnet_jax.cli.options import in_option_words
 from adregnet_jax.cli.pack import pack
 from adregnet_jax.cli.register import register
 from adregnet_jax.cli.sample import sample
+from adregnet_jax.cli.warmup import warmup
 from adregnet_jax.errors import UserError
 from adregnet_jax.provenance import __version__
 
@@ -59,7 +60,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # its tables cut off the names of options in 80 columns
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (register, batch, apply, invert, compose, convert, info, sample, export, pack):
+for command in (register, batch, apply, invert, compose, convert, info, sample, warmup, export, pack):
     app.command()(command)
 
 

@@ -95,7 +95,7 @@ def _predict(
     found = np.asarray(network.displacement(network.params, *map(jnp.asarray, padded), tile=tile))[0]
     to_native = np.diag([*scale, 1.0])
     to_native[:3, 3] = offset
-    field = DisplacementField(ladder.crop(found, target), (affine @ to_native).astype(np.float32))
+    field = DisplacementField(ladder.crop(found, target.tolist()), (affine @ to_native).astype(np.float32))
     return np.asarray(ladder.resample_field(field, shape=fixed.shape, affine=fixed.affine).displacement)
 
 

@@ -126,20 +126,50 @@ def align_on_rungs(
     Returns:
       Displacement and inverse (None unless `config.diffeomorphic`) in voxels.
     """
-    shape = fixed.shape
     arrays = [None if a is None else ladder.pad(a) for a in (fixed, moving, start, fixed_mask, moving_mask)]
+    grid, plan = _on_rungs(fixed.shape, spacing_mm, config)
+    displacement, inverse = _aligned_on_rungs(*arrays, *grid, plan=plan, config=config)
+    return (
+        ladder.crop(displacement, fixed.shape),
+        None if inverse is None else ladder.crop(inverse, fixed.shape),
+    )
+
+
+def compile_on_rungs(
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    *,
+    started: bool,
+    fixed_masked: bool,
+    moving_masked: bool,
+    config: InstanceConfig,
+) -> None:
+    """Compiles the program of `align_on_rungs`, into JAX's cache on disk, without running it.
+
+    Args:
+      shape: (x, y, z) of the scans.
+      spacing_mm: of the scans.
+      started: whether there will be a start.
+      fixed_masked: whether there will be a mask of the fixed scan.
+      moving_masked: whether there will be a mask of the moving scan.
+      config: as for `align_on_rungs`.
+    """
+    scan = jax.ShapeDtypeStruct(ladder.rungs(shape), jnp.float32)
+    start = jax.ShapeDtypeStruct((*scan.shape, 3), jnp.float32) if started else None
+    masks = (scan if masked else None for masked in (fixed_masked, moving_masked))
+    grid, plan = _on_rungs(shape, spacing_mm, config)
+    _aligned_on_rungs.lower(scan, scan, start, *masks, *grid, plan=plan, config=config).compile()
+
+
+def _on_rungs(
+    shape: Sequence[int], spacing_mm: Sequence[float], config: InstanceConfig
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], _Plan]:
+    """The last arguments of `_aligned_on_rungs`."""
     plan = _plan(ladder.rungs(shape), spacing_mm, config)
     # What `align` would pad the scans to. Only this counts in the regularisation.
-    size = [float(-(-n // m) * m) for n, m in zip(shape, plan.multiple, strict=True)]
-    displacement, inverse = _aligned_on_rungs(
-        *arrays,
-        np.array(shape, np.int32),
-        np.array(spacing_mm, np.float32),
-        np.float32(math.prod(size)),
-        plan=plan,
-        config=config,
-    )
-    return ladder.crop(displacement, shape), None if inverse is None else ladder.crop(inverse, shape)
+    size = [-(-n // m) * m for n, m in zip(shape, plan.multiple, strict=True)]
+    voxels = np.array(math.prod(size), np.float32)
+    return (np.array(shape, np.int32), np.array(spacing_mm, np.float32), voxels), plan
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "config"))
@@ -212,8 +242,11 @@ def _aligned(
         start = _searched(levels[0], plan, config, masked=masked)
     share = None
     if scan is not None and voxels is not None:
-        for level, factor in zip(levels, plan.factors, strict=True):
-            level["fixed_mask"] = _pooled(jnp.pad(inside * scan, padding), factor)
+        # Only from here on: the search would take displacements of what doesn't count from the others.
+        scans["fixed_mask"] = jnp.pad(inside * scan, padding)
+        if moving_mask is not None:
+            scans["moving_mask"] *= jnp.pad(scan, padding)
+        levels = [{name: _pooled(scan, factor) for name, scan in scans.items()} for factor in plan.factors]
         # The similarity is a mean over what counts, the regularisation one over all voxels.
         share = voxels / math.prod(scans["fixed"].shape[1:4])
     method = _diffeomorphism if config.diffeomorphic else _small_deformation

@@ -7,6 +7,7 @@ compiled once for all grids on the same rungs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from jaxtyping import Float, Integer, Real, Shaped
 
 from adregnet_jax.ops.sampling import Padding
 from adregnet_jax.registration import field as fields
-from adregnet_jax.registration.field import DisplacementField, Interpolation
+from adregnet_jax.registration.field import DisplacementField
 
 RUNGS_PER_OCTAVE = 8  # a rung is at most an eighth larger than the one below it
 LEAST_STEP = 2  # voxels
@@ -74,11 +75,11 @@ def warp_image(
     values: Shaped[np.ndarray, "x2 y2 z2"],
     affine: Real[np.ndarray, "4 4"],
     *,
-    mode: Interpolation = "linear",
+    mode: Literal["linear", "nearest", "label"] = "linear",
     padding: Padding = "zeros",
     classes: Integer[np.ndarray, " k"] | None = None,
 ) -> Shaped[np.ndarray, "x y z"]:
-    """`field.warp_image`; mode "label" needs `classes`."""
+    """`field.warp_image`, without cubic splines, whose border would be another; "label" needs `classes`."""
     if mode == "linear":
         values = values.astype(np.float32, copy=False)
     if mode != "label":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from adregnet_jax.data.preprocessing import rescale_percentiles, rescale_window
 from adregnet_jax.errors import UserError
 from adregnet_jax.ops.sampling import warp, warp_labels
 from adregnet_jax.registration import ladder
-from adregnet_jax.registration.field import DisplacementField, Interpolation
+from adregnet_jax.registration.field import DisplacementField
 from adregnet_jax.registration.options import Modality
 from adregnet_jax.report import tables
 
@@ -218,7 +218,7 @@ def measure_scans(
 
 
 def _on_fixed_grid(
-    image: Image, field: DisplacementField, *, mode: Interpolation = "linear"
+    image: Image, field: DisplacementField, *, mode: Literal["linear", "nearest"] = "linear"
 ) -> Shaped[np.ndarray, "x y z"]:
     return ladder.warp_image(field, image.values, image.affine, mode=mode)
 
