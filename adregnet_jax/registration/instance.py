@@ -191,14 +191,20 @@ def _aligned_on_rungs(
         jnp.logical_and,
         (index < size for index, size in zip(jnp.indices(fixed.shape, sparse=True), shape, strict=True)),
     )
+
+    def batch(values: jax.Array | None) -> jax.Array | None:
+        return None if values is None else values[None, ..., None]
+
     found = _aligned(
-        *(a if a is None else a[None, ..., None] for a in (fixed, moving)),
+        fixed[None, ..., None],
+        moving[None, ..., None],
         None if start is None else start[None],
-        *(a if a is None else a[None, ..., None] for a in (fixed_mask, moving_mask)),
+        batch(fixed_mask),
+        batch(moving_mask),
         spacing_mm,
         plan=plan,
         config=config,
-        scan=scan.astype(fixed.dtype)[None, ..., None],
+        scan=batch(scan.astype(fixed.dtype)),
         voxels=voxels,
     )
     return found.displacement[0], None if found.inverse is None else found.inverse[0]

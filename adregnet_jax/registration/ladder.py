@@ -11,8 +11,9 @@ from typing import Literal
 
 import jax
 import numpy as np
-from jaxtyping import Float, Integer, Real, Shaped
+from jaxtyping import Integer, Real, Shaped
 
+from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.sampling import Padding
 from adregnet_jax.registration import field as fields
 from adregnet_jax.registration.field import DisplacementField
@@ -86,6 +87,8 @@ def warp_image(
         warped = _warp_image(_padded(field), pad(values, outside=padding), affine, mode=mode, padding=padding)
         return crop(warped, field.shape)
     # Labels keep their border up to half a voxel beyond it.
+    if classes is None:
+        raise ValueError('mode "label" needs the classes')
     missing = rung(len(classes)) - len(classes)
     classes = np.pad(classes, (0, missing), mode="edge")  # a label that comes again wins nothing
     labels = _warp_image(_padded(field), pad(values), affine, mode="label", padding="border", classes=classes)
@@ -126,14 +129,14 @@ def resample_field(
     return _cropped(_resample_field(_padded(field), shape=rungs(shape), affine=affine), shape, affine)
 
 
-def zero_field(shape: Sequence[int], affine: Float[np.ndarray, "4 4"]) -> DisplacementField:
+def zero_field(shape: Sequence[int], affine: Real[AnyArray, "4 4"]) -> DisplacementField:
     """The field that moves nothing."""
-    return DisplacementField(np.zeros((*shape, 3), np.float32), affine.astype(np.float32))
+    return DisplacementField(np.zeros((*shape, 3), np.float32), np.asarray(affine, np.float32))
 
 
 def _padded(field: DisplacementField) -> DisplacementField:
     return DisplacementField(pad(np.asarray(field.displacement)), field.affine)
 
 
-def _cropped(field: DisplacementField, shape: Sequence[int], affine: np.ndarray) -> DisplacementField:
+def _cropped(field: DisplacementField, shape: Sequence[int], affine: AnyArray) -> DisplacementField:
     return DisplacementField(crop(field.displacement, shape), np.asarray(affine, np.float32))

@@ -116,14 +116,14 @@ def register_scans(
         if modality == "multi":
             masks = [_foreground(scan, mask) for scan, mask in zip(pair, masks, strict=True)]
         moved, moved_mask = _on_grid_of(fixed, moving, scans[1], masks[1], matrix)
-        displacement, inverse = field.displacement, None
+        displacement, reverse = np.asarray(field.displacement), None
         if network is not None:
             known = Image(scans[0], fixed.affine, fixed.name)
             # The optimisation finds detail by itself: the first run is enough of a start.
             runs = None if instance is None else 1
             displacement = predict_displacement(network, known, moved, tile=tile, runs=runs)
         if instance is not None:
-            displacement, inverse = align_on_rungs(
+            displacement, reverse = align_on_rungs(
                 scans[0],
                 moved,
                 start=None if network is None else displacement,
@@ -133,10 +133,10 @@ def register_scans(
                 config=instance,
             )
         field = dataclasses.replace(field, displacement=displacement)
-        if inverse is None:
+        if reverse is None:
             back = ladder.invert_field(field)
         else:
-            back = dataclasses.replace(field, displacement=inverse)
+            back = dataclasses.replace(field, displacement=reverse)
 
     begin("inverse")
     inverse = ladder.reverse_field(back, matrix, shape=moving.shape, affine=moving.affine)

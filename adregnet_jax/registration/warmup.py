@@ -40,7 +40,7 @@ def count_compilations() -> Iterator[Compilations]:
     """Counts the programs that JAX compiles, or reads from its cache on disk, inside the block."""
     found = Compilations()
 
-    def add_program(event: str, _seconds: float, **_: str | int) -> None:
+    def add_program(event: str, duration_secs: float, **_: str | int) -> None:
         found.programs += event == COMPILED
 
     def add_hit(event: str, **_: str | int) -> None:

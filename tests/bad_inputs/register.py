@@ -1,4 +1,4 @@
-"""`adregnet register`, `export` and `sample`: scans, masks, labels, landmarks, weights, options."""
+"""`adregnet register`, `export`, `warmup` and `sample`: scans, masks, labels, landmarks, weights, options."""
 
 from __future__ import annotations
 
@@ -229,6 +229,15 @@ REGISTER = [
         nothing,
         "run holds no config.json",
     ),
+    Case("warmup_flat", "adregnet warmup --shape 8 8 0", nothing, r"--shape \(8, 8, 0\) .*8 voxels or more"),
+    Case(
+        "warmup_spacing",
+        "adregnet warmup --shape 8 8 8 --spacing 1 inf 1",
+        nothing,
+        "--spacing .*expected .* above 0",
+    ),
+    Case("warmup_words", "adregnet warmup --shape a b c", nothing, "Invalid value for '--shape'"),
+    Case("warmup_nowhere", "adregnet warmup", nothing, "Missing option '--shape'"),
     Case("sample_nowhere", "adregnet sample", nothing, "Missing argument 'FOLDER'"),
     Case("sample_seed", "adregnet sample out --seed -1", nothing, "'--seed': "),
     Case(

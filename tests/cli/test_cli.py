@@ -6,6 +6,7 @@ import functools
 import gzip
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -919,6 +920,16 @@ def test_a_jax_that_is_not_supported_is_refused(monkeypatch, files, scans, tmp_p
     ):
         assert expected in refusal(*arguments)
     scans.assert_not_called()
+
+
+def test_warmup_reports_its_programs(monkeypatch):
+    monkeypatch.setattr("adregnet_jax.launch.process.cache_every_program", lambda: None)
+    options = ["--method", "instance", "--no-affine", "--set", "search_range_mm=0", "--effort", "fast"]
+    said = succeed("warmup", "--shape", 15, 16, 17, "--spacing", 2, 2, 2, *options).stdout
+    assert re.fullmatch(
+        r"\d+ programs, 0 of them from the cache, in [\d.]+ s, for scans of 15-16 x 15-16 x 17-18 voxels\n",
+        said,
+    )
 
 
 def test_help_needs_no_jax():
