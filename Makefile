@@ -17,7 +17,7 @@ demo: setup
 	$(BIN)/python eval.py --config configs/phantom_demo.py --workdir runs/demo
 	@echo "The pictures are in runs/demo/eval/figures, the tables in runs/demo/eval."
 
-# Everything but the tests marked `program`, which `make test-programs` runs: they take two minutes more.
+# Everything but the tests marked `program`, which `make test-programs` runs: they take three minutes more.
 test: setup
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal -m "not program"
 

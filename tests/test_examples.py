@@ -11,6 +11,8 @@ import pytest
 from adregnet_jax.data.io.images import Image, write_image
 from tests.registration.test_field import AFFINE, SHAPE, smooth
 
+pytestmark = pytest.mark.program
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

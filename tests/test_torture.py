@@ -8,6 +8,8 @@ import pytest
 from tools.torture import faults, kills
 from tools.torture.runs import LostError, Place, check_files
 
+pytestmark = pytest.mark.program
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Place:
