@@ -36,9 +36,9 @@ from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.cpu.budget import limit_bytes, traces_for_cpu
 from adregnet_jax.ops.cpu.chunks import map_nearby
 from adregnet_jax.ops.gpu import neighbourhood as gpu
+from adregnet_jax.ops.gpu.neighbourhood import OUTSIDE
 from adregnet_jax.ops.slabs import whole_width
 
-_OUTSIDE = -1e30  # the logit of a neighbour beyond the border: no softmax sees it
 _GROUP = 8  # channels in one written-out sum
 
 
@@ -172,10 +172,10 @@ def _xy_offsets(radius: int) -> np.ndarray:
 
 
 def _border_biases(first: int | Array, shape: Sequence[int], whole: int, radius: int) -> list[Array]:
-    """For each z offset, [(2r+1)^2, 1, x, y, z]: 0 where the neighbour is in the volume, or _OUTSIDE."""
+    """For each z offset, [(2r+1)^2, 1, x, y, z]: 0 where the neighbour is in the volume, or OUTSIDE."""
 
     def outside(place: AnyArray, n: int) -> Array:
-        return jnp.where((place >= 0) & (place < n), jnp.float32(0), jnp.float32(_OUTSIDE))
+        return jnp.where((place >= 0) & (place < n), jnp.float32(0), jnp.float32(OUTSIDE))
 
     slices, ny, nz = shape
     offsets = _xy_offsets(radius)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-_OUTSIDE = -1e30  # the logit of a neighbour beyond the border: no softmax sees it
+OUTSIDE = -1e30  # the logit of a neighbour beyond the border: no softmax sees it
 
 
 @functools.partial(jax.checkpoint, static_argnums=(4, 5))
@@ -34,22 +34,11 @@ def attend_slices(
 ) -> tuple[Float[Array, "b x y z c"], Float[Array, "b x y z 3"], Float[Array, "b x y z"]]:
     """`ops.neighbourhood.attend_slices`; the gradient computes the weights again, where it would keep them.
 
-    Args:
-      query: [b, x, y, z, d].
-      key: [b, x, y, z, d].
-      value: [b, x, y, z, c].
-      first: index along x, in the whole volume, of the first slice; it may be traced.
-      radius: of the neighbourhood, in voxels.
-      whole: how many slices the whole volume has.
-
-    Returns:
-      attended: [b, x, y, z, c], the weighted mean of the values.
-      offset: [b, x, y, z, 3], the weighted mean of the neighbours' offsets, in voxels.
-      entropy: [b, x, y, z], of the weights, in nats.
+    Arguments and results are those described there.
     """
     # [b, x, y, z, n]
     logits = _correlate(query, key, radius) * query.shape[-1] ** -0.5
-    logits = jnp.where(_is_inside(query.shape, radius, first, whole), logits, _OUTSIDE)
+    logits = jnp.where(_is_inside(query.shape, radius, first, whole), logits, OUTSIDE)
     # The maximum keeps exp in range and cancels: no gradient has to pass through it.
     logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     exponentials = jnp.exp(logits)
