@@ -48,6 +48,9 @@ class SyntheticConfig:
     same_contrast: float = 0.5  # share of the pairs whose scans have the same contrast
     match_contrast: bool = False  # matches the moving scan's contrast to the fixed scan's, as `register` does
     curriculum_cases: int = 2000  # training cases before full difficulty is reached; 0: from the first one
+    # Draw training pairs in JAX on the devices (`adregnet_jax.synthesis`), not in NumPy on the host: other
+    # pairs of the same distribution. Validation and test pairs stay the same.
+    on_device: bool = False
     train_cases: int = 100_000
     validation_cases: int = 20
     test_cases: int = 50
@@ -405,6 +408,9 @@ class RunConfig:
     validate_every_epochs: int = 1
     checkpoint_every_steps: int = 200
     log_every_steps: int = 10
+    # Training steps in one program, where it draws its own pairs (`data.synthetic.on_device`): a GPU then
+    # doesn't wait for the host between steps. It divides the steps between logs, checkpoints and epochs.
+    steps_per_dispatch: int = 1
     # "check": refuse a training step that does not fit into memory before it runs. "auto": choose
     # model.remat, model.attention_block and model.dtype so that it fits. "off": try.
     memory: str = "check"
@@ -413,7 +419,7 @@ class RunConfig:
 
     def check(self, prefix: str = "run.") -> None:
         at_least_one = ("space_devices", "validate_every_epochs", "checkpoint_every_steps", "log_every_steps")
-        _expect_at_least(self, prefix, 1, *at_least_one)
+        _expect_at_least(self, prefix, 1, *at_least_one, "steps_per_dispatch")
         _expect_one_of(self, prefix, "memory", ("check", "auto", "off"))
 
 
@@ -440,6 +446,34 @@ class Config:
                 "loss.field and data.exchange exclude each other: the true displacement of scans that have"
                 " changed places is unknown; turn one of them off"
             )
+        if self.run.steps_per_dispatch > 1:
+            self._check_dispatches()
+
+    @property
+    def draws_on_device(self) -> bool:
+        """Whether the program of a training step draws its own pairs."""
+        return self.data.kind == "synthetic" and self.data.synthetic.on_device
+
+    def _check_dispatches(self) -> None:
+        steps = self.run.steps_per_dispatch
+        if not self.draws_on_device:
+            raise UserError(
+                f"run.steps_per_dispatch is {steps}: expected 1, unless pairs are drawn on the device"
+                " (data.kind=synthetic with data.synthetic.on_device=True)"
+            )
+        epoch = self.optimiser.steps_per_epoch or math.ceil(
+            self.data.synthetic.train_cases / self.optimiser.batch_size
+        )
+        intervals = {
+            "the steps of an epoch": epoch,
+            "run.log_every_steps": self.run.log_every_steps,
+            "run.checkpoint_every_steps": self.run.checkpoint_every_steps,
+        }
+        for name, interval in intervals.items():
+            if interval % steps:
+                raise UserError(
+                    f"run.steps_per_dispatch is {steps}: expected a number that divides {name}, {interval}"
+                )
 
 
 def _expect(config: Any, prefix: str, name: str, holds: bool, expected: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import signal
 import sys
@@ -34,7 +35,10 @@ from adregnet_jax.data.splits import Splits, load_splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.metrics import tre_mm
 from adregnet_jax.nn.models import make_model
+from adregnet_jax.nn.prediction import check_width
 from adregnet_jax.ops.convolution import check_implementation
+from adregnet_jax.ops.slabs import SPACE
+from adregnet_jax.synthesis.batches import draw_batch
 from adregnet_jax.training.checkpoint import (
     Checkpoints,
     check_architecture,
@@ -46,6 +50,7 @@ from adregnet_jax.training.memory import available_bytes, fitting_step, recorded
 from adregnet_jax.training.record import append_start, write_record, write_splits
 from adregnet_jax.training.run_log import RunLog
 from adregnet_jax.training.sharding import (
+    draw_on_devices,
     make_mesh,
     place,
     replicated,
@@ -111,10 +116,18 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
         patience = max(config.run.patience_epochs, config.run.validate_every_epochs) * steps_per_epoch
 
     model = make_model(config.model)
-    put = functools.partial(place, mesh=mesh, multiple=model.multiple if shares_volumes(mesh) else 1)
+    multiple = model.multiple if shares_volumes(mesh) else 1
+    put = functools.partial(place, mesh=mesh, multiple=multiple)
     optimiser = make_optimiser(config.optimiser, steps_per_epoch)
     rate_of = learning_rate(config.optimiser, steps_per_epoch)
     decay = config.optimiser.average_decay
+    stride = config.run.steps_per_dispatch
+    drawn: dict[str, Any] = {}
+    if config.draws_on_device:
+        check_width(splits.train[0].fixed.shape[0], mesh.shape[SPACE], multiple)
+        draw = functools.partial(draw_batch, config=config.data, seed=config.seed)
+        draw = functools.partial(draw_on_devices, draw, batch_size=batch_size, mesh=mesh)
+        drawn = {"draw": draw, "steps": stride}
     make_step = functools.partial(
         make_train_step,
         optimiser=optimiser,
@@ -123,6 +136,7 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
         seed=config.seed,
         accumulate=config.optimiser.accumulate,
         average_decay=decay,
+        **drawn,
     )
     init = make_init(model, optimiser, splits.train[0].fixed.shape, mesh, averaged=decay > 0)
     key = jax.random.key(config.seed)
@@ -133,6 +147,7 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
         state = checkpoints.restore(abstract_state(init, key, mesh))
         state = state or initial_state(init, key, mesh, config.init_from, say)
         start, best_metric, best_step = int(state.step), float(state.best_metric), int(state.best_step)
+        check_start(start, stride)
         if append_start(workdir, start, data_fingerprint(config.data)):
             say("the data files have changed since the previous start: see starts.jsonl")
         log = stack.enter_context(
@@ -142,17 +157,21 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
         if config.model.convolution == "onednn":
             log.say("convolves by oneDNN: every start compiles anew")
         signals = stack.enter_context(remembered_signals())
-        prefetched = pipeline.iterate_from(batches, start, workers=config.data.workers)
-        unread: list[tuple[int, Metrics]] = []  # steps and metrics that are still on the device
+        prefetched: Iterator[pipeline.Batch] = (
+            itertools.repeat({})
+            if config.draws_on_device
+            else pipeline.iterate_from(batches, start, workers=config.data.workers)
+        )
+        unread: list[tuple[int, Metrics]] = []  # last steps and metrics that are still on the device
 
-        for step in range(start + 1, total_steps + 1):
-            if step - 1 - best_step >= patience:
+        for step in range(start + stride, total_steps + 1, stride):
+            if step - stride - best_step >= patience:
                 break
             with log.waiting():
                 made = next(prefetched)
             local, stop_now = agreed(made, stop=bool(signals))
-            batch = put(local, rows, batch_size)
-            if step == start + 1:
+            batch = put(local, rows, batch_size) if local else {}
+            if step == start + stride:
                 chosen, train_step = planned_step(config, make_step, state, batch, mesh, log.say)
                 if chosen != config.model:
                     config = dataclasses.replace(config, model=chosen)
@@ -166,14 +185,14 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
 
             validate_now = step % validate_every == 0 or step == total_steps
             save_now = validate_now or step % config.run.checkpoint_every_steps == 0 or stop_now
-            previous_is_logged = (step - 1) % config.run.log_every_steps == 0
+            previous_is_logged = (step - stride) % config.run.log_every_steps == 0
             if not (save_now or previous_is_logged):
                 continue
 
             # Except before a save, the newest metrics stay on the device, where their step still runs.
             ready, unread = (unread, []) if save_now else (unread[:-1], unread[-1:])
             records = fetch(ready)
-            rate, waiting = log.steps_per_second(step if save_now else step - 1), log.waiting_share()
+            rate, waiting = log.steps_per_second(step if save_now else step - stride), log.waiting_share()
             metric = None
             if validate_now and splits.validation:
                 validation = validate(
@@ -198,7 +217,7 @@ def _train(config: Config, workdir: Path, splits: Splits, first: Pair | None) ->
                     log.write(logged, record | learning)
             if save_now:
                 checkpoints.save(step, state, metric=metric)
-            log.restart_clock(step if save_now else step - 1)
+            log.restart_clock(step if save_now else step - stride)
             if stop_now:
                 number = signals[0] if signals else signal.SIGTERM  # received by another process
                 log.say(f"stopped by {signal.Signals(number).name} at step {step}; the same command resumes")
@@ -293,7 +312,7 @@ def agreed(batch: pipeline.Batch, *, stop: bool) -> tuple[pipeline.Batch, bool]:
     """Makes the processes of a run agree on the shape of a batch and on the step at which they stop.
 
     Args:
-        batch: the rows of this process.
+        batch: the rows of this process; empty where the program draws its own.
         stop: whether this process was asked to stop.
 
     Returns:
@@ -304,8 +323,9 @@ def agreed(batch: pipeline.Batch, *, stop: bool) -> tuple[pipeline.Batch, bool]:
     """
     if jax.process_count() == 1:
         return batch, stop
-    room = batch["landmark_valid"].shape[1]
-    of_all = multihost_utils.process_allgather(np.array([*batch["fixed"].shape[1:4], room, stop], np.int32))
+    shape = batch["fixed"].shape[1:4] if batch else (0, 0, 0)
+    room = batch["landmark_valid"].shape[1] if batch else 0
+    of_all = multihost_utils.process_allgather(np.array([*shape, room, stop], np.int32))
     if (of_all[:, :3] != of_all[0, :3]).any():
         raise UserError(
             f"expected the pairs of a batch to have one shape, the processes have {of_all[:, :3].tolist()}:"
@@ -323,6 +343,9 @@ def agreed(batch: pipeline.Batch, *, stop: bool) -> tuple[pipeline.Batch, bool]:
 def fetch(metrics: Sequence[tuple[int, Metrics]]) -> dict[int, dict[str, float]]:
     """Copies the metrics of some steps from the device.
 
+    Args:
+        metrics: the last step of each call of the program, and the metrics of its steps.
+
     Returns:
         The metrics of each step, as floats.
 
@@ -330,10 +353,22 @@ def fetch(metrics: Sequence[tuple[int, Metrics]]) -> dict[int, dict[str, float]]
         UserError: a metric is not finite.
     """
     records = {}
-    for step, values in jax.device_get(metrics):
-        records[step] = {f"train/{name}": float(value) for name, value in values.items()}
-        check_finite(records[step], step)
+    for last, values in jax.device_get(metrics):
+        of_steps = {f"train/{name}": np.atleast_1d(value).tolist() for name, value in values.items()}
+        for n, of_step in enumerate(zip(*of_steps.values(), strict=True)):
+            step = last - len(of_steps["train/loss"]) + 1 + n
+            records[step] = dict(zip(of_steps, of_step, strict=True))
+            check_finite(records[step], step)
     return records
+
+
+def check_start(start: int, steps: int) -> None:
+    """Refuses to resume after `start` steps in programs of `steps` steps that would miss the intervals."""
+    if start % steps:
+        raise UserError(
+            f"run.steps_per_dispatch is {steps}, and the run resumes at step {start}: expected a number that"
+            f" divides it, for instance {math.gcd(start, steps)}"
+        )
 
 
 def check_finite(record: dict[str, float], step: int) -> None:

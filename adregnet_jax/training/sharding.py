@@ -5,10 +5,11 @@ Devices along `space` share each volume, a slab along x each (`ops.slabs`). The 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -126,6 +127,26 @@ def place(
         return jax.make_array_from_callback(shape, NamedSharding(mesh, specs[name]), part)
 
     return {name: placed(name) for name in batch}
+
+
+def draw_on_devices(
+    draw: Callable[[jax.Array], dict[str, jax.Array]], step: jax.Array, batch_size: int, *, mesh: Mesh
+) -> dict[str, jax.Array]:
+    """The batch after `step` steps, each pair drawn by the devices along `data` that need it.
+
+    Devices that share volumes draw the same pairs, whole, and keep their slabs.
+
+    Args:
+        draw: makes the pairs at some positions of the endless training set.
+        step: steps done, a traced number.
+        batch_size: pairs per optimiser step.
+        mesh: the devices, whose number along `data` divides the batch.
+    """
+    # With another name for the second axis, functions of volumes do not take them for slabs.
+    whole = Mesh(mesh.devices, ("data", "copies"), axis_types=(AxisType.Auto,) * 2)
+    along = PartitionSpec("data")
+    drawn = jax.shard_map(draw, mesh=whole, in_specs=along, out_specs=along, check_vma=False)
+    return drawn(step * batch_size + jnp.arange(batch_size, dtype=jnp.int32))
 
 
 def to_host(array: jax.Array) -> np.ndarray:

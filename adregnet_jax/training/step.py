@@ -78,6 +78,8 @@ def make_train_step(
     seed: int = 0,
     accumulate: int = 1,
     average_decay: float = 0.0,
+    draw: Callable[[jax.Array], Batch] | None = None,
+    steps: int = 1,
 ) -> jax.stages.Wrapped:
     """A jitted `step(state, batch) -> (state, metrics)`.
 
@@ -86,7 +88,11 @@ def make_train_step(
     Dropout is a function of `seed` and `state.step`. `average_decay` applies to `state.average`, if there is
     one.
 
-    Metrics are device scalars: `loss`, its unweighted terms, and `gradient_norm` before clipping.
+    With `draw`, the program takes `steps` steps on the batches that `draw` makes of the number of steps done,
+    and the given batch is not used.
+
+    Metrics are arrays on the device: `loss`, its unweighted terms, and `gradient_norm` before clipping. They
+    are scalars or, with `draw`, have an entry per step.
     """
 
     # Each device differentiates the loss of its own pairs, and only the gradients are averaged. XLA's
@@ -133,10 +139,14 @@ def make_train_step(
             average = average_parameters(average, params, step, average_decay)
         return state.replace(step=step, params=params, average=average, opt_state=opt_state), metrics
 
+    def drawn_steps(state: TrainState, _batch: Batch) -> tuple[TrainState, Metrics]:
+        assert draw is not None
+        return jax.lax.scan(lambda state, _: train_step(state, draw(state.step)), state, length=steps)
+
     # LLVM's higher levels take a fifth of the compilation time on CPU and don't make the step faster.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
-        train_step,
+        train_step if draw is None else drawn_steps,
         in_shardings=(replicated(mesh), None),
         out_shardings=(replicated(mesh), replicated(mesh)),
         donate_argnums=0,
