@@ -42,7 +42,6 @@ The columns are then:
 - kernels: fusions and calls of libraries; one in the body of a loop counts once.
 - loops: each takes a launch and a wait for every turn.
 - arguments and temporary MiB: as above, compared with the memory of the card on the last line.
-"initialisation" makes the parameters and the state of the optimiser.
 """
 
 from __future__ import annotations

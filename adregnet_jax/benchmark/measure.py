@@ -92,9 +92,6 @@ def measure(
     sums: list[Row] = []
     if not total_only:
         rows, sums = rows_of_parts(parts, optimiser, state, measurement, forward_only=forward_only)
-    if target is not None:
-        key_shape = jax.eval_shape(lambda: key)
-        rows.append(measured("total", "initialisation", init, (key_shape,), None, measurement))
     whole = register_part(model, state.params, batch, flops=flops)
     rows += part_rows(whole, measurement, forward_only=True)
     if not forward_only:  # last, since it donates the memory of the state

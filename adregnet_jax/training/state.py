@@ -15,6 +15,10 @@ from jax.sharding import Mesh
 from adregnet_jax.training.sharding import replicated
 
 
+# For code that runs once, LLVM would spend seconds per parameter on optimisation.
+COMPILED_FOR_ONE_RUN: dict[str, str | int | bool | float] = {"xla_backend_optimization_level": 0}
+
+
 @no_type_check  # at run time: JAX and Orbax put shapes and placeholders into the fields
 class TrainState(struct.PyTreeNode):
     """Parameters, optimiser state and validation record after `step` steps."""
@@ -40,9 +44,10 @@ def make_init(
     *,
     averaged: bool = False,
 ) -> Callable[[jax.Array], TrainState]:
-    """A jitted `init(key) -> TrainState` for volumes of `shape`; `jax.eval_shape` of it computes nothing.
+    """A function `init(key) -> TrainState` for volumes of `shape`; `jax.eval_shape` of it computes nothing.
 
-    With `averaged`, the state holds a moving average of the parameters.
+    With `averaged`, the state holds a moving average of the parameters. The parameters are drawn on the CPU
+    for any device.
     """
 
     def init(key: jax.Array) -> TrainState:
@@ -57,6 +62,26 @@ def make_init(
             average=jax.tree.map(jnp.copy, params) if averaged else None,
         )
 
-    # Compiled without optimisation: for code that runs once, LLVM would spend seconds per parameter.
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(init, out_shardings=replicated(mesh), compiler_options=options)
+    if mesh.devices.flat[0].platform == "cpu":
+        return jax.jit(init, out_shardings=replicated(mesh), compiler_options=COMPILED_FOR_ONE_RUN)
+    return drawn_on_host(init, mesh)
+
+
+def drawn_on_host(init: Callable[[jax.Array], Any], mesh: Mesh) -> Callable[[jax.Array], Any]:
+    """`init(key)` on the CPU of each process, its results then copied to all devices of the mesh.
+
+    XLA compiles the many small random draws for a GPU much longer than for a CPU.
+    """
+
+    def init_and_copy(key: jax.Array) -> Any:
+        if isinstance(key, jax.core.Tracer):  # by `jax.eval_shape`
+            return init(key)
+        try:
+            host = jax.local_devices(backend="cpu")[0]
+        except RuntimeError:  # JAX_PLATFORMS excludes the CPU
+            return jax.jit(init, out_shardings=replicated(mesh))(key)
+        with jax.default_device(host):
+            drawn = jax.jit(init, compiler_options=COMPILED_FOR_ONE_RUN)(jax.device_put(key, host))
+        return jax.device_put(jax.device_get(drawn), replicated(mesh))
+
+    return init_and_copy

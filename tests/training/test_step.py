@@ -15,7 +15,7 @@ from adregnet_jax.nn.layers import ChannelDropout
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.nn.prediction import Prediction
 from adregnet_jax.training.sharding import make_mesh, place, replicated, rows_of_process
-from adregnet_jax.training.state import TrainState, make_init
+from adregnet_jax.training.state import TrainState, drawn_on_host, make_init
 from adregnet_jax.training.step import (
     average_parameters,
     learning_rate,
@@ -116,6 +116,19 @@ def test_bfloat16_in_slabs_is_as_near_to_float32_as_it_is_whole(on_one_device):
     (loss, gradients), (loss_in_slabs, gradients_in_slabs) = distance(1), distance(4)
     assert max(loss, loss_in_slabs) < 2**-7  # of bfloat16, whose numbers have 8 digits
     assert 0 < max(gradients, gradients_in_slabs) < 0.06
+
+
+def test_what_is_drawn_on_the_host_is_what_is_drawn_on_the_devices():
+    mesh, key = make_mesh(4, batch_size=4), jax.random.key(3)
+
+    def init(key):
+        return nn.Dense(5).init(key, jnp.ones((1, 4)))
+
+    on_host = drawn_on_host(init, mesh)
+    expected, found = jax.jit(init, out_shardings=replicated(mesh))(key), on_host(key)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert all(x.sharding == replicated(mesh) for x in jax.tree.leaves(found))
+    assert jax.eval_shape(on_host, key) == jax.eval_shape(init, key)
 
 
 class OnlyDropout(nn.Module):
