@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Integer
 
 OUTSIDE = -1e30  # the logit of a neighbour beyond the border: no softmax sees it
@@ -39,29 +40,22 @@ def attend_slices(
     # [b, x, y, z, n]
     logits = _correlate(query, key, radius) * query.shape[-1] ** -0.5
     logits = jnp.where(_is_inside(query.shape, radius, first, whole), logits, OUTSIDE)
-    # The maximum keeps exp in range and cancels: no gradient has to pass through it.
-    logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    # The maximum keeps exp in range and cancels: no gradient has to pass through it. Without the barrier, XLA
+    # would spend half a minute on the search for tiles of a softmax in one kernel.
+    highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    logits = logits - jax.lax.optimization_barrier(highest)
     exponentials = jnp.exp(logits)
-    # Sums of 1 and of the offsets, by one product; it is exact in the offsets, which are small integers.
-    terms = jnp.concatenate([jnp.ones((radius * 2 + 1) ** 3)[:, None], _offset_table(radius)], axis=-1)
-    sums = jnp.einsum("bxyzn,ns->bxyzs", exponentials, terms, precision="highest")
-    total = sums[..., 0]
+    total = jnp.sum(exponentials, axis=-1)
+    offset = [jnp.sum(exponentials * o[None, None, None, None], axis=-1) / total for o in _offsets(radius)]
     # H = log(sum exp(l)) - sum(w l); an absent neighbour has weight 0.
     entropy = jnp.log(total) - jnp.sum(exponentials * logits, axis=-1) / total
     attended = _gather(exponentials, value, radius) / total[..., None]
-    return attended.astype(value.dtype), sums[..., 1:] / total[..., None], entropy
+    return attended.astype(value.dtype), jnp.stack(offset, axis=-1), entropy
 
 
-def _offset_table(radius: int) -> Float[Array, "n 3"]:
+def _offsets(radius: int) -> Integer[np.ndarray, "3 n"]:
     """Along x, y and z, of each neighbour."""
-    return jnp.stack([o.ravel().astype(jnp.float32) for o in _offsets(radius)], axis=-1)
-
-
-def _offsets(radius: int) -> list[Integer[Array, "1 1 1 1 n"]]:
-    """Along x, y and z, of each neighbour."""
-    width = 2 * radius + 1
-    n = jax.lax.broadcasted_iota(jnp.int32, (1, 1, 1, 1, width**3), 4)
-    return [n // width**2 - radius, n // width % width - radius, n % width - radius]
+    return np.indices((2 * radius + 1,) * 3).reshape(3, -1) - radius
 
 
 def _is_inside(
@@ -71,19 +65,18 @@ def _is_inside(
     _, *sizes, _ = shape
     inside = jnp.ones((1, 1, 1, 1, 1), bool)
     for axis, (offset, limit) in enumerate(zip(_offsets(radius), (whole, *sizes[1:]), strict=True)):
+        place = (0 if axis else first) + (np.arange(sizes[axis])[:, None] + sign * offset)  # [x, n]
         along = [sizes[k] if k == axis else 1 for k in range(3)]
-        place = jax.lax.broadcasted_iota(jnp.int32, (1, *along, 1), axis + 1)
-        place = place + sign * offset + (0 if axis else first)
-        inside = inside & (place >= 0) & (place < limit)
+        inside = inside & ((place >= 0) & (place < limit)).reshape(1, *along, -1)
     return inside
 
 
 def _index(shape: tuple[int, ...], radius: int, sign: int) -> tuple[Array, Array]:
     """The place of each neighbour among all voxels of a batch, [b, x, y, z, n], and whether it is there."""
     b, nx, ny, nz, _ = shape
-    x, y, z = _offsets(radius)
+    x, y, z = _offsets(radius)  # [n] each
     own = jax.lax.iota(jnp.int32, b * nx * ny * nz).reshape(b, nx, ny, nz, 1)
-    index = own + sign * ((x * ny + y) * nz + z)
+    index = own + (sign * ((x * ny + y) * nz + z)).astype(np.int32)[None, None, None, None]
     return jnp.clip(index, 0, b * nx * ny * nz - 1), _is_inside(shape, radius, 0, nx, sign)
 
 
