@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from adregnet_jax import losses
 from adregnet_jax.config import LossConfig, OptimiserConfig
 from adregnet_jax.ops.arrays import AnyArray
+from adregnet_jax.ops.cpu.budget import traces_for_cpu
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.ops.slabs import SPACE
 from adregnet_jax.training.sharding import batch_specs, replicated
@@ -37,8 +38,28 @@ def learning_rate(config: OptimiserConfig, steps_per_epoch: int) -> optax.Schedu
 
 def make_optimiser(config: OptimiserConfig, steps_per_epoch: int) -> optax.GradientTransformation:
     """Adam, with gradients first clipped to a global norm of `gradient_clip`."""
-    clip = optax.clip_by_global_norm(config.gradient_clip) if config.gradient_clip else optax.identity()
+    clip = clip_by_norm(config.gradient_clip) if config.gradient_clip else optax.identity()
     return optax.chain(clip, optax.adam(learning_rate(config, steps_per_epoch)))
+
+
+def clip_by_norm(largest: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm`, on accelerators by `global_norm`."""
+    on_cpu = optax.clip_by_global_norm(largest)
+
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        if traces_for_cpu():
+            return on_cpu.update(updates, state, params)
+        factor = jnp.minimum(1.0, largest / global_norm(updates))
+        return jax.tree.map(lambda x: factor * x, updates), state
+
+    return optax.GradientTransformation(on_cpu.init, update)
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all arrays together: on accelerators as that of one vector, in a few kernels."""
+    if traces_for_cpu():
+        return optax.tree.norm(tree)
+    return jnp.sqrt(jnp.sum(jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) ** 2))
 
 
 def average_parameters(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
@@ -133,7 +154,7 @@ def make_train_step(
         )(state.params, batch, dropout_key)
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(gradients)}
+        metrics = {"loss": loss, **terms, "gradient_norm": global_norm(gradients)}
         step, average = state.step + 1, state.average
         if average is not None:
             average = average_parameters(average, params, step, average_decay)

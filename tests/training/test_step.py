@@ -18,6 +18,7 @@ from adregnet_jax.training.sharding import make_mesh, place, replicated, rows_of
 from adregnet_jax.training.state import TrainState, drawn_on_host, make_init
 from adregnet_jax.training.step import (
     average_parameters,
+    global_norm,
     learning_rate,
     make_optimiser,
     make_train_step,
@@ -177,13 +178,17 @@ def test_rate_is_halved_by_epochs_after_a_warm_up():
     assert float(constant(10_000)) == pytest.approx(1e-4)
 
 
-def test_gradients_are_clipped():
-    """Adam's second moment after one step is (1 - b2) g^2, with g of norm 1 after clipping."""
+@pytest.mark.usefixtures("both_forms")
+@pytest.mark.parametrize(("length", "expected"), [(50.0, [0.6, 0.8]), (0.5, [0.3, 0.4])])
+def test_gradients_are_clipped(length, expected):
+    """Adam's second moment after one step is (1 - b2) g^2, with g of norm 1 at most after clipping."""
     optimiser = make_optimiser(OptimiserConfig(gradient_clip=1.0), steps_per_epoch=1)
-    params = {"w": np.zeros(2, np.float32)}
-    _, state = optimiser.update({"w": np.array([30.0, 40.0], np.float32)}, optimiser.init(params), params)
-    second_moment = optax.tree.get(state, "nu")["w"]
-    np.testing.assert_allclose(second_moment, 0.001 * np.array([0.36, 0.64]), rtol=1e-4)
+    params = {"v": np.zeros((), np.float32), "w": np.zeros((1, 1), np.float32)}
+    gradients = {"v": jnp.float32(0.6 * length), "w": jnp.full((1, 1), 0.8 * length, jnp.float32)}
+    assert float(global_norm(gradients)) == pytest.approx(length)
+    _, state = optimiser.update(gradients, optimiser.init(params), params)
+    found = [x.item() for x in jax.tree.leaves(optax.tree.get(state, "nu"))]
+    np.testing.assert_allclose(found, 0.001 * np.array(expected) ** 2, rtol=1e-4)
 
 
 def test_average_is_of_the_last_tenth_at_first_and_of_the_last_steps_later():
