@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 
 from adregnet_jax.training.sharding import replicated
 
-
 # For code that runs once, LLVM would spend seconds per parameter on optimisation.
 COMPILED_FOR_ONE_RUN: dict[str, str | int | bool | float] = {"xla_backend_optimization_level": 0}
 
