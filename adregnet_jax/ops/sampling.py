@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Real, Shaped
 
 from adregnet_jax.ops.arrays import AnyArray
-from adregnet_jax.ops.cpu.budget import limit_bytes
+from adregnet_jax.ops.cpu.budget import limit_bytes, traces_for_cpu
 from adregnet_jax.ops.cpu.chunks import chunk, for_each_chunk, slices_a_chunk, zeros_after
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.slabs import pass_on, slab_count, slab_index, slab_start, sum_over_slabs, whole_width
@@ -184,11 +184,15 @@ def _sample_batch(
 ) -> Array:
     slices = None
     # Features, not images, whose memory is small, and which keep their derivatives in forward mode.
-    if volume.shape[-1] >= _MANY_CHANNELS and coordinates.ndim == 5 and mode == "linear":
+    features = volume.shape[-1] >= _MANY_CHANNELS and coordinates.ndim == 5 and mode == "linear"
+    if features:
         of_slice = 4 * volume.shape[-1] * math.prod(coordinates.shape[2:4])
         slices = slices_a_chunk(coordinates.shape, 8 * of_slice, limit_bytes("warp"))
+    if slices is None and features and not traces_for_cpu():
+        volume, coordinates = jnp.asarray(volume), jnp.asarray(coordinates, jnp.float32)
+        return _sample_features(volume, coordinates, jnp.asarray(first), padding, whole)
     if slices is None:
-        return jax.vmap(lambda v, q: _sample_part(v, q, mode, padding, first, whole))(volume, coordinates)
+        return _sample_each(volume, coordinates, mode, padding, first, whole)
     return _sample_in_chunks(
         jnp.asarray(volume),
         jnp.asarray(coordinates, jnp.float32),
@@ -197,6 +201,18 @@ def _sample_batch(
         slices,
         whole,
     )
+
+
+def _sample_each(
+    volume: AnyArray,
+    coordinates: AnyArray,
+    mode: Mode,
+    padding: Padding,
+    first: int | Array,
+    whole: int,
+) -> Array:
+    """`_sample_part` of each volume of a batch."""
+    return jax.vmap(lambda v, q: _sample_part(v, q, mode, padding, first, whole))(volume, coordinates)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -248,6 +264,38 @@ _sample_in_chunks.defvjp(
         (volume, coordinates, first),
     ),
     _sample_in_chunks_backward,
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _sample_features(volume: Array, coordinates: Array, first: Array, padding: Padding, whole: int) -> Array:
+    """What volumes or slabs [b, x, y, z, c] add to linear samples at [b, x', y', z', 3]."""
+    return _sample_each(volume, coordinates, "linear", padding, first, whole)
+
+
+def _sample_features_backward(
+    padding: Padding, whole: int, saved: tuple[Array, Array, Array], gradient: Array
+) -> tuple[Array, Array, None]:
+    # Autodiff would add to a volume of its own for each corner, and add these up, in the dtype of the volume.
+    volume, coordinates, first = saved
+
+    def to_volume(q: Array, g: Array) -> Array:
+        corners = _corners(q, padding, volume.shape[1:4], first, whole)
+        weights, indices = zip(*corners, strict=True)
+        index = [jnp.stack(along) for along in zip(*indices, strict=True)]  # [8, x', y', z'] each
+        shares = jnp.stack(weights)[..., None] * g[None]
+        return jnp.zeros(volume.shape[1:], jnp.float32).at[*index].add(shares, mode="promise_in_bounds")
+
+    pull_back = jax.vjp(lambda q: _sample_each(volume, q, "linear", padding, first, whole), coordinates)[1]
+    return jax.vmap(to_volume)(coordinates, gradient).astype(volume.dtype), *pull_back(gradient), None
+
+
+_sample_features.defvjp(
+    lambda volume, coordinates, first, *static: (
+        _sample_features(volume, coordinates, first, *static),
+        (volume, coordinates, first),
+    ),
+    _sample_features_backward,
 )
 
 
