@@ -37,9 +37,10 @@ whole process, including compilation, and of the device if it reports one.
 --target compiles for an NVIDIA card that the machine need not have, and runs nothing. It needs the extra
 `cuda12` or `cuda13`, whose compiler works from a description of the card, without trying kernels out on it.
 The columns are then:
-- trace s: from Python to StableHLO; StableHLO lines: the size of that program.
-- compile s: XLA and ptxas. On the card, trying out kernels takes more time.
+- trace CPU s: from Python to StableHLO, in seconds of one core; StableHLO lines: the size of that program.
 - kernels: fusions and calls of libraries; one in the body of a loop counts once.
+- permuting: those among them that only bring an array into another layout.
+- compile CPU s: XLA and ptxas. On the card, trying out kernels takes more time.
 - loops: each takes a launch and a wait for every turn.
 - arguments and temporary MiB: as above, compared with the memory of the card on the last line.
 """

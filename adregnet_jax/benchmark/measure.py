@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from adregnet_jax.benchmark.flops import GRADIENTS
 from adregnet_jax.benchmark.parts import Part, batch_shapes, loss_parts, network_parts, register_part
-from adregnet_jax.benchmark.target import plan
+from adregnet_jax.benchmark.target import cpu_seconds, plan
 from adregnet_jax.benchmark.timing import Route, Row, seconds_of, spread, time_in_turn
 from adregnet_jax.config import Config
 from adregnet_jax.errors import UserError
@@ -192,12 +192,12 @@ def measured(
       repeat: makes a function without arguments from the compiled program and its arguments.
     """
     mesh, batch_size, rounds, peak_gflops, for_target = measurement
-    began = time.perf_counter()
+    began, used = time.perf_counter(), cpu_seconds()
     lowered = program.lower(*arguments)
     if for_target:
-        traced = time.perf_counter() - began
+        traced = cpu_seconds() - used
         columns, compiled = plan(lowered)
-        columns = {"part": name, "pass": which, "trace s": round(traced, 2)} | columns
+        columns = {"part": name, "pass": which, "trace CPU s": round(traced, 2)} | columns
         return columns | _memory_columns(compiled)
     compiled = lowered.compile()
     compilation = time.perf_counter() - began

@@ -53,6 +53,29 @@ def test_a_plugin_that_does_not_start_is_one_line(monkeypatch):
         pass
 
 
+def test_kernels_that_only_permute_are_counted():
+    program = """HloModule jit_f
+%moves (p: f32[2,3]) -> bf16[3,2] {
+  %p = f32[2,3]{1,0} parameter(0)
+  %t = f32[3,2]{1,0} transpose(%p), dimensions={1,0}
+  ROOT %c = bf16[3,2]{1,0} convert(%t)
+}
+
+%adds (p: f32[2,3]) -> f32[3,2] {
+  %p = f32[2,3]{1,0} parameter(0)
+  %t = f32[3,2]{1,0} transpose(%p), dimensions={1,0}
+  ROOT %a = f32[3,2]{1,0} add(%t, %t)
+}
+
+ENTRY %main (x: f32[2,3]) -> bf16[3,2] {
+  %x = f32[2,3]{1,0} parameter(0)
+  %a = f32[3,2]{1,0} fusion(%x), kind=kLoop, calls=%adds
+  ROOT %m = bf16[3,2]{1,0} fusion(%x), kind=kInput, calls=%moves, metadata={op_name="f/transpose"}
+}
+"""
+    assert target.permuting_kernels(program) == 1
+
+
 @pytest.mark.program
 @pytest.mark.skipif(not INSTALLED, reason="needs the extra cuda12 or cuda13")
 @pytest.mark.parametrize("name", target.CARDS)
