@@ -4,8 +4,8 @@ A100.
     python train.py --config configs/synthetic.py --workdir runs/synthetic
     adregnet pack runs/synthetic --output weights
 
-`configs/synthetic_cpu.py` at a size for GPUs. `data.workers` CPU cores generate the eight pairs of a step;
-the field is synthesised at full resolution.
+`configs/synthetic_cpu.py` at a size for GPUs. The GPU draws the eight pairs of a step itself
+(`data.synthetic.on_device`); the field is synthesised at full resolution.
 
 Hardware: meant for one or more A100s, whose number divides batch_size. Never run: time and memory were not
 measured; `python -m adregnet_jax.benchmark --config configs/synthetic.py --memory-only` plans the memory.
@@ -31,9 +31,9 @@ def get_config() -> Config:
                 spacing_mm=(2.0, 2.0, 2.0),
                 train_cases=800_000,
                 curriculum_cases=40_000,
+                on_device=True,
             ),
             flip_axes=(0, 1, 2),
-            workers=12,
         ),
         # Matches within one voxel at each level: 15 voxels in all.
         model=ModelConfig(
