@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from adregnet_jax.ops.arrays import AnyArray
+from adregnet_jax.ops.cpu.budget import traces_for_cpu
 from adregnet_jax.ops.filters import box_sum, window_counts
 from adregnet_jax.ops.sampling import warp
 
@@ -31,20 +34,38 @@ def local_squared_ncc(
       [b, x, y, z].
     """
 
-    def window_sum(values: AnyArray) -> Array:
-        return box_sum(values[..., None], window)[..., 0]
-
     if mask is None:
         count = window_counts(fixed.shape[1:], window)[None]
     else:
-        count = jnp.maximum(window_sum(mask), 1)
-    fixed_sum, warped_sum = window_sum(fixed), window_sum(warped)
-    covariance = window_sum(fixed * warped) - fixed_sum * warped_sum / count
+        count = jnp.maximum(_window_sum(mask, window), 1)
+    sums = _five_sums(fixed, warped, window)
+    fixed_sum, warped_sum = next(sums), next(sums)
+    covariance = next(sums) - fixed_sum * warped_sum / count
     # Rounding can take the variance of a flat window below 0.
-    fixed_variance = jnp.maximum(window_sum(fixed**2) - fixed_sum**2 / count, 0)
-    warped_variance = jnp.maximum(window_sum(warped**2) - warped_sum**2 / count, 0)
+    fixed_variance = jnp.maximum(next(sums) - fixed_sum**2 / count, 0)
+    warped_variance = jnp.maximum(next(sums) - warped_sum**2 / count, 0)
     # VoxelMorph's addend, as there on sums, not means, over the window: flat windows give 0.
     return covariance**2 / (fixed_variance * warped_variance + 1e-5)
+
+
+def _five_sums(fixed: AnyArray, warped: AnyArray, window: int) -> Iterator[Array]:
+    """Sums in windows of both images, of their product and of both squares, each made when it is needed."""
+    if traces_for_cpu():
+        yield _window_sum(fixed, window)
+        yield _window_sum(warped, window)
+        yield _window_sum(fixed * warped, window)
+        yield _window_sum(fixed**2, window)
+        yield _window_sum(warped**2, window)
+        return
+    # As channels of two volumes, in fewer kernels. Only those of the second one have gradients by the
+    # displacement.
+    still = box_sum(jnp.stack([fixed, fixed**2], axis=-1), window)
+    moved = box_sum(jnp.stack([warped, fixed * warped, warped**2], axis=-1), window)
+    yield from (still[..., 0], moved[..., 0], moved[..., 1], still[..., 1], moved[..., 2])
+
+
+def _window_sum(volume: AnyArray, window: int) -> Array:
+    return box_sum(volume[..., None], window)[..., 0]
 
 
 def ncc_ascent(

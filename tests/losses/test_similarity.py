@@ -50,6 +50,15 @@ def test_image_losses_without_a_mask_equal_their_oracles(name, images):
     np.testing.assert_allclose(loss, slow_image_loss(name, fixed, warped, np.ones_like(fixed)), atol=1e-5)
 
 
+@pytest.mark.usefixtures("both_forms")
+def test_local_ncc_equals_its_oracle_in_the_form_for_accelerators(images):
+    fixed, warped, mask = images
+    value_and_gradient = jax.jit(jax.value_and_grad(IMAGE_LOSSES["local ncc"], argnums=1))
+    loss, _ = value_and_gradient(fixed, warped, mask=mask)
+    np.testing.assert_allclose(loss, slow_image_loss("local ncc", fixed, warped, mask), atol=1e-5)
+    assert_gradient_is_the_slope(lambda w: value_and_gradient(fixed, w, mask=mask), warped)
+
+
 @each_image_loss
 def test_what_lies_outside_the_mask_changes_nothing(name, images):
     fixed, warped, mask = images
