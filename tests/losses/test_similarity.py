@@ -51,7 +51,7 @@ def test_image_losses_without_a_mask_equal_their_oracles(name, images):
 
 
 @pytest.mark.usefixtures("both_forms")
-def test_local_ncc_equals_its_oracle_in_the_form_for_accelerators(images):
+def test_local_ncc_equals_its_oracle_in_both_forms(images):
     fixed, warped, mask = images
     value_and_gradient = jax.jit(jax.value_and_grad(IMAGE_LOSSES["local ncc"], argnums=1))
     loss, _ = value_and_gradient(fixed, warped, mask=mask)
