@@ -15,6 +15,7 @@ from adregnet_jax.nn.backbone import Backbone
 from adregnet_jax.nn.cross_attention import CrossAttention
 from adregnet_jax.nn.deformation import FieldHead, Fusion
 from adregnet_jax.nn.layers import Conv, JoinedDense, space_to_depth
+from adregnet_jax.nn.precision import stored
 from adregnet_jax.nn.prediction import Prediction, check_images, pad_to_multiple
 from adregnet_jax.nn.regional_attention import RegionalAttention
 from adregnet_jax.nn.remat import recomputed
@@ -76,7 +77,7 @@ class AdRegNet(nn.Module):
             remat=config.remat,
             name="backbone",
         )
-        features = backbone(space_to_depth(images, config.stem_stride).astype(config.dtype))
+        features = backbone(space_to_depth(images, config.stem_stride).astype(stored(config.dtype)))
         levels = list(reversed(range(config.finest_level, len(config.channels))))
         if not config.multi_resolution:
             features, levels = features[-1:], levels[-1:]
@@ -145,7 +146,7 @@ class Level(nn.Module):
             match = CrossAttention(config, name="cross_attention")(moving, fixed)
             attended, entropy = match.features, match.entropy
             if config.position_aware:
-                inputs.append(match.offset.astype(config.dtype))
+                inputs.append(match.offset.astype(stored(config.dtype)))
         else:
             attended = JoinedDense(c, dtype=config.dtype, name="projection")(fixed, moving)
         mask = jnp.ones((*fixed.shape[:-1], 1))

@@ -83,7 +83,7 @@ class AscentStep(nn.Module):
         ascent = level_ascent(images, displacement, self.window)
         state = jnp.concatenate([ascent, displacement, before], axis=-1)
         kernel = self.param("kernel", _smoothed_first, (3, 3, 3, state.shape[-1], 3))
-        step = conv3d([state], kernel, implementation=self.convolution)
+        step = conv3d([state], kernel, implementation=self.convolution, precision="highest")
         conv = functools.partial(Conv, dtype=self.dtype, convolution=self.convolution)
         hidden = nn.leaky_relu(conv(self.features, name="hidden")(state) + context, 0.2)
         correction = conv(3, initial_scale=1e-4, name="correction")(hidden)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from adregnet_jax.config import ModelConfig
 from adregnet_jax.nn.layers import DenseParameters
+from adregnet_jax.nn.precision import products, stored
 from adregnet_jax.ops.attention import blocked_attention
 from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import map_nearby
@@ -102,8 +103,9 @@ class CrossAttention(nn.Module):
         """Queries, keys and values [2 b heads, x, y, z, c / heads], eq. 8, 9: moving -> fixed, and back."""
 
         def project(name: str, features: jax.Array) -> jax.Array:
-            dtype = self.config.dtype
-            return features.astype(dtype) @ parameters[name].astype(dtype)
+            dtype = stored(self.config.dtype)
+            kernel = parameters[name].astype(dtype)
+            return jnp.matmul(features.astype(dtype), kernel, precision=products(self.config.dtype))
 
         # Both directions in one batch: one pass of the attention, and half the program to compile.
         value = jnp.concatenate([project("value_fixed", fixed), project("value_moving", moving)])
@@ -130,7 +132,7 @@ class CrossAttention(nn.Module):
         back, forth = jnp.split(self._head_mean(offset), 2)
         alpha = parameters["alpha"]  # in float32, as is its gradient, a sum over all voxels
         blended = alpha * to_fixed.astype(jnp.float32) + (1 - alpha) * to_moving.astype(jnp.float32)  # eq. 12
-        features = blended.astype(self.config.dtype)
+        features = blended.astype(stored(self.config.dtype))
         both = jnp.concatenate([forth, back], axis=-1)
         return features, both, jnp.split(self._head_mean(entropy), 2)[1]
 
@@ -139,7 +141,7 @@ class CrossAttention(nn.Module):
         if self.config.position_aware:
             locality = jax.nn.softplus(parameters["locality"])
         tokens = self._tokens(parameters, moving, fixed)
-        found = _attend_globally(tokens, locality, self.config.attention_block)
+        found = _attend_globally(tokens, locality, self.config.attention_block, products(self.config.dtype))
         return self._match(parameters, *found)
 
     def _heads_to_batch(self, features: jax.Array) -> jax.Array:
@@ -163,7 +165,9 @@ def _unit(features: jax.Array) -> jax.Array:
     return features * jax.lax.rsqrt(squared + 1e-6).astype(features.dtype)
 
 
-def _attend_globally(tokens: _Arrays, locality: jax.Array | None, block: int) -> _Arrays:
+def _attend_globally(
+    tokens: _Arrays, locality: jax.Array | None, block: int, precision: jax.lax.Precision
+) -> _Arrays:
     query, key, value = tokens
     b, *shape, c = query.shape
     whole = (whole_width(shape[0]), *shape[1:])
@@ -182,7 +186,7 @@ def _attend_globally(tokens: _Arrays, locality: jax.Array | None, block: int) ->
     values = jnp.concatenate([value.astype(jnp.float32), place], axis=-1)
     # The level is coarse: every device can hold all of its keys and values.
     key, values = join_slabs((key, values))
-    attended, entropy = blocked_attention(query, key, values, block=block)
+    attended, entropy = blocked_attention(query, key, values, block=block, precision=precision)
     offset = attended[..., c:] - place
     attended = attended[..., :c].astype(value.dtype).reshape(b, *shape, c)
     return attended, offset.reshape(b, *shape, 3), entropy.reshape(b, *shape)

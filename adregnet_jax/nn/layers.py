@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from adregnet_jax.nn.precision import products, stored
 from adregnet_jax.ops.convolution import conv3d
 from adregnet_jax.ops.cpu.budget import limit_bytes
 from adregnet_jax.ops.cpu.chunks import map_nearby
@@ -33,8 +34,13 @@ class Conv(nn.Module):
         init = nn.initializers.variance_scaling(self.initial_scale, "fan_in", "truncated_normal")
         channels = sum(volume.shape[-1] for volume in volumes)
         kernel = self.param("kernel", init, (3, 3, 3, channels, self.features))
-        parts = [volume.astype(self.dtype) for volume in volumes]
-        result = conv3d(parts, kernel.astype(self.dtype), implementation=self.convolution)
+        parts = [volume.astype(stored(self.dtype)) for volume in volumes]
+        result = conv3d(
+            parts,
+            kernel.astype(stored(self.dtype)),
+            implementation=self.convolution,
+            precision=products(self.dtype),
+        )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             result = add_bias(result, bias)
@@ -83,14 +89,16 @@ class JoinedDense(nn.Module):
         kernel, bias = layer()
 
         def dense(_: object, parameters: tuple[jax.Array, jax.Array], *parts: jax.Array) -> tuple[jax.Array]:
-            joined = jnp.concatenate([part.astype(self.dtype) for part in parts], axis=-1)
-            return (_dense(joined, *parameters),)
+            joined = jnp.concatenate([part.astype(stored(self.dtype)) for part in parts], axis=-1)
+            return (_dense(joined, *parameters, precision=products(self.dtype)),)
 
         return _in_chunks(dense, volumes, (kernel, bias), c + self.features)
 
 
-def _dense(features: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    return add_bias(features @ kernel.astype(features.dtype), bias)
+def _dense(
+    features: jax.Array, kernel: jax.Array, bias: jax.Array, *, precision: jax.lax.Precision
+) -> jax.Array:
+    return add_bias(jnp.matmul(features, kernel.astype(features.dtype), precision=precision), bias)
 
 
 def _in_chunks(
@@ -182,8 +190,8 @@ class Downsample(nn.Module):
         def dense(
             _: object, parameters: tuple[jax.Array, jax.Array], pairs: jax.Array
         ) -> tuple[jax.Array]:  # of slices, [b, x / 2, 2, y, z, c]
-            blocks = space_to_depth(pairs.reshape(pairs.shape[0], -1, ny, nz, c).astype(self.dtype), 2)
-            return (_dense(blocks, *parameters),)
+            slices = pairs.reshape(pairs.shape[0], -1, ny, nz, c).astype(stored(self.dtype))
+            return (_dense(space_to_depth(slices, 2), *parameters, precision=products(self.dtype)),)
 
         pairs = volume.reshape(b, nx // 2, 2, ny, nz, c)
         return _in_chunks(dense, [pairs], parameters, 2 * c + self.features)
@@ -215,7 +223,8 @@ class Upsample(nn.Module):
         parameters = DenseParameters(c, 8 * self.features, name="dense")()
 
         def dense(_: object, parameters: tuple[jax.Array, jax.Array], part: jax.Array) -> tuple[jax.Array]:
-            blocks = _dense(part.astype(self.dtype), *parameters)
+            features = part.astype(stored(self.dtype))
+            blocks = _dense(features, *parameters, precision=products(self.dtype))
             blocks = blocks.reshape(*part.shape[:4], 2, 2, 2, self.features)
             blocks = blocks.transpose(0, 1, 4, 2, 5, 3, 6, 7)
             return (blocks.reshape(*part.shape[:2], 2, 2 * ny, 2 * nz, self.features),)

@@ -38,10 +38,13 @@ class RegionalAttention(nn.Module):
         grid = means.shape[1:4]
         tokens = means.reshape(b, -1, c)
         query, key, value = (
-            nn.Dense(c, use_bias=False, name=name)(tokens) for name in ("query", "key", "value")
+            nn.Dense(c, use_bias=False, precision="highest", name=name)(tokens)
+            for name in ("query", "key", "value")
         )
-        context, _ = blocked_attention(query, key, value, block=self.config.attention_block)
-        score = nn.Dense(1, name="score")(context)[..., 0]  # [b, n]
+        context, _ = blocked_attention(
+            query, key, value, block=self.config.attention_block, precision="highest"
+        )
+        score = nn.Dense(1, precision="highest", name="score")(context)[..., 0]  # [b, n]
         log_weight = jax.nn.log_softmax(score, axis=-1)
         relative = log_weight + math.log(score.shape[-1])  # log(n w): 0 where all regions count alike
 

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from adregnet_jax.nn.layers import ChannelDropout, Conv
+from adregnet_jax.nn.precision import stored
 from adregnet_jax.nn.prediction import Prediction, check_images, pad_to_multiple
 from adregnet_jax.ops.arrays import AnyArray
 
@@ -69,7 +70,7 @@ class VoxelMorph(nn.Module):
         images = jnp.concatenate([moving, fixed], axis=-1)
         images = pad_to_multiple(images, self.multiple)
         layer = functools.partial(ConvLayer, dtype=self.dtype, convolution=self.convolution)
-        levels = [images.astype(self.dtype)]  # fine to coarse
+        levels = [images.astype(stored(self.dtype))]  # fine to coarse
         for n, features in enumerate(self.encoder):
             levels.append(layer(features, stride=2, name=f"encoder_{n}")(levels[-1]))
 

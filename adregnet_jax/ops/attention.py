@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -19,6 +21,7 @@ def blocked_attention(
     value: Float[AnyArray, "b k c"],
     *,
     block: int = 512,
+    precision: jax.lax.PrecisionLike = None,
 ) -> tuple[Float[Array, "b q c"], Float[Array, "b q"]]:
     """`softmax(Q K^T / sqrt(d)) V` (eq. 10, 11) and the entropy of its weights.
 
@@ -31,6 +34,7 @@ def blocked_attention(
       key: [b, k, d].
       value: [b, k, c].
       block: keys in a block.
+      precision: of both products, as for `jnp.einsum`.
 
     Returns:
       [b, q, c] in the dtype of `value`, and [b, q] in nats.
@@ -54,7 +58,8 @@ def blocked_attention(
         )
     b, keys, d = key.shape
     if 4 * b * query.shape[1] * keys <= limit_bytes("exact_attention"):
-        return _attention(query, key, value)
+        return _attention(query, key, value, precision)
+    multiply = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     block = min(block, keys)
     count = -(-keys // block)
 
@@ -71,13 +76,11 @@ def blocked_attention(
         highest, total, attended, expected = carry
         key, value, absent = block_of
         # [b, q, k]
-        logits = jnp.einsum("bqd,bkd->bqk", query, key, preferred_element_type=jnp.float32)
+        logits = multiply("bqd,bkd->bqk", query, key)
         new_highest = jnp.maximum(highest, jax.lax.stop_gradient(jnp.max(logits + absent, axis=-1)))
         weights = jnp.exp(logits + absent - new_highest[..., None])
         rescale = jnp.exp(highest - new_highest)
-        products = jnp.einsum(
-            "bqk,bkc->bqc", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
-        )
+        products = multiply("bqk,bkc->bqc", weights.astype(value.dtype), value)
         return (
             new_highest,
             total * rescale + jnp.sum(weights, axis=-1),
@@ -99,17 +102,18 @@ def blocked_attention(
     return (attended / total[..., None]).astype(value.dtype), entropy
 
 
-def _attention(query: AnyArray, key: AnyArray, value: AnyArray) -> tuple[Array, Array]:
+def _attention(
+    query: AnyArray, key: AnyArray, value: AnyArray, precision: jax.lax.PrecisionLike
+) -> tuple[Array, Array]:
     """`blocked_attention` with all logits in memory."""
+    multiply = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     # [b, q, k]
-    logits = jnp.einsum("bqd,bkd->bqk", scaled, key, preferred_element_type=jnp.float32)
+    logits = multiply("bqd,bkd->bqk", scaled, key)
     logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     weights = jnp.exp(logits)
     total = jnp.sum(weights, axis=-1)
-    products = jnp.einsum(
-        "bqk,bkc->bqc", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
-    )
+    products = multiply("bqk,bkc->bqc", weights.astype(value.dtype), value)
     # H = log(sum exp(l)) - sum(w l)
     entropy = jnp.log(total) - jnp.sum(weights * logits, axis=-1) / total
     return (products / total[..., None]).astype(value.dtype), entropy

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ def conv3d(
     kernel: Float[AnyArray, "3 3 3 _ out"],
     *,
     implementation: str = "auto",
+    precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, "b x y z out"]:
     """3-D convolution of stride 1, with zero padding that keeps the shape.
 
@@ -36,6 +38,8 @@ def conv3d(
         (`ops.cpu.onednn`), for float32 or bfloat16 only. "auto" is "folded" on CPU and "xla" elsewhere. The
         backward passes of "folded" and "onednn" always compute the gradient in the kernel, and compute it
         before the one in the volume.
+      precision: of the products of "xla", as for `lax.conv_general_dilated`; the others are for CPU, which
+        has only one.
 
     Returns:
       [b, x, y, z, c'] in the dtype of the volume.
@@ -57,13 +61,14 @@ def conv3d(
             "volume must be [b, x, y, z, c] and kernel [3, 3, 3, c, c'], "
             f"got {', '.join(str(part.shape) for part in parts)} and {kernel.shape}"
         )
-    result = _implemented(parts, kernel, implementation)
+    direct = functools.partial(_direct, precision=precision)
+    result = _implemented(parts, kernel, implementation, direct)
     if slab_count() == 1:
         return result
     # Contributions of the slices beyond a slab are added afterwards, so that the slab is never copied.
     before, after = zip(*(beyond(part, 1, 1) for part in parts), strict=True)
-    result = result.at[:, :1].add(_of_one_slice(joined(before), kernel[0]))
-    return result.at[:, -1:].add(_of_one_slice(joined(after), kernel[2]))
+    result = result.at[:, :1].add(_of_one_slice(joined(before), kernel[0], precision))
+    return result.at[:, -1:].add(_of_one_slice(joined(after), kernel[2], precision))
 
 
 def check_implementation(name: str) -> None:
@@ -84,34 +89,51 @@ def check_implementation(name: str) -> None:
         onednn.prepare()
 
 
-def _implemented(parts: tuple[jax.Array, ...], kernel: jax.Array, implementation: str) -> jax.Array:
+def _implemented(
+    parts: tuple[jax.Array, ...],
+    kernel: jax.Array,
+    implementation: str,
+    direct: Callable[[tuple[jax.Array, ...], jax.Array], jax.Array],
+) -> jax.Array:
     check_implementation(implementation)
     if implementation == "xla":
-        return _direct(parts, kernel)
+        return direct(parts, kernel)
     if implementation == "folded":
         return folded_conv3d(parts, kernel)
     if implementation == "auto":
         if not traces_for_cpu():  # the other branch would be traced for nothing
-            return _direct(parts, kernel)
-        return jax.lax.platform_dependent(parts, kernel, cpu=folded_conv3d, default=_direct)
+            return direct(parts, kernel)
+        return jax.lax.platform_dependent(parts, kernel, cpu=folded_conv3d, default=direct)
     dtypes = {str(array.dtype) for array in (*parts, kernel)}
     if dtypes not in ({"float32"}, {"bfloat16"}):
         raise ValueError(
             f"oneDNN convolves float32 or bfloat16 alone, got {', '.join(sorted(dtypes))}:"
             " use one of them for volume and kernel, or implementation='auto'"
         )
-    return jax.lax.platform_dependent(parts, kernel, cpu=onednn_conv3d, default=_direct)
+    return jax.lax.platform_dependent(parts, kernel, cpu=onednn_conv3d, default=direct)
 
 
-def _direct(parts: tuple[jax.Array, ...], kernel: jax.Array) -> jax.Array:
+def _direct(
+    parts: tuple[jax.Array, ...], kernel: jax.Array, *, precision: jax.lax.PrecisionLike
+) -> jax.Array:
     return jax.lax.conv_general_dilated(
-        joined(parts), kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        joined(parts),
+        kernel,
+        (1, 1, 1),
+        "SAME",
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        precision=precision,
     )
 
 
-def _of_one_slice(volume: jax.Array, kernel: jax.Array) -> jax.Array:
+def _of_one_slice(volume: jax.Array, kernel: jax.Array, precision: jax.lax.PrecisionLike) -> jax.Array:
     """One slice, [b, 1, y, z, c], by the taps of one x, [3, 3, c, c']."""
     result = jax.lax.conv_general_dilated(
-        volume[:, 0], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        volume[:, 0],
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
     )
     return result[:, None]
