@@ -55,12 +55,13 @@ from pathlib import Path
 
 import jax
 
-from adregnet_jax.benchmark.measure import measure
+from adregnet_jax.benchmark.measure import MEMORY_ADVICE, measure
 from adregnet_jax.benchmark.target import CARDS, compiling_for
 from adregnet_jax.benchmark.timing import report
 from adregnet_jax.config import Config, DataConfig
 from adregnet_jax.errors import OneLineParser, UserError
 from adregnet_jax.launch import config_file, process
+from adregnet_jax.launch.devices import find_device, memory_errors_as_user_errors
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, tuple[int, int, int], argparse.Namespace]:
@@ -128,7 +129,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         process.use_every_core(config.optimiser.batch_size)
         # Compilation is timed: nothing may come from the cache on disk.
         jax.config.update("jax_enable_compilation_cache", False)
-        with compiling_for(options.target) if options.target else contextlib.nullcontext() as mesh:
+        if not options.target:
+            find_device()  # for its messages
+        with (
+            memory_errors_as_user_errors(MEMORY_ADVICE),
+            compiling_for(options.target) if options.target else contextlib.nullcontext() as mesh,
+        ):
             rows, found = measure(
                 config,
                 shape,

@@ -24,6 +24,7 @@ from adregnet_jax.config import Config
 from adregnet_jax.errors import UserError
 from adregnet_jax.nn.models import make_model
 from adregnet_jax.ops.convolution import check_implementation
+from adregnet_jax.training.memory import GIB, available_bytes, needed_bytes
 from adregnet_jax.training.sharding import along_data, make_mesh, replicated
 from adregnet_jax.training.state import TrainState, make_init
 from adregnet_jax.training.step import make_optimiser, make_train_step
@@ -31,6 +32,10 @@ from adregnet_jax.training.step import make_optimiser, make_train_step
 MATMUL_SIDE = {"cpu": 2048}
 MATMUL_SIDE_ELSEWHERE = 8192
 MIB = 2**20
+MEMORY_ADVICE = (
+    "--dtype bfloat16, --config.model.remat=True, and a smaller --shape or --batch take less; --memory-only"
+    " prints the plan and runs nothing"
+)
 
 
 class Measurement(NamedTuple):
@@ -211,11 +216,27 @@ def measured(
     }
     seconds = None
     if peak_gflops is not None:
+        _check_fits(f"{name}, {which}", compiled, mesh)
         filled = jax.device_put(fill(arguments, np.random.default_rng(0)), compiled.input_shardings[0])
         call = repeat(compiled, *filled)
         seconds = time_in_turn({name: call}, rounds)[name] if rounds else [seconds_of(call)]
     row |= time_columns(seconds, flops, batch_size, peak_gflops)
     return row | _memory_columns(compiled)
+
+
+def _check_fits(name: str, compiled: jax.stages.Compiled, mesh: Mesh) -> None:
+    """Refuses a program whose plan takes more memory than is free."""
+    devices = list(mesh.devices.flat)
+    needed, available = needed_bytes(compiled), available_bytes(devices)
+    memory = compiled.memory_analysis()
+    if memory is None or needed is None or available is None:
+        return
+    needed += memory.argument_size_in_bytes
+    if needed > available:
+        raise UserError(
+            f"{name}: takes {needed / GIB:.1f} GiB by its plan, and {available / GIB:.1f} GiB are free on"
+            f" {devices[0].device_kind}: {MEMORY_ADVICE}"
+        )
 
 
 def _memory_columns(compiled: jax.stages.Compiled) -> Row:

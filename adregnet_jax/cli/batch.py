@@ -218,7 +218,7 @@ def _summary(folder: Path, record: dict[str, Any], files: ScanFiles) -> dict[str
 
 
 def _row(pair: NamedPair, work: Callable[[], dict[str, Any]]) -> Row:
-    from adregnet_jax.cli.execution import memory_errors_as_user_errors
+    from adregnet_jax.launch.devices import memory_errors_as_user_errors
 
     files = {name: str(getattr(pair.files, name)) for name in REQUIRED}
     row: Row = {"name": pair.name} | files

@@ -1,4 +1,4 @@
-"""Running a command: device and network, progress, interruption, memory errors."""
+"""Running a command: device and network, progress, interruption."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-from adregnet_jax.errors import UserError
 
 if TYPE_CHECKING:
     from adregnet_jax.weights.trained_network import TrainedNetwork
@@ -71,25 +69,13 @@ def start_jax(device: str | None) -> Any:
     Raises:
       UserError: there is no such device, or the version of JAX isn't supported.
     """
+    from adregnet_jax.launch.devices import find_device
     from adregnet_jax.launch.process import check_jax_version, keep_freed_memory, use_compilation_cache
 
     check_jax_version()
     keep_freed_memory()
-    import jax
-
     use_compilation_cache()
-    if device is None:
-        return jax.devices()[0]
-    platform, _, index = device.partition(":")
-    try:
-        return jax.devices(platform)[int(index or 0)]
-    except (RuntimeError, ValueError, IndexError):
-        found = jax.devices()
-        names = ", ".join(f"{one.platform}:{one.id}" for one in found)
-        advice = ""
-        if platform in ("gpu", "cuda") and all(one.platform == "cpu" for one in found):
-            advice = ": for an NVIDIA GPU, pip install 'adregnet-jax[cuda12]' or 'adregnet-jax[cuda13]'"
-        raise UserError(f"--device {device}: there is no such device; JAX has {names}{advice}") from None
+    return find_device(device)
 
 
 def load_network(weights: Path | None, device: Any) -> TrainedNetwork:
@@ -115,19 +101,6 @@ def load_network(weights: Path | None, device: Any) -> TrainedNetwork:
 
         network = restore_network(weights)
     return dataclasses.replace(network, params=jax.device_put(network.params, device))
-
-
-@contextlib.contextmanager
-def memory_errors_as_user_errors(advice: str) -> Iterator[None]:
-    """Turns out-of-memory errors of NumPy and XLA into one line that ends with `advice`."""
-    try:
-        yield
-    except MemoryError:
-        raise UserError(f"out of memory: {advice}") from None
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(f"out of memory: {advice}") from None
 
 
 @contextlib.contextmanager

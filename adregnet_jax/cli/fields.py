@@ -49,8 +49,9 @@ def apply(
 
     The image may have any grid; its position in the world is used. Points are in mm.
     """
-    from adregnet_jax.cli.execution import memory_errors_as_user_errors, start_jax
+    from adregnet_jax.cli.execution import start_jax
     from adregnet_jax.data.io.points import SUFFIXES
+    from adregnet_jax.launch.devices import memory_errors_as_user_errors
     from adregnet_jax.registration.field_files import apply_to_image, apply_to_points
 
     start_jax(None)
@@ -82,7 +83,8 @@ def invert(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Writes the inverse of a field, from the moving to the fixed world, on the same grid."""
-    from adregnet_jax.cli.execution import memory_errors_as_user_errors, start_jax
+    from adregnet_jax.cli.execution import start_jax
+    from adregnet_jax.launch.devices import memory_errors_as_user_errors
     from adregnet_jax.registration.field_files import invert_file
 
     start_jax(None)
@@ -110,7 +112,8 @@ def compose(
     """Writes one field that warps an image like the FIELDS applied one after the other."""
     if len(fields) < 2:
         raise UserError("compose takes two or more fields, got one")
-    from adregnet_jax.cli.execution import memory_errors_as_user_errors, start_jax
+    from adregnet_jax.cli.execution import start_jax
+    from adregnet_jax.launch.devices import memory_errors_as_user_errors
     from adregnet_jax.registration.field_files import compose_files
 
     start_jax(None)

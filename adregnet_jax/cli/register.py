@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,7 @@ from adregnet_jax.cli.options import (
     registration_options,
     takes_registration_options,
 )
+from adregnet_jax.config import InstanceConfig
 from adregnet_jax.errors import UserError
 from adregnet_jax.registration.options import RegistrationOptions, ScanFiles
 
@@ -30,6 +33,7 @@ LabelsOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Label m
 LandmarksOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help=".csv (x,y,z), .fcsv or .mrk.json, for TRE.")
 ]
+GIB = 2**30
 MEMORY_ADVICE = (
     "--effort fast takes less, --set search_range_mm=0 skips the search, and scans on a coarser grid "
     "or --device cpu help too"
@@ -73,16 +77,17 @@ def register(
         raise UserError(re.sub(r"\b(fixed|moving)_(\w+)", r"--\1-\2", str(error))) from None
     from adregnet_jax.cli.execution import (
         load_network,
-        memory_errors_as_user_errors,
         show_stages,
         start_jax,
     )
+    from adregnet_jax.launch.devices import memory_errors_as_user_errors
     from adregnet_jax.registration.files import STAGES
     from adregnet_jax.registration.result_files import as_text
 
     chosen = start_jax(device)
     network = load_network(options.weights, chosen) if options.by_network else None
-    with memory_errors_as_user_errors(MEMORY_ADVICE), show_stages(len(STAGES) + 1) as on_stage:
+    advice = functools.partial(memory_advice, files, options, chosen)
+    with memory_errors_as_user_errors(advice), show_stages(len(STAGES) + 1) as on_stage:
         summary = register_to_folder(
             files,
             output,
@@ -96,6 +101,53 @@ def register(
         )
     print(as_text(summary["results"]))
     print(f"Written to {output}" + ("/preview.png" if preview else ""))
+
+
+def memory_advice(files: ScanFiles, options: RegistrationOptions, device: Any) -> str:
+    """Names options that fit into memory by the plans of their programs, if the plans explain the failure."""
+    from adregnet_jax.data.io.images import read_image
+    from adregnet_jax.training.memory import available_bytes
+
+    free = available_bytes([device])
+    if free is None or options.instance_config is None:
+        return MEMORY_ADVICE
+    try:
+        scan = read_image(files.fixed)
+        spacing_mm = scan.spacing_mm.round(4).tolist()
+        needed = planned_bytes(scan.shape, spacing_mm, options)
+        if needed <= free:  # another stage took the memory
+            return MEMORY_ADVICE
+        fast = dataclasses.replace(options, effort="fast")
+        coarse = [-(-n // 2) for n in scan.shape]
+        smaller = (
+            ("--effort fast takes", planned_bytes(scan.shape, spacing_mm, fast)),
+            (
+                "scans with voxels of twice the size take",
+                planned_bytes(coarse, [2 * size for size in spacing_mm], options),
+            ),
+        )
+    except (UserError, MemoryError, RuntimeError):  # the advice must not hide the lack of memory
+        return MEMORY_ADVICE
+    plans = f"the optimisation takes {needed / GIB:.1f} GiB by its plan, and {free / GIB:.1f} GiB are free"
+    fitting = [f"{way} {size / GIB:.1f} GiB" for way, size in smaller if size <= free]
+    return f"{plans}: {'; '.join(fitting) or MEMORY_ADVICE}"
+
+
+def planned_bytes(shape: Sequence[int], spacing_mm: Sequence[float], options: RegistrationOptions) -> int:
+    """Memory that the instance optimisation of scans takes, by the plan of its compiled program."""
+    from adregnet_jax.registration.instance import compile_on_rungs
+    from adregnet_jax.training.memory import needed_bytes
+
+    program = compile_on_rungs(
+        shape,
+        spacing_mm,
+        started=options.by_network,
+        fixed_masked=options.modality == "multi",
+        moving_masked=True,  # unless the moving scan covers all of the fixed one
+        config=options.instance_config or InstanceConfig(),
+    )
+    memory = program.memory_analysis()
+    return (needed_bytes(program) or 0) + (memory.argument_size_in_bytes if memory else 0)
 
 
 def register_to_folder(

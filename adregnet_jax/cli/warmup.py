@@ -42,10 +42,10 @@ def warmup(
     from adregnet_jax.cli.execution import (
         interruptible,
         load_network,
-        memory_errors_as_user_errors,
         show_stages,
         start_jax,
     )
+    from adregnet_jax.launch.devices import memory_errors_as_user_errors
     from adregnet_jax.launch.process import cache_every_program
     from adregnet_jax.registration.warmup import STAGES, compile_ahead, describe_rungs
 

@@ -14,6 +14,7 @@ from absl import logging
 from adregnet_jax.config import Config
 from adregnet_jax.errors import OneLineParser, UserError
 from adregnet_jax.launch.config_file import load_config, override
+from adregnet_jax.launch.devices import find_device, memory_errors_as_user_errors
 from adregnet_jax.launch.process import (
     check_jax_version,
     join_processes,
@@ -21,6 +22,11 @@ from adregnet_jax.launch.process import (
     make_deterministic,
     use_compilation_cache,
     use_every_core,
+)
+
+MEMORY_ADVICE = (
+    "run.memory=auto finds settings with which a training step fits; model.dtype=bfloat16, model.remat=True"
+    " and smaller volumes take less"
 )
 
 
@@ -53,7 +59,9 @@ def main(
             use_every_core(parts * config.run.space_devices)
         else:
             join_processes(**processes)
-        run(config, workdir)
+        find_device()  # for its messages
+        with memory_errors_as_user_errors(MEMORY_ADVICE):
+            run(config, workdir)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -143,7 +143,7 @@ def compile_on_rungs(
     fixed_masked: bool,
     moving_masked: bool,
     config: InstanceConfig,
-) -> None:
+) -> jax.stages.Compiled:
     """Compiles the program of `align_on_rungs`, into JAX's cache on disk, without running it.
 
     Args:
@@ -153,12 +153,15 @@ def compile_on_rungs(
       fixed_masked: whether there will be a mask of the fixed scan.
       moving_masked: whether there will be a mask of the moving scan.
       config: as for `align_on_rungs`.
+
+    Returns:
+      The program, which knows its plan of the memory.
     """
     scan = jax.ShapeDtypeStruct(ladder.rungs(shape), jnp.float32)
     start = jax.ShapeDtypeStruct((*scan.shape, 3), jnp.float32) if started else None
     masks = (scan if masked else None for masked in (fixed_masked, moving_masked))
     grid, plan = _on_rungs(shape, spacing_mm, config)
-    _aligned_on_rungs.lower(scan, scan, start, *masks, *grid, plan=plan, config=config).compile()
+    return _aligned_on_rungs.lower(scan, scan, start, *masks, *grid, plan=plan, config=config).compile()
 
 
 def _on_rungs(

@@ -377,7 +377,8 @@ def test_files_that_can_not_be_used(files, scans, tmp_path):
     scans.assert_not_called()
 
 
-def test_what_the_worker_raises(files, scans, tmp_path):
+def test_what_the_worker_raises(files, scans, tmp_path, monkeypatch):
+    monkeypatch.setattr("adregnet_jax.cli.register.planned_bytes", lambda *_: 0)
     out = ["--output", tmp_path / "out"]
     for error, message in [
         (UserError("the scans have no overlap\nin the world"), "the scans have no overlap in the world"),
@@ -906,7 +907,7 @@ def test_a_gpu_without_its_plugin(monkeypatch):
         with pytest.raises(UserError, match=rf"--device {name}: .*pip install 'adregnet-jax\[cuda12\]'"):
             start_jax(name)
     with pytest.raises(UserError, match="--device tpu: there is no such device; JAX has cpu:0, cpu:1"):
-        monkeypatch.setattr(jax, "devices", create_autospec(devices, side_effect=[RuntimeError, cpu[:2]]))
+        monkeypatch.setattr(jax, "devices", create_autospec(devices, side_effect=[cpu[:2], RuntimeError]))
         start_jax("tpu")
 
 
