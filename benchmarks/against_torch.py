@@ -123,8 +123,11 @@ def gradients_of(torch, model):
     }
 
 
-def theirs(torch, config, params, batch, memory_format, *, compiled):
-    """Like `ours` for PyTorch; also returns the displacement, the warped image and the loss."""
+def theirs(torch, config, params, batch, memory_format, *, compiled, autocast=False):
+    """Like `ours` for PyTorch; also returns the displacement, the warped image and the loss.
+
+    It uses PyTorch's default device. With `autocast`, the network runs in bfloat16 by PyTorch's rules.
+    """
     import torch_adregnet
 
     model = torch_adregnet.AdRegNet(config.model)
@@ -136,7 +139,9 @@ def theirs(torch, config, params, batch, memory_format, *, compiled):
     optimiser = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
 
     def register(fixed, moving):
-        displacement = model(fixed, moving)
+        with torch.autocast(fixed.device.type, torch.bfloat16, enabled=autocast):
+            displacement = model(fixed, moving)
+        displacement = displacement.float()
         return displacement, torch_adregnet.warp(moving, displacement)
 
     def loss_of(fixed, moving):
@@ -205,7 +210,7 @@ def to_torch(torch, array, memory_format):
 
 def from_torch(tensor):
     tensor = tensor.detach()
-    return (tensor.permute(0, 2, 3, 4, 1) if tensor.ndim == 5 else tensor).numpy()
+    return (tensor.permute(0, 2, 3, 4, 1) if tensor.ndim == 5 else tensor).cpu().numpy()
 
 
 def part_routes(torch, config, part, params, batch):

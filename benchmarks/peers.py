@@ -148,7 +148,7 @@ def ours(scans, name, config):
     }
 
 
-def convexadam(scans):
+def convexadam(scans, device="cpu"):
     import torch
     from convexAdam.convex_adam_MIND import convex_adam_pt
 
@@ -159,7 +159,7 @@ def convexadam(scans):
         for scan in (scans.fixed, scans.moving)
     ]
     coarse = convex_adam_pt(
-        *images, selected_niter=80, dtype=torch.float32, device=torch.device("cpu"), **settings
+        *images, selected_niter=80, dtype=torch.float32, device=torch.device(device), **settings
     )
     field = torch.from_numpy(np.asarray(coarse, np.float32)).permute(3, 0, 1, 2)[None]
     field = torch.nn.functional.interpolate(field, scans.fixed.shape, mode="trilinear", align_corners=False)

@@ -1,8 +1,11 @@
 """Settings of all tests, made before JAX is loaded."""
 
+import functools
 import gc
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jaxtyping
@@ -15,6 +18,8 @@ flags = os.environ.get("XLA_FLAGS", QUICK_TO_COMPILE)
 if "xla_force_host_platform_device_count" not in flags:
     flags += " --xla_force_host_platform_device_count=4"  # for what is divided among devices
 os.environ["XLA_FLAGS"] = flags
+# Every worker would take most of a GPU's memory. What is marked gpu starts processes of its own.
+os.environ["JAX_PLATFORMS"] = "cpu"
 
 # Most of the time goes into tracing, which allocates millions of small objects. Both settings together save
 # a quarter of it: rarer collections of garbage, and no line numbers in what is traced.
@@ -45,7 +50,33 @@ def unchecked_types():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@functools.cache
+def why_no_gpu() -> str | None:
+    """Why tests marked gpu can't run here; None if they can."""
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    if not any(map(importlib.util.find_spec, plugins)):
+        return "needs a GPU and the extra cuda12 or cuda13"
+    ask = "import jax; jax.devices('gpu')"
+    asked = subprocess.run(
+        [sys.executable, "-c", ask], env=without_platform(), capture_output=True, text=True, check=False
+    )
+    return f"needs a GPU; JAX says: {asked.stderr.strip().splitlines()[-1]}" if asked.returncode else None
+
+
+def without_platform() -> dict[str, str]:
+    """The environment without what keeps JAX on the CPU here."""
+    return {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+
+
+@pytest.fixture(scope="session")
+def gpu_environment():
+    """The environment of a process that runs on a GPU."""
+    return without_platform()
+
+
 def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
+        pytest.skip(reason)
     if item.get_closest_marker("torch") and importlib.util.find_spec("torch") is None:
         pytest.skip("needs PyTorch: pip install torch --index-url https://download.pytorch.org/whl/cpu")
 
