@@ -357,27 +357,34 @@ def instance_preset(
 class AffineConfig:
     """Rigid or affine registration of two scans (`adregnet_jax.registration.affine`).
 
-    `spacings_mm` and `steps` have one entry per level, coarse to fine.
+    `voxels` and `steps` have one entry per level, coarse to fine. The first of several levels is rigid, and
+    compares the scans as a whole.
     """
 
-    kind: str = "affine"  # affine (12 parameters) or rigid (6)
-    similarity: str = "ncc"  # ncc (global) or mi (mutual information)
-    spacings_mm: tuple[float, ...] = (12.0, 6.0, 4.0)  # of the grids that are compared
+    kind: str = "affine"  # affine (12 parameters), similarity (7: rigid and one scale) or rigid (6)
+    similarity: str = "ncc"  # ncc (local after the first level) or nmi (normalised mutual information)
+    voxels: tuple[int, ...] = (
+        16,
+        32,
+        64,
+    )  # of a level, along the edge of a cube as large as the smaller scan
     steps: tuple[int, ...] = (25, 40, 30)  # of Adam; on the first level, from every start
     rotation_starts_deg: float = 25.0  # further starts, turned by this much in 26 directions; 0: none
     min_overlap: float = 0.5  # of the smaller scan; with less, similarity counts in proportion
+    max_stretch: float = 1.5  # by which any length may grow or shrink
 
     def check(self, prefix: str = "affine.") -> None:
         expect = functools.partial(_expect, self, prefix)
-        _expect_one_of(self, prefix, "kind", ("rigid", "affine"))
-        _expect_one_of(self, prefix, "similarity", ("ncc", "mi"))
-        expect("spacings_mm", bool(self.spacings_mm), "one entry per level, and at least one level")
-        one_per_level = len(self.steps) == len(self.spacings_mm)
-        expect("steps", one_per_level, f"one entry per level, as many as {prefix}spacings_mm")
-        expect("spacings_mm", all(0 < mm < math.inf for mm in self.spacings_mm), "mm above 0")
+        _expect_one_of(self, prefix, "kind", ("rigid", "similarity", "affine"))
+        _expect_one_of(self, prefix, "similarity", ("ncc", "nmi"))
+        expect("voxels", bool(self.voxels), "one entry per level, and at least one level")
+        one_per_level = len(self.steps) == len(self.voxels)
+        expect("steps", one_per_level, f"one entry per level, as many as {prefix}voxels {self.voxels}")
+        expect("voxels", min(self.voxels) >= 4, "4 or more for each level")
         expect("steps", min(self.steps) >= 0, "0 or more for each level")
         expect("rotation_starts_deg", 0 <= self.rotation_starts_deg < 180, "degrees from 0 to below 180")
         expect("min_overlap", 0 < self.min_overlap <= 1, "a share above 0, up to 1")
+        expect("max_stretch", 1 <= self.max_stretch <= 4, "a factor from 1 to 4")
 
 
 @dataclasses.dataclass

@@ -154,6 +154,7 @@ def mutual_information_loss(
     warped: Float[AnyArray, "b x y z 1"],
     *,
     bins: int = 32,
+    normalised: bool = False,
     mask: Shaped[AnyArray, "b x y z 1"] | None = None,
 ) -> Float[Array, ""]:
     """Minus the mutual information of the intensities, in nats: for scans of different contrast.
@@ -165,10 +166,11 @@ def mutual_information_loss(
       fixed: [b, x, y, z, 1], intensities in [0, 1]; beyond, they count as 0 or 1.
       warped: [b, x, y, z, 1], on the grid of the fixed one.
       bins: of each intensity.
+      normalised: divide by the joint entropy, so that a smaller overlap with less in it is no better.
       mask: [b, x, y, z, 1] or None.
 
     Returns:
-      Scalar, 0 or less; an empty mask gives 0.
+      Scalar, 0 or less, normalised also -1 or more; an empty mask gives 0.
 
     Raises:
       ValueError: shapes that differ or are not [b, x, y, z, 1], or fewer than 5 bins.
@@ -180,7 +182,9 @@ def mutual_information_loss(
       True
 
     Reference:
-      Mattes et al., PET-CT image registration in the chest using free-form deformations, IEEE TMI 2003.
+      Mattes et al., PET-CT image registration in the chest using free-form deformations, IEEE TMI 2003;
+      Studholme et al., An overlap invariant entropy measure of 3D medical image alignment, Pattern
+      Recognition 1999 (normalised: their measure minus 1).
     """
     if bins < 5:
         raise ValueError(f"a histogram with cubic windows has 5 bins or more, got {bins}")
@@ -193,7 +197,10 @@ def mutual_information_loss(
         joint = joint / jnp.maximum(jnp.sum(joint), 1e-6)
         independent = jnp.sum(joint, axis=0, keepdims=True) * jnp.sum(joint, axis=1, keepdims=True)
         tiny = 1e-12  # of a probability: p log p is 0 there
-        return jnp.sum(joint * (jnp.log(joint + tiny) - jnp.log(independent + tiny)))
+        shared = jnp.sum(joint * (jnp.log(joint + tiny) - jnp.log(independent + tiny)))
+        if not normalised:
+            return shared
+        return shared / jnp.maximum(-jnp.sum(joint * jnp.log(joint + tiny)), 1e-6)
 
     return -jnp.mean(jax.vmap(information)(fixed, warped, weights))
 

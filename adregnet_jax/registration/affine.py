@@ -2,7 +2,9 @@
 
 Both scans are resampled to coarser grids along their own axes; points of the fixed grid are mapped through
 the world to the moving grid. Coordinates are relative to the geometric centres of the two grids, so that far
-world origins cost no digits. Many starts are tried in parallel on the coarsest grid; the best ones continue.
+world origins cost no digits. Many rigid starts, the headers' alignment first, are tried in parallel on the
+coarsest grid; the best ones continue, with more freedom on finer grids. Grids and step sizes follow the size
+of the scans: millimetres don't matter.
 """
 
 from __future__ import annotations
@@ -26,13 +28,20 @@ from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.sampling import sample
 from adregnet_jax.registration import ladder
 
-PARAMETERS = {"rigid": 6, "affine": 12}
+# Columns: shift, rotation, the six entries of the stretch; what each kind of map may change of the last six.
+ISOTROPIC = np.outer([1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 0, 0]) / 3
+STRETCHES = {"rigid": np.zeros((6, 6)), "similarity": ISOTROPIC, "affine": np.eye(6)}
 MIN_VOXELS = 8  # along an axis of a coarse grid, where the scan has as many
 KEPT = (4, 1)  # candidates kept after the first level, with all starts, and after the second; then one
 LEARNING_RATE = 0.25  # of a level's spacing: the first steps, in mm at the rim of the scan
 LAST_RATE = 0.02  # share of the learning rate that is left at the end of a level
 ADAM_EPSILON = 1e-6
 FLAT = 1e-3  # standard deviation of an image without information on its place
+WINDOW = 5  # voxels of a level: of the local NCC
+GLOBAL_SHARE = 0.3  # of the global NCC, added to the local one
+OVERLAP_POWER = 0.1  # of the overlap, by which the normalised mutual information is multiplied
+LEAST_OVERLAP = 1e-3  # of the smaller scan: the power has a gradient from there on
+EXCESS_WEIGHT = 100.0  # of the squared excess of the stretch over its limit
 
 
 _Shape = tuple[int, int, int]
@@ -58,7 +67,8 @@ class _Level(NamedTuple):
     moving_size: jax.Array  # [3]
     moving_mm: jax.Array  # [x', y', z', 3], from the centre of its grid
     to_voxels: jax.Array  # [3, 3], mm from the centre of the moving grid -> voxels from there
-    smaller: jax.Array  # scalar: how many fixed points can lie on what counts of the moving scan
+    smaller: jax.Array  # scalar: the volume of the smaller scan, in voxels of the fixed grid
+    spacing_mm: jax.Array  # scalar
 
 
 def align_affine(
@@ -71,13 +81,14 @@ def align_affine(
     moving_mask: Shaped[AnyArray, "x2 y2 z2"] | None = None,
     config: AffineConfig,
 ) -> Float[Array, "4 4"]:
-    """Finds the rigid or affine map from the fixed to the moving world that makes the scans most similar.
+    """Finds the linear map from the fixed to the moving world that makes the scans most similar.
 
     Pure: it works under `jit` (with affines and `config` closed over) and `vmap`. It is compiled once for all
     scans with the same shapes on all levels.
 
-    Points that leave the moving scan don't count. The similarity counts in full where the overlap is at least
-    `config.min_overlap` of the smaller scan, and in proportion to the overlap below that.
+    Points that leave the moving scan don't count. The similarity counts in full where the overlap, measured
+    in either scan, is at least `config.min_overlap` of the smaller scan, and in proportion to the overlap
+    below that: neither shrinking nor leaving the scan pays.
 
     Args:
       fixed: [x, y, z], intensities in [0, 1].
@@ -89,8 +100,9 @@ def align_affine(
       config: kind of map, similarity, levels.
 
     Returns:
-      [4, 4] float32, fixed RAS mm -> moving RAS mm. It is never less similar than the best start. Where a
-      scan is constant or masked all over, it is the shift from one geometric centre to the other.
+      [4, 4] float32, fixed RAS mm -> moving RAS mm. On the finest level it is never less similar than the
+      best start or than the alignment of the headers. Where a scan is constant or masked all over, it is
+      the identity, or the shift from one geometric centre to the other if the scans don't overlap.
 
     Raises:
       ValueError: shapes that don't belong together, affines that can't be inverted, or settings that make no
@@ -98,7 +110,7 @@ def align_affine(
 
     Reference:
       Jenkinson and Smith, A global optimisation method for robust affine registration of brain images,
-      Medical Image Analysis 2001 (many starts on the coarsest level).
+      Medical Image Analysis 2001 (many starts on the coarsest level, freedom that grows with the levels).
     """
     masks = (fixed_mask, moving_mask)
     affines = (fixed_affine, moving_affine)
@@ -145,21 +157,32 @@ def _registered(
     values = tuple(jnp.asarray(scan, jnp.float32) for scan in scans)
     counts = tuple(None if mask is None else mask > 0 for mask in masks)
     moving_inverse = np.linalg.inv(affines_64[1][:3, :3]).astype(np.float32)
+    extent_mm = min(
+        float(np.abs(np.linalg.det(affine[:3, :3])) * np.prod(shape)) ** (1 / 3)
+        for shape, affine in zip(shapes, affines_64, strict=True)
+    )
+    spacings_mm = [extent_mm / voxels for voxels in config.voxels]
     levels = []
-    for mm in config.spacings_mm:
+    for mm in spacings_mm:
         grids = tuple(
-            _grid(scan.shape, shape, affine, mm, min(config.spacings_mm) if on_rungs else None)
+            _grid(scan.shape, shape, affine, mm, min(spacings_mm) if on_rungs else None)
             for scan, shape, affine in zip(scans, shapes, affines_64, strict=True)
         )
         to_moving = moving_inverse * np.divide(grids[1].size, shapes[1]).astype(np.float32)[:, None]
-        levels.append(_level(values, counts, grids, to_moving))
+        levels.append(_level(values, counts, grids, to_moving, np.float32(mm)))
     # Of a box: the root mean square distance from its centre.
     radius_mm = np.sqrt(np.sum((affines_64[0][:3, :3] * np.array(shapes[0])) ** 2) / 12).astype(np.float32)
-    linear, shift_mm = _aligned(tuple(levels), radius_mm, moving_masked=masks[1] is not None, config=config)
-
     here_mm, there_mm = (
         affine[:3, :3] @ ((np.array(shape) - 1) / 2) + affine[:3, 3]
         for shape, affine in zip(shapes, affines_64, strict=True)
+    )
+    header_mm = here_mm - there_mm if _overlap(shapes, affines_64) else np.zeros(3)
+    linear, shift_mm = _aligned(
+        tuple(levels),
+        radius_mm,
+        header_mm.astype(np.float32),
+        moving_masked=masks[1] is not None,
+        config=config,
     )
     # there + shift + linear (w - here); the differences are taken first, because they are small.
     turned_mm = _linear(linear - jnp.eye(3), here_mm.astype(np.float32))
@@ -167,27 +190,45 @@ def _registered(
     return jnp.eye(4).at[:3, :3].set(linear).at[:3, 3].set(shift_mm)
 
 
+def _overlap(shapes: Sequence[Sequence[int]], affines: Sequence[np.ndarray]) -> bool:
+    """Whether the boxes around the two scans meet in the world."""
+    lows, highs = [], []
+    for shape, affine in zip(shapes, affines, strict=True):
+        corners = (
+            np.array(list(itertools.product(*((0, n - 1) for n in shape)))) @ affine[:3, :3].T + affine[:3, 3]
+        )
+        lows.append(corners.min(axis=0))
+        highs.append(corners.max(axis=0))
+    return bool(np.all(np.maximum(*lows) < np.minimum(*highs)))
+
+
 @functools.partial(jax.jit, static_argnames=("moving_masked", "config"))
 def _aligned(
-    levels: tuple[_Level, ...], radius_mm: jax.Array, *, moving_masked: bool, config: AffineConfig
+    levels: tuple[_Level, ...],
+    radius_mm: jax.Array,
+    header_mm: jax.Array,
+    *,
+    moving_masked: bool,
+    config: AffineConfig,
 ) -> tuple[jax.Array, jax.Array]:
     """The map between the worlds around the two centres: a matrix [3, 3] and a shift [3] in mm."""
     loss_at = functools.partial(_loss, radius_mm=radius_mm, moving_masked=moving_masked, config=config)
-    starts = _starts(levels[0], radius_mm, config)
+    starts = _starts(levels[0], radius_mm, header_mm, config)
 
     candidates, best_start = starts, starts[0]
-    for n, (level, spacing_mm, steps) in enumerate(
-        zip(levels, config.spacings_mm, config.steps, strict=True)
-    ):
-        loss = functools.partial(loss_at, level=level)
-        candidates, losses, before = _descend(candidates, loss, spacing_mm, steps)
-        if n == 0:
+    for n, (level, steps) in enumerate(zip(levels, config.steps, strict=True)):
+        first, last = n == 0, n == len(levels) - 1
+        loss = functools.partial(loss_at, level=level, windows=not first)
+        kind = config.kind if last or not first else "rigid"
+        candidates, losses, before = _descend(candidates, loss, level.spacing_mm, steps, kind)
+        if first:
             best_start = starts[jnp.argmin(before)]
         candidates = candidates[jnp.argsort(losses)[: KEPT[n] if n < len(KEPT) else 1]]
 
     # Going through the levels doesn't guarantee that the result is better than its start.
     finalists = jnp.stack([starts[0], best_start, candidates[0]])
-    losses = jax.lax.map(functools.partial(loss_at, level=levels[-1]), finalists)
+    finest = functools.partial(loss_at, level=levels[-1], windows=len(levels) > 1)
+    losses = jax.lax.map(finest, finalists)
     informative = (_spread(levels[0].fixed, levels[0].fixed_counts) > FLAT) & (
         _spread(levels[0].moving, levels[0].moving_counts) > FLAT
     )
@@ -195,11 +236,19 @@ def _aligned(
 
 
 def _descend(
-    starts: jax.Array, loss_at: Callable[[jax.Array], jax.Array], spacing_mm: float, steps: int
+    starts: jax.Array,
+    loss_at: Callable[[jax.Array], jax.Array],
+    spacing_mm: jax.Array,
+    steps: int,
+    kind: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Adam from every start: the best parameters met [k, p], their losses, and the losses of the starts."""
-    rates = optax.cosine_decay_schedule(LEARNING_RATE * spacing_mm, max(steps, 1), LAST_RATE)
-    optimiser = optax.adam(rates, eps=ADAM_EPSILON)
+    """Adam from every start: the best parameters met [k, 12], their losses, and the losses of the starts."""
+    decay = optax.cosine_decay_schedule(LEARNING_RATE, max(steps, 1), LAST_RATE)
+    optimiser = optax.adam(lambda n: spacing_mm * decay(n), eps=ADAM_EPSILON)
+    stretches = jnp.asarray(STRETCHES[kind], jnp.float32)
+
+    def free(theta: jax.Array) -> jax.Array:
+        return theta.at[6:].set(jnp.matmul(stretches, theta[6:], precision="highest"))
 
     def from_one(start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         def step(carry: Any, _: None) -> tuple[Any, jax.Array]:
@@ -207,7 +256,7 @@ def _descend(
             loss, gradient = jax.value_and_grad(loss_at)(theta)
             better = loss < best_loss
             best, best_loss = jnp.where(better, theta, best), jnp.where(better, loss, best_loss)
-            updates, moments = optimiser.update(gradient, moments)
+            updates, moments = optimiser.update(free(gradient), moments)
             return (theta + updates, moments, best, best_loss), loss
 
         carry: Any = (start, optimiser.init(start), start, jnp.inf)
@@ -219,9 +268,18 @@ def _descend(
 
 
 def _loss(
-    theta: jax.Array, *, level: _Level, radius_mm: jax.Array, moving_masked: bool, config: AffineConfig
+    theta: jax.Array,
+    *,
+    level: _Level,
+    windows: bool,
+    radius_mm: jax.Array,
+    moving_masked: bool,
+    config: AffineConfig,
 ) -> jax.Array:
-    """Minus the similarity, reduced in proportion where the overlap is too small."""
+    """Minus the similarity, reduced in proportion where the overlap is too small, and a bound of the stretch.
+
+    With `windows` the NCC is a local one.
+    """
     linear, shift_mm = _map(theta, radius_mm)
     to_voxels = jnp.matmul(level.to_voxels, linear, precision="highest")
     first = _linear(level.to_voxels, shift_mm) + (level.moving_size - 1) / 2
@@ -240,18 +298,26 @@ def _loss(
     fixed, warped, mask = (
         values[None, ..., None] for values in (level.fixed, warped, level.fixed_counts * (inside > 0.5))
     )
-    if config.similarity == "ncc":
-        similarity = 1 - ncc_loss(fixed, warped, mask=mask)
-    else:
-        similarity = -mutual_information_loss(fixed, warped, mask=mask)
-    overlap = jnp.sum(level.fixed_counts * inside) / level.smaller
+    # The fixed points that meet the moving scan may fill less of it than of the fixed scan.
+    overlap = jnp.sum(level.fixed_counts * inside) * jnp.minimum(1, _determinant(linear)) / level.smaller
     # From the worst similarity there is, so that losing overlap never pays.
-    least = -1.0 if config.similarity == "ncc" else 0.0
-    return (least - similarity) * jnp.minimum(1, overlap / config.min_overlap)
+    if config.similarity == "nmi":
+        # Normalised or not, it rises a little where background leaves the overlap.
+        more = jnp.clip(overlap, LEAST_OVERLAP, 1) ** OVERLAP_POWER
+        similarity, least = -mutual_information_loss(fixed, warped, mask=mask, normalised=True) * more, 0.0
+    else:
+        similarity, least = 1 - ncc_loss(fixed, warped, mask=mask), -1.0
+        if windows:
+            # The local NCC is the sharper one, the global NCC has the wider basin.
+            similarity, least = GLOBAL_SHARE * similarity, -GLOBAL_SHARE
+            similarity += 1 - ncc_loss(fixed, warped, mask=mask, window=WINDOW)
+    enough = jnp.minimum(1, overlap / config.min_overlap)
+    excess = jnp.maximum(0, _greatest(theta[6:] / radius_mm) - math.log(config.max_stretch))
+    return (least - similarity) * enough + EXCESS_WEIGHT * excess**2
 
 
 def _map(theta: jax.Array, radius_mm: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Parameters [6 or 12], all in mm at the rim of the scan, as a matrix [3, 3] and a shift [3] in mm.
+    """Parameters [12], all in mm at the rim of the scan, as a matrix [3, 3] and a shift [3] in mm.
 
     Shift, rotation, scales, shears: a stretch along three axes, which a square keeps from reflecting, then
     the rotation. That by the angle a is 2 tan(a/2) times its axis (Cayley), which has a gradient at 0, too.
@@ -259,11 +325,24 @@ def _map(theta: jax.Array, radius_mm: jax.Array) -> tuple[jax.Array, jax.Array]:
     half = theta[3:6] / (2 * radius_mm)
     cross = _skew(half)
     square = jnp.matmul(cross, cross, precision="highest")
-    linear = jnp.eye(3) + 2 * (cross + square) / (1 + jnp.sum(half**2))
-    if len(theta) == PARAMETERS["affine"]:
-        root = jnp.eye(3) + _symmetric(theta[6:] / radius_mm) / 2
-        linear = jnp.linalg.multi_dot([linear, root, root], precision="highest")
-    return linear, theta[:3]
+    rotation = jnp.eye(3) + 2 * (cross + square) / (1 + jnp.sum(half**2))
+    root = jnp.eye(3) + _symmetric(theta[6:] / radius_mm) / 2
+    return jnp.linalg.multi_dot([rotation, root, root], precision="highest"), theta[:3]
+
+
+def _greatest(stretch: jax.Array) -> jax.Array:
+    """About the greatest absolute eigenvalue of the symmetric matrix with these entries [6], and no less.
+
+    A norm of the eigenvalues with a gradient everywhere, also where they coincide.
+    """
+    power = _symmetric(stretch)
+    for _ in range(3):
+        power = jnp.matmul(power, power, precision="highest")
+    return (jnp.trace(power) + 1e-12) ** (1 / 8)
+
+
+def _determinant(matrix: jax.Array) -> jax.Array:
+    return jnp.dot(matrix[:, 0], jnp.cross(matrix[:, 1], matrix[:, 2]), precision="highest")
 
 
 def _skew(vector: jax.Array) -> jax.Array:
@@ -276,8 +355,8 @@ def _symmetric(values: jax.Array) -> jax.Array:
     return jnp.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
 
 
-def _starts(level: _Level, radius_mm: jax.Array, config: AffineConfig) -> jax.Array:
-    """[k, p]: rotations about the geometric centres and the centres of mass; the first one is no rotation."""
+def _starts(level: _Level, radius_mm: jax.Array, header_mm: jax.Array, config: AffineConfig) -> jax.Array:
+    """[k, 12]: the headers' alignment, then rotations about the geometric centres and the centres of mass."""
     directions = np.array(list(itertools.product((0.0, 1.0, -1.0), repeat=3)))
     directions /= np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1)
     if not config.rotation_starts_deg:
@@ -289,13 +368,14 @@ def _starts(level: _Level, radius_mm: jax.Array, config: AffineConfig) -> jax.Ar
     )
 
     def start(rotation: jax.Array | np.ndarray, centres: tuple[jax.Array, jax.Array]) -> jax.Array:
-        theta = jnp.zeros(PARAMETERS[config.kind]).at[3:6].set(rotation)
+        theta = jnp.zeros(12).at[3:6].set(rotation)
         here_mm, there_mm = centres
         turned_mm = _linear(_map(theta, radius_mm)[0], here_mm)
         return theta.at[:3].set(there_mm - turned_mm)
 
     return jnp.concatenate(
-        [
+        [jnp.zeros((1, 12)).at[0, :3].set(header_mm)]
+        + [
             jax.vmap(functools.partial(start, centres=centres))(rotations)
             for centres in ((jnp.zeros(3), jnp.zeros(3)), masses)
         ]
@@ -346,13 +426,14 @@ def _level(
     masks: tuple[jax.Array | None, jax.Array | None],
     grids: tuple[_Grid, _Grid],
     to_voxels: jax.Array,
+    spacing_mm: jax.Array,
 ) -> _Level:
     """Both scans on the grids of one level."""
     images, counts, points_mm, volumes_mm3 = [], [], [], []
     for scan, mask, grid in zip(scans, masks, grids, strict=True):
         image, count = _resampled(scan, mask, grid)
         linear = grid.linear
-        voxel_mm3 = jnp.abs(jnp.dot(linear[:, 0], jnp.cross(linear[:, 1], linear[:, 2])))
+        voxel_mm3 = jnp.abs(_determinant(linear))
         images.append(image)
         counts.append(count)
         middle = (grid.size - 1)[None, None, None] / 2
@@ -370,6 +451,7 @@ def _level(
         moving_mm=points_mm[1],
         to_voxels=to_voxels,
         smaller=jnp.maximum(smaller_mm3 / volumes_mm3[0][0], 1),
+        spacing_mm=jnp.asarray(spacing_mm),
     )
 
 

@@ -86,7 +86,7 @@ def register_scans(
         )
         affine = instance = network = None
     if modality == "multi":
-        affine = affine and dataclasses.replace(affine, similarity="mi")
+        affine = affine and dataclasses.replace(affine, similarity="nmi")
     if not (apart and affine):
         _check_overlap(fixed, moving)
     scans = [

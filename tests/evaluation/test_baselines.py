@@ -97,7 +97,7 @@ def test_what_a_pair_lacks_is_none(pair, scores_of):
 
 
 def test_the_map_is_found_in_the_images(pair):
-    config = AffineConfig(spacings_mm=(4.0,), steps=(80,), rotation_starts_deg=0.0)
+    config = AffineConfig(voxels=(16,), steps=(80,), rotation_starts_deg=0.0)
     found = affine_displacement(dataclasses.replace(pair, mask=np.ones(SHAPE, bool)), config=config)
     body = pair.fixed > 0.3
     error_mm = np.linalg.norm((found - TRUTH) * SPACING_MM, axis=-1)[body]

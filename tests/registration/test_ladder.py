@@ -24,7 +24,7 @@ from tests.registration import test_field
 from tests.registration.test_field import AFFINE, MATRIX, MOVING_AFFINE
 
 INSTANCE = InstanceConfig(search_range_mm=8.0, factors=(2, 1), steps=(10, 5), strides=(2, 2))
-LINEAR = AffineConfig(kind="rigid", spacings_mm=(4.0,), steps=(10,), rotation_starts_deg=0.0)
+LINEAR = AffineConfig(kind="rigid", voxels=(16,), steps=(10,), rotation_starts_deg=0.0)
 # Sizes between the rungs.
 DISPLACEMENT = test_field.DISPLACEMENT[:19, :23, :15]
 MOVING = test_field.MOVING[:25, :17, :21]

@@ -15,7 +15,7 @@ from adregnet_jax.registration.field import warp_image, warp_points
 from adregnet_jax.registration.scans import register_scans
 
 INSTANCE = InstanceConfig(search_range_mm=0.0, factors=(2, 1), steps=(20, 20), strides=(2, 2))
-AFFINE = AffineConfig(kind="rigid", spacings_mm=(6.0, 4.0), steps=(20, 10), rotation_starts_deg=0.0)
+AFFINE = AffineConfig(kind="rigid", voxels=(12, 16), steps=(20, 10), rotation_starts_deg=0.0)
 FIXED_SHAPE = (26, 24, 22)
 # Oblique, 2 mm, far from the origin.
 TURN = scipy.spatial.transform.Rotation.from_euler("xyz", (10, -8, 15), degrees=True).as_matrix()
