@@ -49,7 +49,7 @@ def attend_slices(
     offset = [jnp.sum(exponentials * o[None, None, None, None], axis=-1) / total for o in _offsets(radius)]
     # H = log(sum exp(l)) - sum(w l); an absent neighbour has weight 0.
     entropy = jnp.log(total) - jnp.sum(exponentials * logits, axis=-1) / total
-    attended = _gather(exponentials, value, radius) / total[..., None]
+    attended = _gather(exponentials.astype(value.dtype), value, radius) / total[..., None]
     return attended.astype(value.dtype), jnp.stack(offset, axis=-1), entropy
 
 
@@ -123,6 +123,7 @@ def _defvjp(function: jax.custom_vjp, backward: Callable[..., tuple[Any, Any]]) 
     function.defvjp(lambda a, b, radius: (function(a, b, radius), (a, b)), pull_back)
 
 
-_defvjp(_correlate, lambda q, k, g, r: (_gather(g, k, r), _scatter(g, q, r)))
+# Weights and their gradients are written to memory in the dtype of the features, and added up in float32.
+_defvjp(_correlate, lambda q, k, g, r: (_gather(g.astype(k.dtype), k, r), _scatter(g.astype(q.dtype), q, r)))
 _defvjp(_gather, lambda w, v, g, r: (_correlate(g, v, r), _scatter(w, g, r)))
 _defvjp(_scatter, lambda w, s, g, r: (_correlate(s, g, r), _gather(w, g, r)))
