@@ -8,7 +8,7 @@ The pair is a random smooth scan of the given size and the same one moved by two
 the memory of its temporaries as reported by XLA, and the peak of the whole process.
 
 --target compiles for an NVIDIA card that need not be there, with the extra `cuda12` or `cuda13`, and runs
-nothing: what the columns mean is in the help of `python -m adregnet_jax.benchmark`.
+nothing; the help of `python -m adregnet_jax.benchmark` explains the columns.
 """
 
 import resource
@@ -38,7 +38,7 @@ def smooth_scan(shape):
 
 
 def compiled_for(card, run, shape):
-    """What the program consists of on a card that isn't there."""
+    """Counts the parts of the program for a card that isn't there."""
     scan = jax.ShapeDtypeStruct((1, *shape, 1), jnp.float32)
     with compiling_for(card) as mesh:
         used = cpu_seconds()

@@ -269,7 +269,7 @@ _sample_in_chunks.defvjp(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _sample_features(volume: Array, coordinates: Array, first: Array, padding: Padding, whole: int) -> Array:
-    """What volumes or slabs [b, x, y, z, c] add to linear samples at [b, x', y', z', 3]."""
+    """Linear samples of volumes [b, x, y, z, c], or the shares of slabs in them, at [b, x', y', z', 3]."""
     return _sample_each(volume, coordinates, "linear", padding, first, whole)
 
 
