@@ -341,7 +341,7 @@ def _greatest(stretch: jax.Array) -> jax.Array:
     return (jnp.trace(power) + 1e-12) ** (1 / 8)
 
 
-def _determinant(matrix: jax.Array) -> jax.Array:
+def _determinant(matrix: AnyArray) -> jax.Array:
     return jnp.dot(matrix[:, 0], jnp.cross(matrix[:, 1], matrix[:, 2]), precision="highest")
 
 
