@@ -287,6 +287,7 @@ class InstanceConfig:
     learning_rate: float = 0.1  # in voxels of the control grid
     similarity: str = "ncc"  # ncc (local, squared), mind (MIND-SSC), mi (mutual information) or ssd
     ncc_window: int = 5  # voxels of the level, an odd number
+    ncc_floor: float = 0.05  # contrast of a window, as a share of the scan's, below which its NCC fades
     smoothness: float = 0.1  # weight of the squared gradient, (mm/mm)^2
     bending: float = 0.0  # weight of the bending energy, 1/mm^2
     jacobian: float = 10.0  # weight of the depth of folds
@@ -304,7 +305,7 @@ class InstanceConfig:
         expect("factors", min(self.factors) >= 1, "1 or more for each level")
         expect("strides", min(self.strides) >= 1, "1 or more for each level")
         expect("steps", min(self.steps) >= 0, "0 or more for each level")
-        for name in ("search_range_mm", "smoothness", "bending", "jacobian", "tolerance"):
+        for name in ("search_range_mm", "ncc_floor", "smoothness", "bending", "jacobian", "tolerance"):
             expect(name, 0 <= getattr(self, name) < math.inf, "a number from 0")
         _expect_one_of(self, prefix, "similarity", ("ncc", "mind", "mi", "ssd"))
         expect("ncc_window", _is_window(self.ncc_window), "an odd number from 3")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import typer
 
 from adregnet_jax.errors import UserError
-from adregnet_jax.registration.options import RegistrationOptions
+from adregnet_jax.registration.options import AFFINE, RegistrationOptions
 
 DeviceOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="cpu, gpu or cuda:1. Default: JAX's default device.")
@@ -87,7 +87,7 @@ def _option(name: str) -> inspect.Parameter:
 
 
 def _parse_settings(settings: list[str]) -> dict[str, Any]:
-    """Fields of `InstanceConfig` from NAME=VALUE, each parsed as the type of the field."""
+    """Fields of `InstanceConfig`, and of `AffineConfig` with their prefix, each parsed as its type."""
     if not settings:
         return {}
     from adregnet_jax.config import Config
@@ -96,8 +96,17 @@ def _parse_settings(settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         if "=" not in setting:
             raise UserError(f"--set {setting}: expected NAME=VALUE, for instance smoothness=0.5")
-    try:
-        changed = override(Config(), [f"--config.instance.{setting}" for setting in settings])
-    except UserError as error:
-        raise UserError(str(error).replace("--config.instance.", "--set ")) from None
-    return {name: getattr(changed.instance, name) for name in (s.split("=")[0] for s in settings)}
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        name = setting.split("=")[0]
+        section, prefix, field = "instance", "", name
+        if name.startswith(AFFINE):
+            section, prefix, field = "affine", AFFINE, name.removeprefix(AFFINE)
+        argument = f"--config.{section}.{setting.removeprefix(prefix)}"
+        try:
+            changed = override(Config(), [argument])
+        except UserError as error:
+            message = str(error).replace(f"--config.{section}.", f"--set {prefix}")
+            raise UserError(message) from None
+        parsed[name] = getattr(getattr(changed, section), field)
+    return parsed

@@ -24,6 +24,7 @@ def ncc_loss(
     warped: Float[AnyArray, "b x y z 1"],
     *,
     window: int = 0,
+    floor: float = 0.0,
     mask: Shaped[AnyArray, "b x y z 1"] | None = None,
 ) -> Float[Array, ""]:
     """1 - NCC (eq. 17): global (eq. 20), or the mean of the squared NCC in windows around each voxel.
@@ -36,6 +37,8 @@ def ncc_loss(
       warped: [b, x, y, z, 1], the moving image on the grid of the fixed one.
       window: 0 for the global NCC; else the width of cubic windows, an odd number of voxels. What a window
         holds beyond the border or outside the mask does not count.
+      floor: with windows, the contrast (SD) below which their NCC fades to 0, as a share of the contrast of
+        the whole image: what is nearly flat, such as air, is noise.
       mask: [b, x, y, z, 1] or None.
 
     Returns:
@@ -59,7 +62,10 @@ def ncc_loss(
     fixed = _centred(fixed, mask)
     warped = _centred(warped, mask)
     if window:
-        squared = local_squared_ncc(fixed, warped, window, mask=mask)
+        least = None
+        if floor:
+            least = (floor**2 * masked_mean(fixed**2, mask), floor**2 * masked_mean(warped**2, mask))
+        squared = local_squared_ncc(fixed, warped, window, least_variances=least, mask=mask)
         return jnp.mean(1 - masked_mean(squared, mask))
     covariance = masked_mean(fixed * warped, mask)
     variances = masked_mean(fixed**2, mask) * masked_mean(warped**2, mask)

@@ -19,6 +19,7 @@ def local_squared_ncc(
     warped: Float[AnyArray, "b x y z"],
     window: int,
     *,
+    least_variances: tuple[Float[AnyArray, " b"], Float[AnyArray, " b"]] | None = None,
     mask: Float[AnyArray, "b x y z"] | None = None,
 ) -> Float[Array, "b x y z"]:
     """The squared NCC of two images in the window around each voxel, 0 to 1; 0 where one of them is flat.
@@ -28,6 +29,8 @@ def local_squared_ncc(
       warped: the same shape.
       window: width of the cubic windows, an odd number of voxels. What a window holds beyond the border does
         not count.
+      least_variances: [b] of each image, which are added to those in the windows: where they are far above
+        the variance in a window, its NCC fades to 0. Their gradient isn't taken. None: next to nothing.
       mask: [b, x, y, z] or None; with it, both images must be 0 where it is 0, which does not count.
 
     Returns:
@@ -44,6 +47,11 @@ def local_squared_ncc(
     # Rounding can take the variance of a flat window below 0.
     fixed_variance = jnp.maximum(next(sums) - fixed_sum**2 / count, 0)
     warped_variance = jnp.maximum(next(sums) - warped_sum**2 / count, 0)
+    if least_variances is not None:
+        fixed_least, warped_least = (
+            jax.lax.stop_gradient(least)[:, None, None, None] * count for least in least_variances
+        )
+        fixed_variance, warped_variance = fixed_variance + fixed_least, warped_variance + warped_least
     # VoxelMorph's addend, as there on sums, not means, over the window: flat windows give 0.
     return covariance**2 / (fixed_variance * warped_variance + 1e-5)
 

@@ -102,6 +102,7 @@ def register_files(
         network=network if options.by_network else None,
         tile=options.tile,
         modality=options.modality,
+        adaptive=options.adaptive,
         fixed_mask=scans.fixed_mask,
         moving_mask=scans.moving_mask,
         apart=options.apart,

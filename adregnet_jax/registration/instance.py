@@ -7,6 +7,7 @@ take no part.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -54,6 +55,13 @@ class _Plan(NamedTuple):
     multiple: Shape  # of which the scan's size must be one
     pooling: int  # voxels of the coarsest level that one voxel of the search spans, along each axis
     radius: Shape  # of the search, in its voxels
+
+
+class _Weights(NamedTuple):
+    """Weights of the terms of the energy that need no program of their own."""
+
+    similarity: jax.Array | float  # share of the voxels that aren't padding: it is a mean over the others
+    smoothness: jax.Array | float
 
 
 LEAST_DETERMINANT = 0.05  # below it, a fold is near, or hidden between voxels
@@ -104,6 +112,7 @@ def align(
         fixed_mask,
         moving_mask,
         np.asarray(spacing_mm),
+        config.smoothness,
         plan=_plan(fixed.shape[1:4], spacing_mm, config),
         config=config,
     )
@@ -121,14 +130,15 @@ def align_on_rungs(
 ) -> tuple[Float[np.ndarray, "x y z 3"], Float[np.ndarray, "x y z 3"] | None]:
     """`align` for one pair, compiled once for all sizes on the same rungs (`registration.ladder`).
 
-    Spacings need no program of their own either, unless levels and search take other numbers of voxels.
+    Spacings and smoothness need no program of their own either, unless levels and search take other numbers
+    of voxels.
 
     Returns:
       Displacement and inverse (None unless `config.diffeomorphic`) in voxels.
     """
     arrays = [None if a is None else ladder.pad(a) for a in (fixed, moving, start, fixed_mask, moving_mask)]
-    grid, plan = _on_rungs(fixed.shape, spacing_mm, config)
-    displacement, inverse = _aligned_on_rungs(*arrays, *grid, plan=plan, config=config)
+    numbers, static = _on_rungs(fixed.shape, spacing_mm, config)
+    displacement, inverse = _aligned_on_rungs(*arrays, *numbers, **static)
     return (
         ladder.crop(displacement, fixed.shape),
         None if inverse is None else ladder.crop(inverse, fixed.shape),
@@ -160,19 +170,26 @@ def compile_on_rungs(
     scan = jax.ShapeDtypeStruct(ladder.rungs(shape), jnp.float32)
     start = jax.ShapeDtypeStruct((*scan.shape, 3), jnp.float32) if started else None
     masks = (scan if masked else None for masked in (fixed_masked, moving_masked))
-    grid, plan = _on_rungs(shape, spacing_mm, config)
-    return _aligned_on_rungs.lower(scan, scan, start, *masks, *grid, plan=plan, config=config).compile()
+    numbers, static = _on_rungs(shape, spacing_mm, config)
+    return _aligned_on_rungs.lower(scan, scan, start, *masks, *numbers, **static).compile()
 
 
 def _on_rungs(
     shape: Sequence[int], spacing_mm: Sequence[float], config: InstanceConfig
-) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], _Plan]:
-    """The last arguments of `_aligned_on_rungs`."""
+) -> tuple[tuple[np.ndarray, ...], dict[str, Any]]:
+    """The last arguments of `_aligned_on_rungs`: numbers, and what it is compiled for."""
     plan = _plan(ladder.rungs(shape), spacing_mm, config)
     # What `align` would pad the scans to. Only this counts in the regularisation.
     size = [-(-n // m) * m for n, m in zip(shape, plan.multiple, strict=True)]
-    voxels = np.array(math.prod(size), np.float32)
-    return (np.array(shape, np.int32), np.array(spacing_mm, np.float32), voxels), plan
+    numbers = (
+        np.array(shape, np.int32),
+        *(np.array(number, np.float32) for number in (spacing_mm, math.prod(size), config.smoothness)),
+    )
+    # Whether there is a search and a regularisation: how much is in the plan and in the numbers.
+    compiled = dataclasses.replace(
+        config, search_range_mm=float(config.search_range_mm > 0), smoothness=float(config.smoothness > 0)
+    )
+    return numbers, {"plan": plan, "config": compiled}
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "config"))
@@ -185,6 +202,7 @@ def _aligned_on_rungs(
     shape: jax.Array,
     spacing_mm: jax.Array,
     voxels: jax.Array,
+    smoothness: jax.Array,
     *,
     plan: _Plan,
     config: InstanceConfig,
@@ -205,6 +223,7 @@ def _aligned_on_rungs(
         batch(fixed_mask),
         batch(moving_mask),
         spacing_mm,
+        smoothness,
         plan=plan,
         config=config,
         scan=batch(scan.astype(fixed.dtype)),
@@ -220,6 +239,7 @@ def _aligned(
     fixed_mask: AnyArray | None,
     moving_mask: AnyArray | None,
     spacing_mm: AnyArray,
+    smoothness: jax.Array | float,
     *,
     plan: _Plan,
     config: InstanceConfig,
@@ -249,7 +269,7 @@ def _aligned(
     if start is None:
         masked = not (fixed_mask is None and moving_mask is None)
         start = _searched(levels[0], plan, config, masked=masked)
-    share = None
+    share: jax.Array | float = 1.0
     if scan is not None and voxels is not None:
         # Only from here on: the search would take displacements of what doesn't count from the others.
         scans["fixed_mask"] = jnp.pad(inside * scan, padding)
@@ -260,7 +280,7 @@ def _aligned(
         share = voxels / math.prod(scans["fixed"].shape[1:4])
     method = _diffeomorphism if config.diffeomorphic else _small_deformation
     spacings_mm = [spacing_mm * np.array(factor) for factor in plan.factors]
-    displacement, inverse = method(levels, start, spacings_mm, share, config)
+    displacement, inverse = method(levels, start, spacings_mm, _Weights(share, smoothness), config)
     crop = (slice(None), *(slice(0, n) for n in shape))
 
     def finest(field: jax.Array) -> jax.Array:
@@ -280,7 +300,7 @@ def _small_deformation(
     levels: list[Features],
     start: jax.Array,
     spacings_mm: list[AnyArray],
-    share: jax.Array | None,
+    weights: _Weights,
     config: InstanceConfig,
 ) -> tuple[jax.Array, None]:
     """The sum of the start, which keeps its detail, and the interpolated control points of every level."""
@@ -293,7 +313,7 @@ def _small_deformation(
         before = resize_displacement(start, shape) + correction
 
         control = jnp.zeros((len(start), *_control_shape(shape, stride), 3))
-        control = _minimise(_displaced, control, before, level, spacing_mm, share, steps, config)
+        control = _minimise(_displaced, control, before, level, spacing_mm, weights, steps, config)
         correction = correction + resize_displacement(control, shape)
     finest = np.maximum(start.shape[1:4], correction.shape[1:4]).tolist()
     return resize_displacement(start, finest) + resize_displacement(correction, finest), None
@@ -303,7 +323,7 @@ def _diffeomorphism(
     levels: list[Features],
     start: jax.Array,
     spacings_mm: list[AnyArray],
-    share: jax.Array | None,
+    weights: _Weights,
     config: InstanceConfig,
 ) -> tuple[jax.Array, jax.Array]:
     """The flow of a stationary velocity given at control points, and its inverse."""
@@ -316,7 +336,7 @@ def _diffeomorphism(
         shape = level["fixed"].shape[1:4]
 
         velocity = resize_displacement(velocity, _control_shape(shape, stride))
-        velocity = _minimise(_flowed, velocity, None, level, spacing_mm, share, steps, config)
+        velocity = _minimise(_flowed, velocity, None, level, spacing_mm, weights, steps, config)
     # The inverse of a flow on voxels, which the flow on control points, interpolated, would lack.
     velocity = resize_displacement(box_mean(velocity, 3), levels[-1]["fixed"].shape[1:4])
     return exponential(velocity), exponential(-velocity)
@@ -342,7 +362,7 @@ def _minimise(
     before: jax.Array | None,
     level: Features,
     spacing_mm: AnyArray,
-    share: jax.Array | None,
+    weights: _Weights,
     steps: int,
     config: InstanceConfig,
 ) -> jax.Array:
@@ -362,7 +382,7 @@ def _minimise(
             forth, back = fields_of(control[None], before, features["fixed"].shape[1:4])
             # Times the points, so that the gradient of one of them doesn't shrink with their number.
             back = back if config.symmetric else None
-            return points * _energy(forth, back, features, spacing_mm, share, config)
+            return points * _energy(forth, back, features, spacing_mm, weights, config)
 
         def step(state: Any, _: None) -> tuple[Any, jax.Array]:
             control, moments = state
@@ -395,10 +415,10 @@ def _energy(
     back: jax.Array | None,
     features: Features,
     spacing_mm: AnyArray,
-    share: jax.Array | None,
+    weights: _Weights,
     config: InstanceConfig,
 ) -> jax.Array:
-    """The minimised energy: dissimilarity, where `share` of the voxels aren't padding, and regularisation."""
+    """The minimised energy: dissimilarity and regularisation."""
     similarity = functools.partial(_dissimilarity, config=config)
     fixed, moving = features["fixed"], features["moving"]
     fixed_mask, moving_mask = features["fixed_mask"], features.get("moving_mask")
@@ -406,11 +426,10 @@ def _energy(
     if back is not None:
         inside = jnp.ones_like(fixed_mask) if moving_mask is None else moving_mask
         total = (total + similarity(moving, fixed, back, inside, fixed_mask)) / 2
-    if share is not None:
-        total = total * share
+    total = weights.similarity * total
     spacings_mm = jnp.asarray(spacing_mm, forth.dtype)[None]
     if config.smoothness:
-        total += config.smoothness * smoothness_loss(forth, spacings_mm)
+        total += weights.smoothness * smoothness_loss(forth, spacings_mm)
     if config.bending:
         total += config.bending * bending_energy_loss(forth, spacings_mm)
     if config.jacobian:
@@ -432,14 +451,14 @@ def _dissimilarity(
     if moving_mask is not None:
         mask = mask * (warp(moving_mask, jax.lax.stop_gradient(displacement)) > 0.5)
     if config.similarity == "ncc":
-        return ncc_loss(still, warped, window=config.ncc_window, mask=mask)
+        return ncc_loss(still, warped, window=config.ncc_window, floor=config.ncc_floor, mask=mask)
     if config.similarity == "mi":
         return mutual_information_loss(still, warped, mask=mask)
     return ssd_loss(still, warped, mask=mask)
 
 
 def _plan(shape: Sequence[int], spacing_mm: Sequence[float], config: InstanceConfig) -> _Plan:
-    factors = tuple(_axis_factors(factor, spacing_mm) for factor in config.factors)
+    factors = tuple(axis_factors(factor, spacing_mm) for factor in config.factors)
     finest_mm = min(np.multiply(spacing_mm, factors[0]))
     pooling = max(SEARCH_POOLING, math.ceil(config.search_range_mm / SEARCH_RADIUS / finest_mm))
     searched = [pooling * factor for factor in factors[0]]
@@ -509,7 +528,7 @@ def _pooled(scan: jax.Array, factor: Shape) -> jax.Array:
     return jnp.mean(scan.reshape(b, *split, c), axis=(2, 4, 6))
 
 
-def _axis_factors(factor: int, spacing_mm: Sequence[float]) -> Shape:
+def axis_factors(factor: int, spacing_mm: Sequence[float]) -> Shape:
     """Voxels along each axis that span `factor` times the finest spacing."""
     x, y, z = (max(1, round(factor * min(spacing_mm) / size)) for size in spacing_mm)
     return x, y, z

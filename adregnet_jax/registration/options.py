@@ -13,11 +13,12 @@ from adregnet_jax.config import AffineConfig, InstanceConfig, instance_preset
 from adregnet_jax.errors import UserError
 
 Method = Literal["network", "instance", "both"]
-Modality = Literal["mono", "multi"]
-Subjects = Literal["same", "different", "any"]
+Modality = Literal["auto", "mono", "multi"]
+Subjects = Literal["auto", "same", "different", "any"]
 Effort = Literal["fast", "default", "thorough"]
 
 CHOICES = {"method": Method, "modality": Modality, "subjects": Subjects, "effort": Effort}
+AFFINE = "affine."  # prefix of the settings of the affine step
 COUPLES = (("fixed_labels", "moving_labels"), ("fixed_landmarks", "moving_landmarks"))
 
 
@@ -36,17 +37,19 @@ class RegistrationOptions:
     tile: Annotated[int | None, "Run the network on tiles of N voxels a side, to save memory."] = None
     modality: Annotated[
         Modality, "multi: different contrasts, such as T1 and T2. MR and CT: also set similarity=mind."
-    ] = "mono"
+    ] = "auto"
     affine: Annotated[bool, "Whether to start with an affine registration."] = True
     rigid: Annotated[bool, "Start with a rigid registration instead."] = False
     apart: Annotated[bool, "Start from the centres of scans that don't overlap in the world."] = False
     diffeomorphic: Annotated[bool, "Without folds, and with an exact inverse."] = False
     subjects: Annotated[
-        Subjects, "Whose scans: same is smoother, as for breathing; different allows more detail."
-    ] = "any"
+        Subjects,
+        "Whose scans: same is smoother, as for breathing; different allows detail; auto: as the scans say.",
+    ] = "auto"
     effort: Annotated[Effort, "Time to spend on instance optimisation."] = "default"
     settings: Annotated[
-        Mapping[str, Any], "Change a field of InstanceConfig, for instance smoothness=0.5."
+        Mapping[str, Any],
+        "Change a field of InstanceConfig, as in smoothness=0.5, or AffineConfig, as in affine.kind=rigid.",
     ] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,21 +66,33 @@ class RegistrationOptions:
             raise UserError(
                 "apart=True needs the affine step, which starts at the centres: drop affine=False"
             )
-        tuned = self.diffeomorphic or self.settings or self.effort != "default" or self.subjects != "any"
-        if self.method == "network" and tuned:
+        if self.rigid and AFFINE + "kind" in self.settings:
+            raise UserError("rigid=True and settings.affine.kind exclude each other: use one of them")
+        if not self.affine and (useless := list(self._changes(AFFINE))):
+            raise UserError(f"settings.{AFFINE}{useless[0]} has no effect with affine=False: drop either")
+        chosen = self.effort != "default" or self.subjects != "auto"
+        if self.method == "network" and (self.diffeomorphic or self._changes() or chosen):
             raise UserError(
                 "diffeomorphic, effort, subjects and settings belong to instance optimisation:"
                 ' use method="both"'
             )
-        if self.settings:
-            self._check_settings()
+        for prefix, section in (("", InstanceConfig), (AFFINE, AffineConfig)):
+            fields = [field.name for field in dataclasses.fields(section)]
+            if unknown := [name for name in self._changes(prefix) if name not in fields]:
+                raise UserError(
+                    f"settings.{prefix}{unknown[0]} doesn't exist: expected one of {', '.join(fields)}"
+                )
+        for prefix, config in (("", self.instance_config), (AFFINE, self.affine_config)):
+            if config is not None and self._changes(prefix):
+                config.check(prefix=f"settings.{prefix}")
 
-    def _check_settings(self) -> None:
-        fields = [field.name for field in dataclasses.fields(InstanceConfig)]
-        if unknown := [name for name in self.settings if name not in fields]:
-            raise UserError(f"settings.{unknown[0]} doesn't exist: expected one of {', '.join(fields)}")
-        if self.instance_config is not None:
-            self.instance_config.check(prefix="settings.")
+    def _changes(self, prefix: str = "") -> dict[str, Any]:
+        """The settings of one section by their names in it: those of the optimisation have no prefix."""
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self.settings.items()
+            if name.startswith(AFFINE) == bool(prefix)
+        }
 
     @property
     def by_network(self) -> bool:
@@ -87,22 +102,31 @@ class RegistrationOptions:
     @property
     def affine_config(self) -> AffineConfig | None:
         """Settings of the affine or rigid step; None without it."""
-        return AffineConfig(kind="rigid" if self.rigid else "affine") if self.affine else None
+        if not self.affine:
+            return None
+        return AffineConfig(**({"kind": "rigid" if self.rigid else "affine"} | self._changes(AFFINE)))
 
     @property
     def instance_config(self) -> InstanceConfig | None:
         """Settings of the instance optimisation; None without it."""
         if self.method == "network":
             return None
-        preset = instance_preset(self.effort, self.subjects, after_network=self.by_network)
+        subjects = "any" if self.subjects == "auto" else self.subjects
+        preset = instance_preset(self.effort, subjects, after_network=self.by_network)
         changes = {"diffeomorphic": True} if self.diffeomorphic else {}
-        return dataclasses.replace(preset, **(dict(self.settings) | changes))
+        return dataclasses.replace(preset, **(self._changes() | changes))
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the smoothness is chosen for each pair, by what the scans agree on."""
+        return self.subjects == "auto" and "smoothness" not in self.settings
 
     def record(self) -> dict[str, Any]:
         """The options as JSON stores them, presets resolved."""
         choices = {
             "method": self.method,
             "modality": self.modality,
+            "subjects": self.subjects,
             "affine": self.affine_config and dataclasses.asdict(self.affine_config),
             "instance": self.instance_config and dataclasses.asdict(self.instance_config),
             "weights": self.weights and str(self.weights),

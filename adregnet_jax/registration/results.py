@@ -35,6 +35,18 @@ class Registration(NamedTuple):
     inverse: Float[Array, "b x y z 3"] | None = None
 
 
+class Evidence(NamedTuple):
+    """What regions that the field didn't see say about the motion between two scans.
+
+    See `registration.evidence`.
+    """
+
+    smoothness: float  # half the weight whose field fits them best: all blocks are twice as many
+    seen_gain: float  # of the local squared NCC by that field, in the blocks it was optimised on
+    unseen_gain: float  # in the others
+    believable: bool  # whether enough of what the field gains where it was optimised is gained elsewhere, too
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class RegisteredScans:
     """Two registered scans, and what is needed to measure and to write the result.
@@ -45,8 +57,10 @@ class RegisteredScans:
       inverse: on the moving grid, from the moving to the fixed world.
       matrix: [4, 4] fixed RAS mm -> moving RAS mm, the affine step; the identity without it.
       warped: the moving scan on the fixed grid, float32, with its least value where it doesn't reach.
-      modality: how the scans were compared.
+      modality: how the scans were compared: "mono" or "multi".
       seconds: by stage, compilation included.
+      evidence: why the deformation is as smooth as it is; None where its smoothness was given, or there is no
+        instance optimisation.
       record: "sources", "options" and "network", as summary.json stores them; empty for scans that don't come
         from files.
     """
@@ -58,6 +72,7 @@ class RegisteredScans:
     warped: Image
     modality: Modality
     seconds: dict[str, float]
+    evidence: Evidence | None = None
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -70,8 +85,18 @@ class RegisteredScans:
         return measure_scans(self.scans, self.field, self.warped, modality=self.modality)
 
     def summary(self) -> dict[str, Any]:
-        """The record, the measurements ("results") and the seconds by stage, as JSON can store them."""
-        return {**self.record, "results": self.measurement.row, "seconds": dict(self.seconds)}
+        """The record, the measurements and choices ("results") and the seconds by stage, for JSON."""
+        results = self.measurement.row | {"modality": self.modality} | self._evidence_row()
+        return {**self.record, "results": results, "seconds": dict(self.seconds)}
+
+    def _evidence_row(self) -> dict[str, Any]:
+        if self.evidence is None:
+            return {}
+        return {
+            "smoothness": self.evidence.smoothness if self.evidence.believable else None,
+            "seen_gain": round(self.evidence.seen_gain, 4),
+            "unseen_gain": round(self.evidence.unseen_gain, 4),
+        }
 
     def write(
         self,

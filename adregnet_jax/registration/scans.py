@@ -11,6 +11,7 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -23,13 +24,16 @@ from adregnet_jax.errors import UserError
 from adregnet_jax.registration import ladder
 from adregnet_jax.registration.adapter import predict_displacement
 from adregnet_jax.registration.affine import align_affine_on_rungs
+from adregnet_jax.registration.evidence import weigh_evidence
 from adregnet_jax.registration.instance import align_on_rungs
 from adregnet_jax.registration.measure import ScanPair
+from adregnet_jax.registration.modality import same_contrast
 from adregnet_jax.registration.options import Modality
 from adregnet_jax.registration.results import RegisteredScans
 from adregnet_jax.weights.trained_network import TrainedNetwork
 
 MIN_BACKGROUND = 0.5  # a value is the background if at least this share of the border has it
+SEARCH_SHARE = 0.125  # of the edge of a cube as large as the fixed scan: the search goes no further
 MASK_TOLERANCE_MM = 0.1  # greatest distance between the corners of a mask and of its scan
 
 
@@ -41,7 +45,8 @@ def register_scans(
     instance: InstanceConfig | None = InstanceConfig(),  # noqa: B008
     network: TrainedNetwork | None = None,
     tile: int | None = None,
-    modality: Modality = "mono",
+    modality: Modality = "auto",
+    adaptive: bool = True,
     fixed_mask: Image | None = None,
     moving_mask: Image | None = None,
     apart: bool = False,
@@ -53,15 +58,20 @@ def register_scans(
       fixed: the scan whose grid the result has.
       moving: the scan that is warped.
       affine: settings of the affine registration to start with; None: start where the headers put the scans.
-      instance: settings of the instance optimisation; None: no such optimisation.
+      instance: settings of the instance optimisation; None: no such optimisation. Its search goes no further
+        than an eighth of the scan.
       network: a trained network, as from `load_pretrained`, which gets the scans on a grid like those of its
         training; the instance optimisation starts from its result. None: no network.
       tile: width in voxels of the tiles the network gets; None: the whole volume.
       modality: "mono": intensities of one kind. "multi": of different contrast: the affine step compares by
-        mutual information, and the optimisation only where both scans have a foreground. Its squared local
-        NCC is blind to the sign of contrast, as between T1 and T2, but along the rim of a stripped brain
-        three tissues meet the background. Where contrasts have less in common, as in MR and CT, set
-        `instance.similarity` to "mind".
+        normalised mutual information, and the optimisation only where both scans have a foreground, without
+        the network. Its squared local NCC is blind to the sign of contrast, as between T1 and T2, but along
+        the rim of a stripped brain three tissues meet the background. Where contrasts have less in common,
+        as in MR and CT, set `instance.similarity` to "mind". "auto": "mono" unless the aligned scans say
+        otherwise (`modality.same_contrast`).
+      adaptive: choose the smoothness of the instance optimisation by what the scans agree on, and deform
+        nothing where that is no motion (`evidence.weigh_evidence`); for the similarity "ncc" alone. False:
+        `instance.smoothness`.
       fixed_mask: on the grid of the fixed scan, 0 where the scan doesn't count.
       moving_mask: on the grid of the moving scan, likewise.
       apart: accept scans that don't overlap in the world; the affine step starts from their centres.
@@ -85,8 +95,6 @@ def register_scans(
             stacklevel=2,
         )
         affine = instance = network = None
-    if modality == "multi":
-        affine = affine and dataclasses.replace(affine, similarity="nmi")
     if not (apart and affine):
         _check_overlap(fixed, moving)
     scans = [
@@ -97,25 +105,36 @@ def register_scans(
     begin, seconds = _stopwatch(on_stage)
 
     begin("affine")
-    matrix = np.eye(4)
-    if affine is not None:
-        matrix = align_affine_on_rungs(
-            scans[0],
-            scans[1],
-            fixed.affine,
-            moving.affine,
-            fixed_mask=masks[0],
-            moving_mask=masks[1],
-            config=affine,
-        )
+    matrix, contrast = _aligned(pair, scans, masks, affine, modality)
 
     begin("deformable")
     field = ladder.zero_field(fixed.shape, fixed.affine)
     back = field
+    evidence = None
+    if contrast == "multi":
+        masks = [_foreground(scan, mask) for scan, mask in zip(pair, masks, strict=True)]
+        network = network if instance is None else None
     if instance is not None or network is not None:
-        if modality == "multi":
-            masks = [_foreground(scan, mask) for scan, mask in zip(pair, masks, strict=True)]
         moved, moved_mask = _on_grid_of(fixed, moving, scans[1], masks[1], matrix)
+        spacing_mm = fixed.spacing_mm.round(4).tolist()
+        if instance is not None:
+            extent_mm = float(np.prod(fixed.spacing_mm * fixed.shape)) ** (1 / 3)
+            reach_mm = min(instance.search_range_mm, SEARCH_SHARE * extent_mm)
+            instance = dataclasses.replace(instance, search_range_mm=reach_mm)
+        if instance is not None and adaptive and instance.similarity == "ncc":
+            evidence = weigh_evidence(
+                scans[0],
+                moved,
+                spacing_mm=spacing_mm,
+                fixed_mask=masks[0],
+                moving_mask=moved_mask,
+                modality=contrast,
+                config=instance,
+            )
+            if evidence is not None and evidence.believable:
+                instance = dataclasses.replace(instance, smoothness=evidence.smoothness)
+            elif evidence is not None:
+                instance = network = None
         displacement, reverse = np.asarray(field.displacement), None
         if network is not None:
             known = Image(scans[0], fixed.affine, fixed.name)
@@ -129,7 +148,7 @@ def register_scans(
                 start=None if network is None else displacement,
                 fixed_mask=masks[0],
                 moving_mask=moved_mask,
-                spacing_mm=fixed.spacing_mm.round(4).tolist(),
+                spacing_mm=spacing_mm,
                 config=instance,
             )
         field = dataclasses.replace(field, displacement=displacement)
@@ -150,9 +169,46 @@ def register_scans(
         inverse=inverse,
         matrix=matrix,
         warped=Image(warped, fixed.affine, moving.name),
-        modality=modality,
+        modality=contrast,
         seconds=seconds,
+        evidence=evidence,
     )
+
+
+def _aligned(
+    pair: tuple[Image, Image],
+    scans: list[np.ndarray],
+    masks: list[np.ndarray | None],
+    config: AffineConfig | None,
+    modality: Modality,
+) -> tuple[np.ndarray, Literal["mono", "multi"]]:
+    """The affine step, and the modality by which the scans are to be compared: "mono" or "multi".
+
+    Scans of unknown modality are aligned as scans of one contrast first. That alignment makes them as
+    correlated as they can be; if that isn't much, their contrasts differ, and they are aligned anew.
+    """
+
+    def align(similarity: str) -> np.ndarray:
+        if config is None:
+            return np.eye(4)
+        return align_affine_on_rungs(
+            *scans,
+            *(scan.affine for scan in pair),
+            fixed_mask=masks[0],
+            moving_mask=masks[1],
+            config=dataclasses.replace(config, similarity=similarity),
+        )
+
+    if modality == "multi":
+        return align("nmi"), "multi"
+    matrix = align("ncc" if config is None else config.similarity)
+    if modality == "auto":
+        moved, moved_mask = _on_grid_of(*pair, scans[1], masks[1], matrix)
+        counts = [mask for mask in (masks[0], moved_mask) if mask is not None]
+        both = np.min(counts, axis=0) if counts else None
+        if not same_contrast(scans[0], moved, spacing_mm=pair[0].spacing_mm.tolist(), mask=both):
+            return align("nmi"), "multi"
+    return matrix, "mono"
 
 
 def _stopwatch(

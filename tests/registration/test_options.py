@@ -31,6 +31,10 @@ from adregnet_jax.registration.options import RegistrationOptions, ScanFiles
             "settings.smothness doesn't exist: expected one of search_range_mm",
         ),
         ({"settings": {"factors": (4, 2, 1)}}, "settings.steps .*one entry per level"),
+        ({"settings": {"affine.knd": "rigid"}}, r"settings\.affine\.knd doesn't exist: expected one of kind"),
+        ({"settings": {"affine.kind": "bent"}}, r"settings\.affine\.kind is 'bent'"),
+        ({"rigid": True, "settings": {"affine.kind": "affine"}}, "exclude each other"),
+        ({"affine": False, "settings": {"affine.kind": "rigid"}}, "no effect with affine=False"),
     ],
 )
 def test_options_that_contradict(options, message):
@@ -66,3 +70,17 @@ def test_files_of_one_scan_alone():
         ScanFiles(Path("a"), Path("b"), fixed_labels=Path("c"))
     given = ScanFiles(Path("a"), Path("b"), fixed_mask=Path("c")).given()
     assert given == {"fixed": Path("a"), "moving": Path("b"), "fixed_mask": Path("c")}
+
+
+def test_settings_reach_the_affine_step():
+    options = RegistrationOptions(method="network", settings={"affine.max_stretch": 2.0})
+    assert options.affine_config == AffineConfig(max_stretch=2.0)
+    both = RegistrationOptions(settings={"affine.kind": "similarity", "ncc_window": 7})
+    assert both.affine_config == AffineConfig(kind="similarity")
+    assert both.instance_config == dataclasses.replace(instance_preset(after_network=True), ncc_window=7)
+
+
+def test_the_smoothness_is_chosen_unless_it_is_given():
+    assert RegistrationOptions().adaptive
+    assert not RegistrationOptions(subjects="same").adaptive
+    assert not RegistrationOptions(settings={"smoothness": 0.5}).adaptive

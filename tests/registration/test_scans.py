@@ -191,3 +191,27 @@ def test_nothing_to_register_by_is_refused(scans):
 def test_results_are_finite_arrays(registered):
     for leaf in jax.tree.leaves((registered.field, registered.inverse)):
         assert np.isfinite(leaf).all()
+
+
+def test_the_contrast_and_the_smoothness_are_found(scans):
+    fixed, moving = scans
+    inverted = Image(np.where(moving.values != 0, 300 - moving.values, 0), moving.affine, "inverted scan")
+    found = {
+        name: register_scans(fixed, scan, affine=AFFINE, instance=INSTANCE)
+        for name, scan in (("mono", moving), ("multi", inverted))
+    }
+    for modality, result in found.items():
+        assert result.modality == modality
+        assert result.evidence is not None
+        row = result.summary()["results"]
+        assert row["modality"] == modality and row["unseen_gain"] == round(result.evidence.unseen_gain, 4)
+
+
+def test_scans_of_different_things_are_not_deformed(scans):
+    fixed, _ = scans
+    noise = scipy.ndimage.gaussian_filter(np.random.default_rng(3).normal(size=FIXED_SHAPE), 1.5)
+    other = Image(noise.astype(np.float32), FIXED_AFFINE, "other scan")
+    result = register_scans(fixed, other, affine=None, instance=INSTANCE, modality="mono")
+    assert result.evidence is not None and not result.evidence.believable
+    np.testing.assert_array_equal(result.field.displacement, 0)
+    assert result.summary()["results"]["smoothness"] is None
