@@ -189,7 +189,9 @@ class ModelConfig:
     scale_region_weights: bool = True  # softmax weights times the number of regions: mean weight 1
     blend_regions: bool = True  # weights change linearly between region centres, not in steps
     dropout: float = 0.0  # share of the decoder's channels dropped in each training step; not in the paper
-    dtype: str = "float32"  # of activations: float32 or bfloat16; parameters stay float32
+    # float32, tf32 or bfloat16: how activations are stored and multiplied (`nn.precision`). Parameters,
+    # sums, displacements and losses are float32 with all of them. On CPU, tf32 is float32.
+    dtype: str = "float32"
     remat: bool = False  # recompute blocks and levels in the backward pass: less memory, more time
     # Implementation of the 3x3x3 convolution: auto, folded, onednn or xla (`ops.convolution`). On CPU, onednn
     # has faster training steps than auto and slower starts. The parameters do not depend on it.
@@ -209,7 +211,7 @@ class ModelConfig:
         expect("heads", divides, f"a number that divides all {prefix}channels, {self.channels}")
         expect("ascent_window", _is_window(self.ascent_window), "an odd number from 3")
         expect("dropout", 0 <= self.dropout < 1, "a share from 0 to below 1")
-        _expect_one_of(self, prefix, "dtype", ("float32", "bfloat16"))
+        _expect_one_of(self, prefix, "dtype", ("float32", "tf32", "bfloat16"))
         _expect_one_of(self, prefix, "convolution", ("auto", "folded", "onednn", "xla"))
 
 

@@ -376,7 +376,7 @@ PARTS = {
     "register": Part(register, 180),
     "synthesis": Part(synthesis, 60),
     "profile": Part(profile, 60),
-    "speed-small": Part(functools.partial(speed, size=(64, 64, 64), dtypes=("float32",)), 120),
+    "speed-small": Part(functools.partial(speed, size=(64, 64, 64), dtypes=("float32", "tf32")), 120),
     "torch-compile": Part(functools.partial(torch_speed, compiled=True), 90, on_cpu=True),
     "speed-large": Part(functools.partial(speed, size=(160, 192, 224), remat=True), 180),
 }

@@ -76,7 +76,7 @@ THREE = {"cases": (1, 2, 3)}
         (ModelConfig, {"channels": (8, 12), "heads": 8}, "expected a number that divides all model.channels"),
         (ModelConfig, {"architecture": "vm"}, "is 'vm': expected adregnet, voxelmorph-1 or voxelmorph-2"),
         (ModelConfig, {"dropout": 1.0}, "dropout is 1.0: expected a share from 0 to below 1"),
-        (ModelConfig, {"dtype": "float16"}, "dtype is 'float16': expected float32 or bfloat16"),
+        (ModelConfig, {"dtype": "float16"}, "dtype is 'float16': expected float32, tf32 or bfloat16"),
         (ModelConfig, {"stem_stride": 0}, "stem_stride is 0: expected a power of two"),
         (ModelConfig, {"stem_stride": 3}, "stem_stride is 3: expected a power of two"),
         (ModelConfig, {"refinements": 0}, "model.refinements is 0: expected 1 or more"),

@@ -75,7 +75,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, tuple[int, int, int], argparse.N
     parser.add_argument("--config", required=True, type=Path, metavar="FILE", help="config, as for train.py")
     parser.add_argument("--shape", type=int, nargs=3, metavar=("X", "Y", "Z"), help="voxels of a scan")
     parser.add_argument("--batch", type=int, metavar="N", help="pairs a batch: config.optimiser.batch_size")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="config.model.dtype")
+    parser.add_argument("--dtype", choices=("float32", "tf32", "bfloat16"), help="config.model.dtype")
     parser.add_argument("--devices", type=int, metavar="N", help="config.run.devices")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of three calls each (default 5)")
     parser.add_argument("--once", action="store_true", help="time a single call of each program")

@@ -224,7 +224,8 @@ def _joint_histogram(
     def count(joint: Array, values: list[Array]) -> tuple[Array, None]:
         fixed, warped, weights = values
         windows = _parzen_windows(fixed, bins) * weights[:, None]
-        return joint + windows.T @ _parzen_windows(warped, bins), None
+        both = jnp.matmul(windows.T, _parzen_windows(warped, bins), precision="highest")
+        return joint + both, None
 
     return jax.lax.scan(count, jnp.zeros((bins, bins)), blocks)[0]
 
