@@ -5,7 +5,7 @@
 Each trial makes a moving scan from the fixed one: rotated by up to 30 degrees about a random axis, each axis
 scaled by 0.8 to 1.25, shifted by up to 40 mm, in a world with another origin, on a grid with another spacing
 and with permuted and flipped axes, with noise. The moving grid is as large as the fixed one and ignores the
-shift: parts shifted out of it are lost. With `--similarity mi` its intensities are also inverted and
+shift: parts shifted out of it are lost. With `--similarity nmi` its intensities are also inverted and
 gamma-transformed. The border of the fixed scan is extended outwards, so that no edge of the field of view
 gives the transform away.
 
@@ -94,7 +94,7 @@ def rows_of(path, trials, config):
         shape, linear = random_grid(np.random.default_rng(trial % GRIDS), fixed.shape, image.affine)
         affine = around(linear, (np.array(shape) - 1) / 2, middle_mm)
         moving = moved(fixed, image.affine, true, shape, affine)
-        if config.similarity == "mi":
+        if config.similarity == "nmi":
             moving = 1 - moving ** rng.uniform(0.5, 2)
         moving = np.clip(moving + rng.normal(0, NOISE, shape), 0, 1).astype(np.float32)
         run = functools.partial(align_affine, fixed, moving, image.affine, affine, config=config)
@@ -120,7 +120,7 @@ def main():
     parser = comparison.argument_parser(__doc__)
     parser.add_argument("--images", nargs="+", required=True, metavar="FILE")
     parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--similarity", choices=("ncc", "mi"), default="ncc")
+    parser.add_argument("--similarity", choices=("ncc", "nmi"), default="ncc")
     options = parser.parse_args()
     config = AffineConfig(similarity=options.similarity)
     rows = []

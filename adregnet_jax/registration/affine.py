@@ -157,8 +157,9 @@ def _registered(
     values = tuple(jnp.asarray(scan, jnp.float32) for scan in scans)
     counts = tuple(None if mask is None else mask > 0 for mask in masks)
     moving_inverse = np.linalg.inv(affines_64[1][:3, :3]).astype(np.float32)
+    # Of the rungs, so that all scans on the same ones have the same levels.
     extent_mm = min(
-        float(np.abs(np.linalg.det(affine[:3, :3])) * np.prod(shape)) ** (1 / 3)
+        float(np.abs(np.linalg.det(affine[:3, :3])) * np.prod(ladder.rungs(shape))) ** (1 / 3)
         for shape, affine in zip(shapes, affines_64, strict=True)
     )
     spacings_mm = [extent_mm / voxels for voxels in config.voxels]
@@ -219,7 +220,7 @@ def _aligned(
     for n, (level, steps) in enumerate(zip(levels, config.steps, strict=True)):
         first, last = n == 0, n == len(levels) - 1
         loss = functools.partial(loss_at, level=level, windows=not first)
-        kind = config.kind if last or not first else "rigid"
+        kind = "rigid" if first and not last else config.kind
         candidates, losses, before = _descend(candidates, loss, level.spacing_mm, steps, kind)
         if first:
             best_start = starts[jnp.argmin(before)]
@@ -412,8 +413,8 @@ def _grid(
     for n, padded, m, mm in zip(shape, padded_shape, level_shape, sizes_mm, strict=True):
         rows = m
         if finest_mm is not None:
-            extent = ladder.rung(math.ceil(float(n * mm / finest_mm)))
-            rows = min(ladder.rung(n), max(MIN_VOXELS, math.ceil(extent * finest_mm / spacing_mm)))
+            extent = ladder.rung(math.ceil(float(padded * mm / finest_mm)))
+            rows = min(padded, max(MIN_VOXELS, math.ceil(extent * finest_mm / spacing_mm)))
         weights.append(np.pad(_weights(n, m), ((0, rows - m), (0, padded - n))))
     # Centres of voxels are aligned: those of the grids stay where they are.
     linear = affine[:3, :3].astype(np.float32) * np.divide(shape, level_shape).astype(np.float32)[None]

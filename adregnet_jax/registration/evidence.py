@@ -26,7 +26,7 @@ from adregnet_jax.registration import ladder
 from adregnet_jax.registration.instance import align_on_rungs, axis_factors
 from adregnet_jax.registration.results import Evidence
 
-LADDER = (0.05, 0.15, 0.5, 1.5, 5.0)  # weights of the smoothness that are tried
+LADDER = (0.05, 0.15, 0.45, 1.35, 4.05)  # weights of the smoothness that are tried
 FIRST = 2  # of the ladder; the neighbours are tried as long as they are better
 BLOCK = 6  # voxels of the level: width of the blocks
 FEWEST_BLOCKS = 64  # with fewer on the coarsest level, a finer one is used; with a quarter of them, none
@@ -60,19 +60,22 @@ def weigh_evidence(
       config: settings of the optimisation, whose coarsest level is used; it compares by local NCC.
 
     Returns:
-      The best smoothness of the ladder and what it gains; None of scans that are too small to be divided.
+      The best smoothness and what it gains; None of scans that are too small to be divided.
     """
     voxels = config.factors[0]
     while _blocks(fixed.shape, factor := axis_factors(voxels, spacing_mm)) < FEWEST_BLOCKS and voxels > 1:
         voxels = max(1, voxels // 2)
     if _blocks(fixed.shape, factor) < FEWEST_BLOCKS / 4:
         return None
-    fixed, moving = _pooled(fixed, factor), _pooled(moving, factor)
-    counts = np.ones(fixed.shape, bool) if fixed_mask is None else _pooled(fixed_mask, factor) > 0.5
+    # Padded first, so that all scans on the same rungs have a level of the same size.
+    inside = np.ones(fixed.shape, np.float32) if fixed_mask is None else fixed_mask
+    counts = _pooled(ladder.pad(inside, outside="zeros"), factor) > 0.5
+    fixed, moving = (_pooled(ladder.pad(scan), factor) for scan in (fixed, moving))
     if moving_mask is not None:
-        moving_mask = (_pooled(moving_mask, factor) > 0.5).astype(np.float32)
+        moving_mask = (_pooled(ladder.pad(moving_mask), factor) > 0.5).astype(np.float32)
     if start is not None:
-        start = np.stack([_pooled(start[..., i], factor) / factor[i] for i in range(3)], axis=-1)
+        padded = ladder.pad(start)
+        start = np.stack([_pooled(padded[..., i], factor) / factor[i] for i in range(3)], axis=-1)
     white = np.sum(np.indices(fixed.shape) // BLOCK, axis=0) % 2 == 0
     parts = [np.asarray(counts & part, np.float32) for part in (white, ~white)]
     within = [part if moving_mask is None else part * moving_mask for part in parts]
@@ -112,10 +115,14 @@ def weigh_evidence(
             if found[best + step][1] <= found[best][1]:
                 break
             best += step
-    # The weight is relative to a mean over the voxels that are seen: with all of them, half as much.
+    smoothness = LADDER[best]
+    if best - 1 in found and best + 1 in found:
+        # The vertex of the parabola through the three gains, over the rungs.
+        below, here, above = (found[n][1] for n in (best - 1, best, best + 1))
+        offset = (below - above) / (2 * min(below - 2 * here + above, -1e-9))
+        smoothness *= (LADDER[best + 1] / LADDER[best]) ** float(np.clip(offset, -0.5, 0.5))
     seen_gain, unseen_gain = found[best]
-    believable = unseen_gain > LEAST_SHARE[modality] * seen_gain
-    return Evidence(LADDER[best] / 2, seen_gain, unseen_gain, believable)
+    return Evidence(smoothness, seen_gain, unseen_gain, unseen_gain > LEAST_SHARE[modality] * seen_gain)
 
 
 def _blocks(shape: Sequence[int], factor: Sequence[int]) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Real, Shaped
 
 from adregnet_jax.ops.arrays import AnyArray
-from adregnet_jax.ops.composition import compose, invert
+from adregnet_jax.ops.composition import DAMPING, compose, invert
 from adregnet_jax.ops.cubic import inside_grid, sample_cubic
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.jacobian import jacobian_determinant
@@ -219,6 +219,45 @@ def reverse_field(
     between_mm = _displaced_mm(back)  # [x, y, z, 3]
     shift_mm = _linear(inverse.affine, sample(inverse.displacement, _to_voxels(inverse.affine, between_mm)))
     return DisplacementField(back.displacement + _linear(_inverse(affine), shift_mm), back.affine)
+
+
+def refine_inverse(
+    inverse: DisplacementField,
+    field: DisplacementField,
+    matrix: Real[AnyArray, "4 4"],
+    *,
+    iterations: int = 20,
+) -> DisplacementField:
+    """An inverse that leads back from its own voxels, where it had been resampled from another grid.
+
+    Each iteration moves every point of the fixed world by a share of what `field` misses of its voxel.
+
+    Args:
+      inverse: from the moving to the fixed world, near the inverse of `field`.
+      field: from the fixed to the moving world.
+      matrix: [4, 4] RAS mm, the linear part of `field`.
+      iterations: number of fixed-point iterations.
+
+    Returns:
+      From the moving to the fixed world, on the grid of `inverse`.
+
+    Raises:
+      ValueError: wrong shapes.
+    """
+    _check_field(inverse)
+    _check_field(field)
+    if matrix.shape != (4, 4):
+        raise ValueError(f"matrix must be [4, 4], got shape {matrix.shape}")
+    target_mm = _displaced_mm(DisplacementField(jnp.zeros_like(inverse.displacement), inverse.affine))
+    linear = _inverse(matrix)
+
+    def improve(points_mm: Array, _: None) -> tuple[Array, None]:
+        shift_mm = _linear(field.affine, sample(field.displacement, _to_voxels(field.affine, points_mm)))
+        return points_mm - DAMPING * _linear(linear, points_mm + shift_mm - target_mm), None
+
+    points_mm, _ = jax.lax.scan(improve, _displaced_mm(inverse), length=iterations)
+    shift = _linear(_inverse(inverse.affine), points_mm - target_mm)
+    return DisplacementField(shift, jnp.asarray(inverse.affine, jnp.float32))
 
 
 def field_jacobian(field: DisplacementField) -> Float[Array, "x y z"]:

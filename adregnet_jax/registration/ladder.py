@@ -25,6 +25,7 @@ _warp_image = jax.jit(fields.warp_image, static_argnames=("mode", "padding"))
 _after_field = jax.jit(fields.after_field)
 _invert_field = jax.jit(fields.invert_field)
 _reverse_field = jax.jit(fields.reverse_field, static_argnames="shape")
+_refine_inverse = jax.jit(fields.refine_inverse)
 _resample_field = jax.jit(fields.resample_field, static_argnames="shape")
 
 
@@ -120,6 +121,14 @@ def reverse_field(
     return _cropped(
         _reverse_field(_padded(inverse), matrix, shape=rungs(shape), affine=affine), shape, affine
     )
+
+
+def refine_inverse(
+    inverse: DisplacementField, field: DisplacementField, matrix: Real[np.ndarray, "4 4"]
+) -> DisplacementField:
+    """`field.refine_inverse`."""
+    refined = _refine_inverse(_padded(inverse), _padded(field), matrix)
+    return _cropped(refined, inverse.shape, inverse.affine)
 
 
 def resample_field(
