@@ -172,7 +172,7 @@ def mutual_information_loss(
       fixed: [b, x, y, z, 1], intensities in [0, 1]; beyond, they count as 0 or 1.
       warped: [b, x, y, z, 1], on the grid of the fixed one.
       bins: of each intensity.
-      normalised: divide by the joint entropy, so that a smaller overlap with less in it is no better.
+      normalised: divide by the joint entropy, which depends less on how much the scans overlap.
       mask: [b, x, y, z, 1] or None.
 
     Returns:

@@ -63,11 +63,12 @@ def weigh_evidence(
       The best smoothness and what it gains; None of scans that are too small to be divided.
     """
     voxels = config.factors[0]
-    while _blocks(fixed.shape, factor := axis_factors(voxels, spacing_mm)) < FEWEST_BLOCKS and voxels > 1:
+    # Of the rungs, so that all scans on the same ones have the same level.
+    shape = ladder.rungs(fixed.shape)
+    while _blocks(shape, factor := axis_factors(voxels, spacing_mm)) < FEWEST_BLOCKS and voxels > 1:
         voxels = max(1, voxels // 2)
-    if _blocks(fixed.shape, factor) < FEWEST_BLOCKS / 4:
+    if _blocks(shape, factor) < FEWEST_BLOCKS / 4:
         return None
-    # Padded first, so that all scans on the same rungs have a level of the same size.
     inside = np.ones(fixed.shape, np.float32) if fixed_mask is None else fixed_mask
     counts = _pooled(ladder.pad(inside, outside="zeros"), factor) > 0.5
     fixed, moving = (_pooled(ladder.pad(scan), factor) for scan in (fixed, moving))

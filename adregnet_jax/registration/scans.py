@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import nibabel as nib
@@ -118,9 +118,7 @@ def register_scans(
         moved, moved_mask = _on_grid_of(fixed, moving, scans[1], masks[1], matrix)
         spacing_mm = fixed.spacing_mm.round(4).tolist()
         if instance is not None:
-            extent_mm = float(np.prod(fixed.spacing_mm * fixed.shape)) ** (1 / 3)
-            reach_mm = min(instance.search_range_mm, SEARCH_SHARE * extent_mm)
-            instance = dataclasses.replace(instance, search_range_mm=reach_mm)
+            instance = limit_search(instance, fixed.shape, fixed.spacing_mm.tolist())
         if instance is not None and adaptive and instance.similarity == "ncc":
             evidence = weigh_evidence(
                 scans[0],
@@ -210,6 +208,15 @@ def _aligned(
         if not same_contrast(scans[0], moved, spacing_mm=pair[0].spacing_mm.tolist(), mask=both):
             return align("nmi"), "multi"
     return matrix, "mono"
+
+
+def limit_search(config: InstanceConfig, shape: Sequence[int], spacing_mm: Sequence[float]) -> InstanceConfig:
+    """The settings with a search that goes no further than an eighth of a scan of this size.
+
+    Presets are made for people; a mouse moves by less.
+    """
+    extent_mm = float(np.prod(np.multiply(ladder.rungs(shape), spacing_mm))) ** (1 / 3)
+    return dataclasses.replace(config, search_range_mm=min(config.search_range_mm, SEARCH_SHARE * extent_mm))
 
 
 def _stopwatch(

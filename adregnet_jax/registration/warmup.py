@@ -14,9 +14,10 @@ from scipy import ndimage
 from adregnet_jax.config import InstanceConfig
 from adregnet_jax.data.io.images import Image
 from adregnet_jax.registration import ladder
+from adregnet_jax.registration.evidence import weigh_evidence
 from adregnet_jax.registration.instance import compile_on_rungs
 from adregnet_jax.registration.options import RegistrationOptions
-from adregnet_jax.registration.scans import register_scans
+from adregnet_jax.registration.scans import limit_search, register_scans
 from adregnet_jax.weights.trained_network import TrainedNetwork
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -97,6 +98,7 @@ def compile_ahead(
             network=network if options.by_network else None,
             tile=options.tile,
             modality=options.modality,
+            adaptive=False,
             fixed_mask=mask,
             moving_mask=mask,
             on_stage=on_stage,
@@ -111,7 +113,18 @@ def compile_ahead(
             # Across contrasts a foreground takes the place of a mask. The moving scan has a mask of its own
             # unless it covers all of the fixed one.
             fixed_masked = masks or options.modality == "multi"
+            instance = limit_search(instance, shape, spacing_mm)
             for moving_masked in (True,) if masks else (True, False):
+                if options.adaptive and instance.similarity == "ncc":
+                    weigh_evidence(
+                        blobs,
+                        moving.values,
+                        spacing_mm=spacing_mm,
+                        fixed_mask=None,
+                        moving_mask=np.ones(shape, np.float32) if moving_masked else None,
+                        modality="mono",
+                        config=instance,
+                    )
                 compile_on_rungs(
                     shape,
                     spacing_mm,

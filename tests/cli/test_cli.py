@@ -195,7 +195,7 @@ def test_register_writes_what_was_found(files, scans, tmp_path):
     assert options["instance"] == instance_preset(after_network=True)
     assert options["network"].name == summary["network"] and options["moving_mask"] is None
     assert options["fixed_mask"].shape == SHAPE
-    assert options["modality"] == "mono"
+    assert options["modality"] == "auto" and options["adaptive"]
 
 
 def test_itk_applies_what_register_wrote(files, scans, no_figures, tmp_path):

@@ -196,7 +196,7 @@ def test_the_affine_row_stands_between_before_and_after(run, monkeypatch, capsys
 
 def test_bad_settings_of_the_affine_alignment_are_one_clear_line(run):
     config = Config(affine=AffineConfig(kind="bent"))
-    with pytest.raises(UserError, match=r"affine\.kind is 'bent': expected rigid or affine"):
+    with pytest.raises(UserError, match=r"affine\.kind is 'bent': expected rigid, similarity or affine"):
         run([shifted_pair()], config=config, affine=True)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from adregnet_jax.losses import (
+    mutual_information_loss,
     ncc_loss,
     ssd_loss,
     ssim_loss,
@@ -111,3 +112,39 @@ def test_local_ncc_keeps_small_contrast_on_a_large_offset(images):
     # On an offset of 4096, float32 keeps contrasts of 1 to 2.4e-4.
     offset, _ = VALUE_AND_GRADIENT["local ncc"](fixed + 4096, warped + 4096, mask=mask)
     np.testing.assert_allclose(offset, loss, atol=1e-3)
+
+
+def test_the_floor_of_local_ncc_fades_out_what_is_nearly_flat():
+    """A loud and a faint half: the faint one counts less with a floor, and the loud one as before."""
+    random = np.random.default_rng(2)
+    loud = np.arange(16)[:, None, None] < 8
+    fixed, noise = random.normal(size=(2, 16, 12, 12)).astype(np.float32)
+    fixed = fixed * np.where(loud, 1, 0.01)
+    warped = fixed + noise * np.where(loud, 0, 0.01)
+
+    def loss(half, floor):
+        mask = np.broadcast_to(half, fixed.shape)[None, ..., None]
+        return float(
+            ncc_loss(fixed[None, ..., None], warped[None, ..., None], window=5, floor=floor, mask=mask)
+        )
+
+    everywhere = np.ones_like(loud)
+    assert loss(loud, 0.05) < 0.01
+    assert loss(everywhere, 0.0) < 0.35
+    assert loss(everywhere, 0.5) > 0.45
+
+
+def test_a_floor_keeps_local_ncc_blind_to_gain_and_offset(images):
+    fixed, warped, mask = images
+    changed = ncc_loss(fixed, 3 * warped - 2, window=5, floor=0.1, mask=mask)
+    np.testing.assert_allclose(changed, ncc_loss(fixed, warped, window=5, floor=0.1, mask=mask), atol=1e-4)
+
+
+def test_normalised_mutual_information_is_a_share_that_ignores_the_sign_of_contrast(images):
+    fixed = np.asarray(images[0])
+    other = np.random.default_rng(4).permutation(fixed.ravel()).reshape(fixed.shape)
+    same, inverted, unrelated = (
+        float(mutual_information_loss(fixed, volume, normalised=True)) for volume in (fixed, 1 - fixed, other)
+    )
+    np.testing.assert_allclose(same, inverted, atol=1e-5)
+    assert -1 <= same < unrelated - 0.1 and unrelated <= 0
