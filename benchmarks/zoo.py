@@ -103,7 +103,7 @@ def row_of(folder, pair, options, network, best):
     evidence = registered.evidence
     smoothness = None
     if evidence is not None:
-        smoothness = evidence.smoothness if evidence.believable else "no motion"
+        smoothness = round(evidence.smoothness, 2) if evidence.believable else "no motion"
     return {
         "pair": pair["name"],
         "measure": "mm" if pair["measure"] == "points" else "Dice",

@@ -96,13 +96,42 @@ def test_the_network_is_that_of_pytorch(against_torch):
 def test_affine(tmp_path):
     """A body in the middle of the scan is found where the benchmark moved it."""
     place = np.moveaxis(np.indices((20, 18, 16)), 0, -1) - [9, 8, 7]
-    body = np.exp(-np.sum((place / [5, 4, 3]) ** 2, axis=-1)) + np.exp(-np.sum((place - 2) ** 2, axis=-1) / 4)
+    texture = scipy.ndimage.gaussian_filter(np.random.default_rng(0).normal(size=place.shape[:3]), 1)
+    body = (np.linalg.norm(place / [1.2, 1, 0.9], axis=-1) < 6) * (1 + 2 * texture)
     nifti.write_volume(tmp_path / "body.nii.gz", body.astype(np.float32), np.diag([8.0, 8.0, 8.0, 1.0]))
     options = ["--images", str(tmp_path / "body.nii.gz"), "--trials", "1"]
     (row,) = rows_of("affine", tmp_path / "table.json", *options)
     assert (row["image"], row["trial"]) == ("body.nii.gz", 0)
     assert row["mean mm"] < row["before mm"] / 4 and row["mean mm"] <= row["max mm"]
     assert row["first s"] >= row["again s"] > 0
+
+
+def test_zoo(tmp_path):
+    """One pair scored by points, one by labels, of a body that was shifted by two voxels."""
+    place = np.moveaxis(np.indices((26, 24, 22)), 0, -1) - [12, 12, 10]
+    texture = scipy.ndimage.gaussian_filter(np.random.default_rng(0).normal(size=place.shape[:3]), 1.5)
+    body = np.linalg.norm(place, axis=-1) < 8
+    scan = (body * (1 + texture)).astype(np.float32)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    for name, shift in (("fixed", 0), ("moving", 2)):
+        nifti.write_volume(tmp_path / f"{name}.nii.gz", np.roll(scan, shift, axis=0), affine)
+        labels = np.roll(body, shift, axis=0).astype(np.uint8)
+        nifti.write_volume(tmp_path / f"{name}_labels.nii.gz", labels, affine)
+        points = [f"{2 * (x + shift)},{2 * y},20" for x in (8, 12, 16) for y in (9, 14)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["x,y,z", *points]) + "\n")
+    pairs = [
+        "name,fixed,moving,measure,fixed_truth,moving_truth",
+        "points,fixed.nii.gz,moving.nii.gz,points,fixed.csv,moving.csv",
+        "labels,fixed.nii.gz,moving.nii.gz,labels,fixed_labels.nii.gz,moving_labels.nii.gz",
+    ]
+    (tmp_path / "pairs.csv").write_text("\n".join(pairs) + "\n")
+    (tmp_path / "peers.csv").write_text("pair,best\nlabels,0.9\n")
+    options = ["--options", "method=instance", "effort=fast"]
+    points, labels = rows_of("zoo", tmp_path / "table.json", str(tmp_path), *options)
+    assert points["before"] == 4 and points["affine"] < 0.5 and points["after"] < 1
+    assert labels["before"] < 0.9 < labels["affine"] and labels["peers"] == 0.9
+    assert points["contrast"] == "mono" and points["folded %"] == 0
+    assert points["inverse mean"] <= points["inverse 99 %"] < 0.2
 
 
 def test_training_step(tmp_path):
