@@ -123,6 +123,8 @@ def weigh_evidence(
         offset = (below - above) / (2 * min(below - 2 * here + above, -1e-9))
         smoothness *= (LADDER[best + 1] / LADDER[best]) ** float(np.clip(offset, -0.5, 0.5))
     seen_gain, unseen_gain = found[best]
+    # The weight is relative to a mean over what is seen: with twice as much of it, half the weight.
+    smoothness /= 2
     return Evidence(smoothness, seen_gain, unseen_gain, unseen_gain > LEAST_SHARE[modality] * seen_gain)
 
 

@@ -41,7 +41,7 @@ class Evidence(NamedTuple):
     See `registration.evidence`.
     """
 
-    smoothness: float  # the weight whose field fits them best
+    smoothness: float  # half the weight whose field fits them best: all blocks are twice as many
     seen_gain: float  # of the local squared NCC by that field, in the blocks it was optimised on
     unseen_gain: float  # in the others
     believable: bool  # whether enough of what the field gains where it was optimised is gained elsewhere, too
