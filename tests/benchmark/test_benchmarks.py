@@ -117,8 +117,8 @@ def test_zoo(tmp_path):
         nifti.write_volume(tmp_path / f"{name}.nii.gz", np.roll(scan, shift, axis=0), affine)
         labels = np.roll(body, shift, axis=0).astype(np.uint8)
         nifti.write_volume(tmp_path / f"{name}_labels.nii.gz", labels, affine)
-        points = [f"{2 * (x + shift)},{2 * y},20" for x in (8, 12, 16) for y in (9, 14)]
-        (tmp_path / f"{name}.csv").write_text("\n".join(["x,y,z", *points]) + "\n")
+        rows = [f"{2 * (x + shift)},{2 * y},20" for x in (8, 12, 16) for y in (9, 14)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["x,y,z", *rows]) + "\n")
     pairs = [
         "name,fixed,moving,measure,fixed_truth,moving_truth",
         "points,fixed.nii.gz,moving.nii.gz,points,fixed.csv,moving.csv",
