@@ -366,11 +366,7 @@ class AffineConfig:
 
     kind: str = "affine"  # affine (12 parameters), similarity (7: rigid and one scale) or rigid (6)
     similarity: str = "ncc"  # ncc (local after the first level) or nmi (normalised mutual information)
-    voxels: tuple[int, ...] = (
-        16,
-        32,
-        64,
-    )  # of a level, along the edge of a cube as large as the smaller scan
+    voxels: tuple[int, ...] = (16, 32, 64)  # along the edge of a cube as large as the smaller scan
     steps: tuple[int, ...] = (25, 40, 30)  # of Adam; on the first level, from every start
     rotation_starts_deg: float = 25.0  # further starts, turned by this much in 26 directions; 0: none
     min_overlap: float = 0.5  # of the smaller scan; with less, similarity counts in proportion
