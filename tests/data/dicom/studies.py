@@ -1,0 +1,88 @@
+"""Small DICOM studies, made by pydicom alone: CT series, structures and a dose."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+STUDY, FRAME, OTHER_FRAME = "1.2.3.4", "1.2.3.5", "1.2.3.6"
+PATIENT, BORN = "Rosenkrantz^Wilhelmina", "19551231"
+
+
+def header(modality, series, *, patient=PATIENT, study=STUDY):
+    """Patient, study, series and equipment."""
+    made = Dataset()
+    made.SpecificCharacterSet = "ISO_IR 100"
+    made.PatientName, made.PatientID, made.PatientBirthDate, made.PatientSex = patient, "QZ77431", BORN, "F"
+    made.PatientAge = "068Y"
+    made.StudyInstanceUID, made.StudyDate, made.StudyTime = study, "20240518", "101112"
+    made.ReferringPhysicianName, made.StudyID, made.AccessionNumber = "Guildenstern", "ST9", "AC998877"
+    made.StudyDescription = "Thorax of Rosenkrantz"
+    made.Modality, made.SeriesInstanceUID, made.SeriesNumber = modality, series, 3
+    made.SeriesDescription = "phase 50"
+    made.Manufacturer, made.ManufacturerModelName = "Vendor", "Scanner 1"
+    made.InstitutionName, made.DeviceSerialNumber = "Elsinore Hospital", "SN556677"
+    made.OperatorsName = "Polonius"
+    return made
+
+
+def save(path, made):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.save_as(path, enforce_file_format=True)
+
+
+def write_ct(folder, values, lps, *, frame=FRAME, series=None, **of_header):
+    """A series with values [x, y, z], whole HU, on the grid `lps` [4, 4] voxel -> LPS mm."""
+    series = series or generate_uid()
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    axes = lps[:3, :3] / spacing
+    for k in range(values.shape[2]):
+        made = header("CT", series, **of_header)
+        made.SOPClassUID, made.SOPInstanceUID = CTImageStorage, f"{series[:56]}.{k + 1}"
+        made.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+        made.FrameOfReferenceUID, made.PositionReferenceIndicator = frame, ""
+        made.PatientPosition = "HFS"
+        made.AcquisitionNumber, made.InstanceNumber = 1, k + 1
+        made.AcquisitionDate, made.AcquisitionTime = "20240518", f"1011{k:02d}"
+        made.KVP, made.XRayTubeCurrent = "120", 100 + k
+        made.ImagePositionPatient = [f"{x:.10g}" for x in lps[:3, 2] * k + lps[:3, 3]]
+        made.ImageOrientationPatient = [f"{x:.10f}" for x in axes[:, :2].T.ravel()]
+        made.PixelSpacing = [spacing[1], spacing[0]]
+        made.SliceThickness = f"{spacing[2]:.6g}"
+        made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
+        made.Rows, made.Columns = values.shape[1], values.shape[0]
+        made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = 16, 12, 11, 0
+        made.RescaleIntercept, made.RescaleSlope, made.RescaleType = "-1024", "1", "HU"
+        made.WindowCenter, made.WindowWidth = "40", "400"
+        made.PixelData = (values[..., k].T + 1024).astype("<u2").tobytes()
+        made["PixelData"].VR = "OW"
+        made.add_new(0x00091010, "LO", "private: Rosenkrantz")
+        made.add_new(0x00090010, "LO", "VENDOR")
+        save(folder / f"im{values.shape[2] - k:03d}.dcm", made)
+    return folder
+
+
+def problems(path):
+    """What dciodvfy calls an error in a DICOM file."""
+    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+    return [line for line in (done.stdout + done.stderr).splitlines() if re.match("error", line, re.I)]
+
+
+def needs(program):
+    """Skips a test where a program isn't installed."""
+    package = {"dciodvfy": "dicom3tools", "dcmdump": "dcmtk", "dsrdump": "dcmtk"}.get(program, program)
+    if not shutil.which(program):
+        pytest.skip(f"needs {program}: apt-get install {package}")
+
+
+def written(folder: Path):
+    return sorted(path for path in folder.rglob("*.dcm"))

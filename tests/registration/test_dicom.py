@@ -1,0 +1,217 @@
+"""A registration of two DICOM series as DICOM objects, read back by other programs."""
+
+import jax.numpy as jnp
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+from scipy import ndimage
+
+from adregnet_jax.data.io.images import Image, read_image
+from adregnet_jax.registration.dicom import read_dicom_pair, write_dicom
+from adregnet_jax.registration.field import (
+    DisplacementField,
+    after_field,
+    invert_field,
+    reverse_field,
+    warp_image,
+    warp_points,
+)
+from adregnet_jax.registration.measure import ScanPair
+from adregnet_jax.registration.results import RegisteredScans
+from tests.data.dicom import studies
+
+# Slices that are stacked towards the feet, and rows that run obliquely.
+FIXED_LPS = nib.affines.from_matvec(
+    [[2.0 * np.cos(0.3), -2.5 * np.sin(0.3), 0], [2.0 * np.sin(0.3), 2.5 * np.cos(0.3), 0], [0, 0, 3.0]],
+    [-20, -17, 40],
+)
+MOVING_LPS = nib.affines.from_matvec(np.diag([1.8, 2.2, 2.5]), [-22, -19, 37])
+FIXED_SHAPE, MOVING_SHAPE = (20, 16, 12), (24, 20, 16)
+MATRIX = nib.affines.from_matvec(  # fixed RAS mm -> moving RAS mm
+    [[0.99, 0.06, 0.01], [-0.05, 1.02, 0.02], [0.01, -0.03, 0.98]], [1.5, -2.0, 0.7]
+)
+LPS_TO_RAS = np.diag([-1.0, -1, 1, 1])
+
+
+def smooth(shape, seed, scale):
+    noise = np.random.default_rng(seed).normal(size=shape)
+    wide = ndimage.gaussian_filter(noise, [3, 3, 3, 0][: len(shape)])
+    return (scale * wide / wide.std()).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    for name, lps, shape, seed in (
+        ("fixed", FIXED_LPS, FIXED_SHAPE, 1),
+        ("moving", MOVING_LPS, MOVING_SHAPE, 2),
+    ):
+        values = np.clip(np.round(300 * smooth(shape, seed, 1)), -1000, 3000).astype(int)
+        frame = studies.FRAME if name == "fixed" else studies.OTHER_FRAME
+        studies.write_ct(folder / name, values, lps, frame=frame)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def registered(study):
+    """A made-up registration: what is written doesn't depend on how it was found."""
+    fixed, moving = read_image(study / "fixed"), read_image(study / "moving")
+    before = DisplacementField(jnp.asarray(smooth((*fixed.shape, 3), 3, 0.4)), jnp.asarray(fixed.affine))
+    field = after_field(before, jnp.asarray(MATRIX))
+    warped = np.asarray(warp_image(field, jnp.asarray(moving.values), moving.affine, padding="border"))
+    inverse = reverse_field(invert_field(before), MATRIX, shape=moving.shape, affine=moving.affine)
+    return RegisteredScans(
+        ScanPair(fixed, moving), field, inverse, MATRIX, Image(warped, fixed.affine), "mono", {}
+    )
+
+
+@pytest.fixture(scope="module")
+def written(study, registered, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "dicom"
+    pair = read_dicom_pair(study / "fixed", study / "moving", anonymize=False)
+    write_dicom(folder, registered, pair)
+    return folder
+
+
+def mapped_by_the_standard(path, points_lps):
+    """Points of the registered frame in the source frame, by the text of PS3.3 C.20.3.1.1 alone."""
+    (item,) = pydicom.dcmread(path).DeformableRegistrationSequence
+    (grid,) = item.DeformableRegistrationGridSequence
+
+    def matrix(sequence):
+        return np.array(sequence[0].FrameOfReferenceTransformationMatrix, float).reshape(4, 4)
+
+    pre = matrix(item.PreDeformationMatrixRegistrationSequence)
+    post = matrix(item.PostDeformationMatrixRegistrationSequence)
+    nx, ny, nz = grid.GridDimensions
+    offsets = np.frombuffer(grid.VectorGridData, "<f4").reshape(nz, ny, nx, 3)
+    row, column = np.array(grid.ImageOrientationPatient, float).reshape(2, 3)
+    depth = np.cross(row, column)
+    start = np.array(grid.ImagePositionPatient, float)
+    mapped = []
+    for point in points_lps:
+        i, j, k = (
+            axis @ (point - start) / size
+            for axis, size in zip((row, column, depth), grid.GridResolution, strict=True)
+        )
+        offset = [
+            ndimage.map_coordinates(offsets[..., c], [[k], [j], [i]], order=1, mode="nearest")[0]
+            for c in range(3)
+        ]
+        before = pre @ [*point, 1] + [*offset, 0]
+        mapped.append((post @ before)[:3])
+    return np.array(mapped)
+
+
+@pytest.mark.parametrize("name", ["registration.dcm", "inverse.dcm"])
+def test_the_standard_maps_points_as_the_field_does(written, registered, name):
+    field = registered.field if name == "registration.dcm" else registered.inverse
+    voxels = np.random.default_rng(5).uniform(0, np.array(field.shape) - 1, (50, 3))
+    points = nib.affines.apply_affine(np.asarray(field.affine), voxels)
+    ours = np.asarray(warp_points(field, points))
+    standard = mapped_by_the_standard(written / name, points * [-1, -1, 1]) * [-1, -1, 1]
+    assert np.linalg.norm(ours - points, axis=1).min() > 0.5
+    np.testing.assert_allclose(standard, ours, atol=0.01)
+
+
+def test_both_objects_lead_there_and_back(written, registered):
+    """The registered frame of the one is the source frame of the other."""
+    there, back = (pydicom.dcmread(written / name) for name in ("registration.dcm", "inverse.dcm"))
+    assert there.FrameOfReferenceUID == studies.FRAME
+    assert there.DeformableRegistrationSequence[0].SourceFrameOfReferenceUID == studies.OTHER_FRAME
+    assert back.FrameOfReferenceUID == studies.OTHER_FRAME
+    assert back.DeformableRegistrationSequence[0].SourceFrameOfReferenceUID == studies.FRAME
+    centre = nib.affines.apply_affine(FIXED_LPS, [[9.2, 8.1, 5.7]])
+    through = mapped_by_the_standard(
+        written / "inverse.dcm", mapped_by_the_standard(written / "registration.dcm", centre)
+    )
+    np.testing.assert_allclose(
+        through, centre, atol=0.2
+    )  # the inverse is interpolated between its own voxels
+
+
+def test_the_matrix_of_the_affine_object_leads_from_the_moving_to_the_fixed_frame(written):
+    """PS3.3 C.20.2.1.1: it takes points of the item's frame to the registered one."""
+    found = pydicom.dcmread(written / "affine.dcm")
+    assert found.FrameOfReferenceUID == studies.FRAME
+    for item in found.RegistrationSequence:
+        (matrix,) = item.MatrixRegistrationSequence[0].MatrixSequence
+        values = np.array(matrix.FrameOfReferenceTransformationMatrix, float).reshape(4, 4)
+        if item.FrameOfReferenceUID == studies.FRAME:
+            np.testing.assert_array_equal(values, np.eye(4))
+            assert matrix.FrameOfReferenceTransformationMatrixType == "RIGID"
+        else:
+            assert item.FrameOfReferenceUID == studies.OTHER_FRAME
+            assert matrix.FrameOfReferenceTransformationMatrixType == "AFFINE"
+            fixed_ras = np.array([5.0, -7, 30, 1])
+            moving_lps = LPS_TO_RAS @ MATRIX @ fixed_ras
+            np.testing.assert_allclose(values @ moving_lps, LPS_TO_RAS @ fixed_ras, atol=1e-6)
+
+
+def test_itk_reads_the_warped_series(written, registered):
+    names = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(written / "warped"))
+    image = SimpleITK.ReadImage(names)
+    values = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
+    assert np.abs(values - registered.warped.values).max() <= 0.51  # whole HU
+    corner = image.TransformIndexToPhysicalPoint((19, 0, 11))
+    np.testing.assert_allclose(corner, nib.affines.apply_affine(FIXED_LPS, [19, 0, 11]), atol=1e-4)
+
+
+def test_the_warped_series_is_derived(study, written):
+    slices = [pydicom.dcmread(path) for path in sorted((written / "warped").iterdir())]
+    originals = {header.SOPInstanceUID for header in map(pydicom.dcmread, (study / "moving").iterdir())}
+    assert len({made.SOPInstanceUID for made in slices}) == FIXED_SHAPE[2]
+    assert len({made.SeriesInstanceUID for made in slices}) == 1
+    for made in slices:
+        assert made.ImageType == ["DERIVED", "SECONDARY", "AXIAL"]
+        assert made.StudyInstanceUID == studies.STUDY and made.PatientName == studies.PATIENT
+        assert made.FrameOfReferenceUID == studies.FRAME
+        sources = {item.ReferencedSOPInstanceUID for item in made.SourceImageSequence}
+        assert sources and sources < originals  # those that it was computed from, not all
+        assert not [element for element in made if element.tag.is_private]
+        assert "registration" in made.DerivationDescription
+        assert made.SOPInstanceUID not in originals
+        assert "AcquisitionTime" not in made  # differed between the slices
+        assert made.KVP == 120
+
+
+def test_references_are_complete(study, written):
+    for name in ("registration.dcm", "inverse.dcm", "affine.dcm"):
+        found = pydicom.dcmread(written / name)
+        listed = {
+            item.ReferencedSOPInstanceUID
+            for series in found.ReferencedSeriesSequence
+            for item in series.ReferencedInstanceSequence
+        }
+        headers = [pydicom.dcmread(path) for path in study.rglob("*.dcm")]
+        assert listed == {header.SOPInstanceUID for header in headers}
+        assert found.PatientID == "QZ77431" and found.StudyID == "ST9"
+
+
+def test_other_programs_find_no_error(written):
+    studies.needs("dciodvfy")
+    for path in studies.written(written):
+        assert studies.problems(path) == [], path
+
+
+def test_anonymous_objects_keep_nothing_that_identifies(study, registered, tmp_path):
+    pair = read_dicom_pair(study / "fixed", study / "moving", anonymize=True)
+    write_dicom(tmp_path / "dicom", registered, pair)
+    (identifiers,) = {
+        str(header.SeriesInstanceUID) for header in map(pydicom.dcmread, (study / "moving").iterdir())
+    }
+    secret = ["rosenkrantz", "wilhelmina", studies.BORN, "qz77431", "elsinore", "guildenstern", "ac998877"]
+    secret += ["20240518", "sn556677", "polonius", "068y", "1.2.3.4", "1.2.3.5", "1.2.3.6", identifiers]
+    files = studies.written(tmp_path)
+    assert len(files) == FIXED_SHAPE[2] + 3
+    for path in files:
+        content = path.read_bytes().lower()
+        for word in secret:
+            assert word.encode() not in content, (path.name, word)
+    frames = {pydicom.dcmread(path).FrameOfReferenceUID for path in files if path.name != "inverse.dcm"}
+    assert len(frames) == 1  # they still belong together
+    if studies.shutil.which("dciodvfy"):
+        for path in (files[0], *files[-3:]):
+            assert studies.problems(path) == [], path
