@@ -19,6 +19,9 @@ CompositeOption = Annotated[
     bool,
     typer.Option("--h5", help="Also write field.h5, an ITK composite of field and affine (needs SimpleITK)."),
 ]
+AnonymizeOption = Annotated[
+    bool, typer.Option("--anonymize", help="Keep nothing in the DICOM objects that identifies a person.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
 
 # Fields of RegistrationOptions that `register` and `batch` offer.

@@ -13,6 +13,7 @@ import typer
 
 from adregnet_jax.cli.options import (
     REGISTRATION_FIELDS,
+    AnonymizeOption,
     CompositeOption,
     DeviceOption,
     OverwriteOption,
@@ -24,6 +25,7 @@ from adregnet_jax.errors import UserError
 from adregnet_jax.registration.options import RegistrationOptions, ScanFiles
 
 if TYPE_CHECKING:
+    from adregnet_jax.registration.dicom import DicomPair
     from adregnet_jax.weights.trained_network import TrainedNetwork
 
 MaskOption = Annotated[
@@ -53,6 +55,11 @@ def register(
     moving_landmarks: LandmarksOption = None,
     device: DeviceOption = None,
     h5: CompositeOption = False,
+    dicom: Annotated[
+        bool,
+        typer.Option("--dicom", help="Two DICOM folders: also write the warped series and the registration."),
+    ] = False,
+    anonymize: AnonymizeOption = False,
     preview: Annotated[bool, typer.Option("--preview", help="Write preview.png and nothing else.")] = False,
     overwrite: OverwriteOption = False,
     **choices: Any,
@@ -62,6 +69,10 @@ def register(
     Labels are scored by Dice, landmarks (RAS mm) by their distance; neither is used in the registration.
     """
     options = registration_options(choices)
+    if anonymize and not dicom:
+        raise UserError("--anonymize applies to DICOM objects: add --dicom, or drop it")
+    if preview and dicom:
+        raise UserError("--preview writes one picture and no DICOM objects: drop it or --dicom")
     try:
         files = ScanFiles(
             fixed=fixed,
@@ -81,9 +92,11 @@ def register(
         start_jax,
     )
     from adregnet_jax.launch.devices import memory_errors_as_user_errors
+    from adregnet_jax.registration.dicom import read_dicom_pair
     from adregnet_jax.registration.files import STAGES
     from adregnet_jax.registration.result_files import as_text
 
+    pair = read_dicom_pair(fixed, moving, anonymize=anonymize) if dicom else None
     chosen = start_jax(device)
     network = load_network(options.weights, chosen) if options.by_network else None
     advice = functools.partial(memory_advice, files, options, chosen)
@@ -96,6 +109,7 @@ def register(
             device=chosen,
             composite=h5,
             preview=preview,
+            dicom=pair,
             overwrite=overwrite,
             on_stage=on_stage,
         )
@@ -159,6 +173,7 @@ def register_to_folder(
     device: Any,
     composite: bool,
     preview: bool = False,
+    dicom: DicomPair | None = None,
     overwrite: bool,
     on_stage: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -181,6 +196,7 @@ def register_to_folder(
         )
         on_stage("writing")
         interruptible(
-            lambda: write_results(temporary, registered, composite=composite, preview=preview), device
+            lambda: write_results(temporary, registered, composite=composite, preview=preview, dicom=dicom),
+            device,
         )
     return registered.summary()

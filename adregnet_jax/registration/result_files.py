@@ -11,14 +11,16 @@ from matplotlib.figure import Figure
 from adregnet_jax import provenance
 from adregnet_jax.data.io.images import Image, write_image
 from adregnet_jax.data.io.transforms import write_field, write_matrix
+from adregnet_jax.registration.dicom import DicomPair, write_dicom
 from adregnet_jax.registration.ladder import after_field
 from adregnet_jax.registration.results import RegisteredScans
 from adregnet_jax.report import page as html
 from adregnet_jax.report import tables
 from adregnet_jax.report.figures import figure_title, png, registration_figure
 
-# Every file that such a folder can hold.
+# Every file that such a folder can hold, and the folder of DICOM objects.
 FILES = (
+    "dicom",
     "warped.nii.gz",
     "warped_labels.nii.gz",
     "field.nii.gz",
@@ -55,8 +57,16 @@ label, the largest wins. Jacobian: determinant of the whole map, affine included
 central differences; folded volume: by tetrahedra. "Before": the scans where their headers put them."""
 
 
+IDENTIFYING = ("command", "host")  # parts of the origin that can name a person or a place
+
+
 def write_results(
-    folder: Path, registered: RegisteredScans, *, composite: bool = False, preview: bool = False
+    folder: Path,
+    registered: RegisteredScans,
+    *,
+    composite: bool = False,
+    preview: bool = False,
+    dicom: DicomPair | None = None,
 ) -> None:
     """Writes the files of a result into an existing folder.
 
@@ -67,6 +77,8 @@ def write_results(
       registered: the registered scans.
       composite: also write field.h5.
       preview: write preview.png alone.
+      dicom: the series of the scans, for DICOM objects in `dicom/`; whether they, the report and the summary
+        are anonymous.
     """
     if preview:
         (folder / "preview.png").write_bytes(png(_figure(registered)))
@@ -84,8 +96,15 @@ def write_results(
     if composite:
         before_affine = np.asarray(after_field(registered.field, np.linalg.inv(matrix)).displacement)
         write_field(folder / "field.h5", before_affine, affine, matrix=np.asarray(registered.matrix))
-    (folder / "report.html").write_text(_page(registered), encoding="utf-8")
-    summary = registered.summary() | {"origin": provenance.origin()}
+    anonymous = dicom is not None and dicom.anonymize
+    if dicom is not None:
+        write_dicom(folder / "dicom", registered, dicom)
+    (folder / "report.html").write_text(_page(registered, anonymous), encoding="utf-8")
+    origin = provenance.origin()
+    summary = registered.summary() | {"origin": origin}
+    if anonymous:
+        summary["origin"] = {name: value for name, value in origin.items() if name not in IDENTIFYING}
+        summary.pop("sources", None)
     if "options" in summary:
         summary["options"] = summary["options"] | {"composite": composite}
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
@@ -112,9 +131,10 @@ def _figure(registered: RegisteredScans) -> Figure:
     )
 
 
-def _page(registered: RegisteredScans) -> str:
+def _page(registered: RegisteredScans, anonymous: bool) -> str:
     row, record = registered.measurement.row, registered.record
-    lines = [f"{name}: {source['path']}" for name, source in record.get("sources", {}).items()]
+    sources = {} if anonymous else record.get("sources", {})
+    lines = [f"{name}: {source['path']}" for name, source in sources.items()]
     method = f"method: {record['options']['method']}, " if "options" in record else ""
     lines.append(f"{method}modality: {registered.modality}")
     lines.append(", ".join(f"{name} {value:.1f} s" for name, value in registered.seconds.items()))

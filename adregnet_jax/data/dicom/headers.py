@@ -256,7 +256,7 @@ def anonymous(dataset: Dataset) -> Dataset:
     complete_study(dataset)
     if "FrameOfReferenceUID" in dataset:
         dataset.PositionReferenceIndicator = ""
-    dataset.PatientName = "ANONYMOUS"
+    dataset.PatientName = "ANONYMOUS^PATIENT"
     dataset.PatientID = "ANONYMOUS"
     dataset.PatientIdentityRemoved = "YES"
     dataset.DeidentificationMethod = f"{OUR_NAME} {__version__}: only numbers, codes and pixels kept"
@@ -268,6 +268,7 @@ def _anonymize_items(dataset: Dataset, fragments: Sequence[str], keep: Collectio
     for element in list(dataset):
         group = element.tag.group
         identifying = group in (*PATIENT_GROUPS, *IDENTIFYING_GROUPS) or group in OVERLAY_GROUPS
+        identifying &= element.keyword != "PurposeOfReferenceCodeSequence"  # (0040,A170)
         text = element.VR in TEXT_VRS and element.keyword not in PLAIN_TEXT
         if element.keyword in keep:
             continue

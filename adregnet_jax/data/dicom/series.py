@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from adregnet_jax.data.dicom import headers
-from adregnet_jax.data.io.images import LPS_TO_RAS, SLICE_TOLERANCE, Image
+from adregnet_jax.data.io.images import LPS_TO_RAS, Image
 from adregnet_jax.errors import UserError
 from adregnet_jax.provenance import __version__
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 DERIVED_CLASSES = {CT: "CT", MR: "MR"}  # classes that a warped series can have
+SLICE_TOLERANCE = 0.05  # of the distance between slices
 GRID_TOLERANCE_MM = 0.01  # between the grid of an image and that of its headers
 # JPEG 2000 with high throughput and JPEG XL, which GDCM doesn't decode, and what does.
 UNDECODED = ("1.2.840.10008.1.2.4.20", "1.2.840.10008.1.2.4.11")
@@ -122,7 +123,8 @@ def read_series(folder: str | Path, *, series: str | None = None) -> Series:
     elif len(found) == 1:
         (slices,) = found.values()
     else:
-        advice = "choose one with --series UID" if found else "expected the slices of a CT or an MR"
+        one = "choose one by its UID, or put its files into a folder of their own"
+        advice = one if found else "expected the slices of a CT or an MR"
         raise UserError(f"{folder}: holds {len(found)} DICOM series{_listed(found, ': ')}: {advice}")
     return _ordered(folder, slices)
 

@@ -41,23 +41,18 @@ def smooth(shape, seed, scale):
     return (scale * wide / wide.std()).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study")
-    for name, lps, shape, seed in (
-        ("fixed", FIXED_LPS, FIXED_SHAPE, 1),
-        ("moving", MOVING_LPS, MOVING_SHAPE, 2),
-    ):
+def write_study(folder):
+    """Two series with frames of reference of their own, in `fixed` and `moving`."""
+    series = (("fixed", FIXED_LPS, FIXED_SHAPE, 1), ("moving", MOVING_LPS, MOVING_SHAPE, 2))
+    for name, lps, shape, seed in series:
         values = np.clip(np.round(300 * smooth(shape, seed, 1)), -1000, 3000).astype(int)
         frame = studies.FRAME if name == "fixed" else studies.OTHER_FRAME
         studies.write_ct(folder / name, values, lps, frame=frame)
     return folder
 
 
-@pytest.fixture(scope="module")
-def registered(study):
-    """A made-up registration: what is written doesn't depend on how it was found."""
-    fixed, moving = read_image(study / "fixed"), read_image(study / "moving")
+def made_up_registration(fixed, moving, **_):
+    """What is written doesn't depend on how it was found."""
     before = DisplacementField(jnp.asarray(smooth((*fixed.shape, 3), 3, 0.4)), jnp.asarray(fixed.affine))
     field = after_field(before, jnp.asarray(MATRIX))
     warped = np.asarray(warp_image(field, jnp.asarray(moving.values), moving.affine, padding="border"))
@@ -65,6 +60,16 @@ def registered(study):
     return RegisteredScans(
         ScanPair(fixed, moving), field, inverse, MATRIX, Image(warped, fixed.affine), "mono", {}
     )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def registered(study):
+    return made_up_registration(read_image(study / "fixed"), read_image(study / "moving"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,60 @@
+"""The commands on DICOM studies: the files they write, the input they refuse."""
+
+import json
+from unittest.mock import create_autospec
+
+import pydicom
+import pytest
+from typer.testing import CliRunner
+
+from adregnet_jax.cli.app import app
+from adregnet_jax.registration.scans import register_scans
+from tests.data.dicom import studies
+from tests.registration.test_dicom_results import made_up_registration, write_study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return write_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    mock = create_autospec(register_scans, side_effect=made_up_registration)
+    monkeypatch.setattr("adregnet_jax.registration.files.register_scans", mock)
+    monkeypatch.setattr("adregnet_jax.registration.result_files.png", lambda figure: b"png")
+    monkeypatch.setattr("adregnet_jax.launch.process.use_compilation_cache", lambda: None)
+    monkeypatch.setattr("adregnet_jax.launch.process.keep_freed_memory", lambda: None)
+
+
+def adregnet(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_register_writes_dicom_objects_and_replaces_them(study, tmp_path):
+    command = ("register", study / "fixed", study / "moving", "-o", tmp_path / "out", "--dicom")
+    instance = ("--method", "instance")
+    assert adregnet(*command, *instance).exit_code == 0
+    written = {path.name for path in (tmp_path / "out" / "dicom").iterdir()}
+    assert written == {"warped", "registration.dcm", "inverse.dcm", "affine.dcm"}
+    assert "QZ77431" not in (tmp_path / "out" / "report.html").read_text()
+    first = pydicom.dcmread(tmp_path / "out" / "dicom" / "affine.dcm")
+    assert adregnet(*command, *instance, "--overwrite", "--anonymize").exit_code == 0
+    second = pydicom.dcmread(tmp_path / "out" / "dicom" / "affine.dcm")
+    assert first.PatientName == studies.PATIENT and second.PatientName != studies.PATIENT
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert "sources" not in summary and "command" not in summary["origin"]
+    assert str(study) not in (tmp_path / "out" / "report.html").read_text()
+
+
+def refusal(*words):
+    done = adregnet(*words)
+    assert done.exit_code == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    return line
+
+
+def test_options_that_contradict_each_other(study, tmp_path):
+    command = ("register", study / "fixed", study / "moving", "-o", tmp_path / "out", "--method", "instance")
+    assert "add --dicom" in refusal(*command, "--anonymize")
+    assert "drop it or --dicom" in refusal(*command, "--dicom", "--preview")
