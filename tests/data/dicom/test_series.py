@@ -76,7 +76,7 @@ def test_slices_of_another_kind(tmp_path, values, message):
 def test_a_compressed_series_names_its_decoder(tmp_path):
     for path in studies.write_ct(tmp_path / "a", VALUES, LPS).iterdir():
         made = pydicom.dcmread(path)
-        made.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.201"  # HTJ2K
+        made.file_meta.TransferSyntaxUID = pydicom.uid.HTJ2K
         made.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51"])
         made.save_as(path)
     assert "pip install pylibjpeg" in refusal(tmp_path / "a")
