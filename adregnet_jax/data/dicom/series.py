@@ -147,9 +147,7 @@ def _headers(folder: Path) -> list[Any]:
 
 def _listed(found: dict[str, list[Any]], before: str = "") -> str:
     """Series by their UIDs, for messages; descriptions are left out, since they can name people."""
-    kinds = [
-        f"{uid} ({slices[0].get('Modality', '?')}, {len(slices)} files)" for uid, slices in found.items()
-    ]
+    kinds = [f"{uid} ({one[0].get('Modality', '?')}, {len(one)} files)" for uid, one in sorted(found.items())]
     return before + ", ".join(kinds) if kinds else ""
 
 
