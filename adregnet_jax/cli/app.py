@@ -82,7 +82,7 @@ def _options(
 
 def main() -> None:
     """Runs the command line."""
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {in_option_words(str(message))}\n"
     try:
         app()
     except SystemExit as stop:

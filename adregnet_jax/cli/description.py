@@ -11,12 +11,13 @@ import numpy as np
 
 from adregnet_jax.data.io import nifti, points, transforms
 from adregnet_jax.data.io.images import NIFTI_SUFFIXES, read_image
+from adregnet_jax.data.io.nifti import Prefer
 from adregnet_jax.errors import UserError
 
 DIGITS = 6  # significant digits of printed numbers
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path, *, prefer: Prefer | None = None) -> dict[str, Any]:
     """Describes an image, a field, a matrix, points, or the workdir of a training run.
 
     Raises:
@@ -30,9 +31,9 @@ def describe(path: Path) -> dict[str, Any]:
         return _describe_points(points.read_points(path))
     if path.name.endswith(transforms.MATRIX_SUFFIXES):
         return _describe_matrix(transforms.read_matrix(path))
-    if _is_field(path):
+    if _is_field(path, prefer):
         return _describe_field(*transforms.read_field(path))
-    return _describe_image(path)
+    return _describe_image(path, prefer)
 
 
 def as_text(description: dict[str, Any]) -> str:
@@ -40,9 +41,9 @@ def as_text(description: dict[str, Any]) -> str:
     return "\n".join(f"{name:<15} {_text(value)}" for name, value in description.items())
 
 
-def _is_field(path: Path) -> bool:
+def _is_field(path: Path, prefer: Prefer | None) -> bool:
     if path.name.endswith(NIFTI_SUFFIXES):
-        image = nifti.open_image(path)
+        image = nifti.open_image(path, prefer=prefer)
         vectors = int(image.header["intent_code"]) in (1006, 1007)
         return vectors or (len(image.shape) == 4 and image.shape[3] == 3)
     return path.name.endswith(transforms.FIELD_SUFFIXES)
@@ -61,13 +62,13 @@ def _grid(shape: tuple[int, ...], affine: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _describe_image(path: Path) -> dict[str, Any]:
-    image = read_image(path)
+def _describe_image(path: Path, prefer: Prefer | None) -> dict[str, Any]:
+    image = read_image(path, exact=True, prefer=prefer)
     return {
         "kind": "image",
         **_grid(image.shape, image.affine),
-        "minimum": float(image.values.min()),
-        "maximum": float(image.values.max()),
+        "minimum": image.values.min().item(),
+        "maximum": image.values.max().item(),
         "mean": float(image.values.mean(dtype=np.float64)),
     }
 

@@ -16,7 +16,7 @@ MEMORY_ADVICE = "resample the field to a coarser grid, or use a machine with mor
 MAX_INVERSE_ERROR = 0.5  # voxels; above it, the user is warned
 
 # The choices of data.io.transforms.Format and of registration.field.Interpolation, which load NumPy and JAX.
-Format = Literal["itk", "nifti", "learn2reg"]
+Format = Literal["itk", "nifti", "learn2reg", "spm", "niftyreg"]
 Interpolation = Literal["linear", "nearest", "cubic", "label"]
 
 FieldArgument = Annotated[Path, typer.Argument(help="A field: .nii.gz, .nii, .npz or .h5.")]

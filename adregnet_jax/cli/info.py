@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from adregnet_jax.cli.options import PreferOption
+
 
 def info(
     file: Annotated[Path, typer.Argument(help="An image, a field, a matrix, points, or a workdir.")],
+    prefer: PreferOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Describes a FILE: grid, orientation and range of an image; motion and folding of a field.
@@ -20,5 +23,5 @@ def info(
 
     from adregnet_jax.cli.description import as_text, describe
 
-    description = describe(file)
+    description = describe(file, prefer=prefer)
     print(json.dumps(description, indent=2) if as_json else as_text(description))

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import typer
 
 from adregnet_jax.errors import UserError
-from adregnet_jax.registration.options import AFFINE, RegistrationOptions
+from adregnet_jax.registration.options import AFFINE, Prefer, RegistrationOptions
 
 DeviceOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="cpu, gpu or cuda:1. Default: JAX's default device.")
@@ -21,6 +21,13 @@ CompositeOption = Annotated[
 ]
 AnonymizeOption = Annotated[
     bool, typer.Option("--anonymize", help="Keep nothing in the DICOM objects that identifies a person.")
+]
+PreferOption = Annotated[
+    Prefer | None,
+    typer.Option(
+        help="Which form places a NIfTI file whose sform and qform disagree. Default: as ITK chooses.",
+        show_default=False,
+    ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
 
@@ -68,7 +75,7 @@ def registration_options(choices: dict[str, Any], **more: Any) -> RegistrationOp
 def in_option_words(message: str) -> str:
     """Replaces arguments with options in a message of the library: apart=True becomes --apart."""
     message = re.sub(r"\b(affine|apart|rigid)=(True|False)", _flag, message)
-    return re.sub(r'\bmethod="(\w+)"', r"--method \1", message)
+    return re.sub(r'\b(method|prefer)="(\w+)"', r"--\1 \2", message)
 
 
 def _flag(found: re.Match[str]) -> str:

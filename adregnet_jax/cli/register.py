@@ -183,7 +183,7 @@ def register_to_folder(
     """
     from adregnet_jax.atomic import new_folder
     from adregnet_jax.cli.execution import interruptible
-    from adregnet_jax.data.io.images import simpleitk
+    from adregnet_jax.data.io.itk import simpleitk
     from adregnet_jax.registration.files import register_files
     from adregnet_jax.registration.result_files import FILES, write_results
 

@@ -50,20 +50,34 @@ def apply_to_image(
     """
     _check_new(output, overwrite)
     field = load_field(field_path, format)
-    image = read_image(image_path, labels=mode == "label")
+    image = read_image(image_path, labels=mode == "label", exact=mode == "nearest")
     reached = _warp(field, np.ones(image.shape, np.float32), image.affine, mode="nearest")
     if not np.any(reached):
         raise UserError(
             f"{image_path}: the field {field_path} doesn't lead into this image anywhere: does it belong to "
             "another scan, or are the headers wrong?"
         )
-    classes = np.unique(image.values) if mode == "label" else None
-    outside = 0 if mode == "label" else image.values.min()
-    warped = _warp(field, image.values - outside, image.affine, mode=mode, classes=classes) + outside
-    values = np.asarray(warped)
-    if mode == "nearest" and np.array_equal(image.values, np.round(image.values)):
-        values = values.astype(np.int32)
+    values = _warped_values(field, image, mode)
     write_image(output, Image(values, np.asarray(field.affine)), overwrite=overwrite)
+
+
+def _warped_values(field: DisplacementField, image: Image, mode: Interpolation) -> np.ndarray:
+    values = image.values
+    if mode == "label":
+        # Ranks, because labels may exceed what float32 or int32 hold.
+        present, ranks = np.unique(values, return_inverse=True)
+        ranks = ranks.reshape(values.shape).astype(np.int32) + 1
+        warped = _warp(field, ranks, image.affine, mode=mode, classes=np.arange(1, len(present) + 1))
+        return np.concatenate([np.zeros(1, present.dtype), present])[np.asarray(warped)]
+    if mode == "nearest":
+        # The numbers of the voxels: their values come back as they are.
+        numbers = np.arange(1, values.size + 1, dtype=np.int32).reshape(values.shape)
+        found = np.asarray(_warp(field, numbers, image.affine, mode=mode))
+        taken = np.where(found > 0, values.ravel()[found - 1], values.min())
+        whole = taken.dtype.kind == "f" and np.array_equal(values, np.round(values))
+        return taken.astype(np.int32) if whole else taken
+    outside = values.min()
+    return np.asarray(_warp(field, values - outside, image.affine, mode=mode) + outside)
 
 
 def apply_to_points(

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from adregnet_jax.data.io.images import Image, read_image
+from adregnet_jax.data.io.nifti import Prefer, corners_apart_mm
 from adregnet_jax.data.io.points import read_points
 from adregnet_jax.errors import UserError
 from adregnet_jax.registration.measure import ScanPair
@@ -21,7 +22,7 @@ from adregnet_jax.registration.scans import register_scans
 from adregnet_jax.weights.packed import load_pretrained
 from adregnet_jax.weights.trained_network import TrainedNetwork
 
-GRID_TOLERANCE_MM = 1e-3  # affines are stored as float32
+GRID_TOLERANCE = 0.01  # voxels: affines are stored as float32
 STAGES = ("reading", "affine", "deformable", "inverse", "scoring")
 
 
@@ -92,7 +93,7 @@ def register_files(
 
     say("reading")
     began = time.perf_counter()
-    scans = read_scans(files)
+    scans = read_scans(files, prefer=options.prefer)
     seconds = {"reading": time.perf_counter() - began}
     registered = register_scans(
         scans.fixed,
@@ -123,8 +124,12 @@ def register_files(
     return registered
 
 
-def read_scans(files: ScanFiles) -> ScanPair:
+def read_scans(files: ScanFiles, *, prefer: Prefer | None = None) -> ScanPair:
     """Reads the files of two scans.
+
+    Args:
+      files: their paths.
+      prefer: the form that places NIfTI images whose sform and qform disagree.
 
     Raises:
       UserError: a file that can't be used, labels on another grid than their fixed scan, landmarks that
@@ -136,7 +141,7 @@ def read_scans(files: ScanFiles) -> ScanPair:
         if "landmarks" in name:
             points[name] = read_points(path)
         else:
-            images[name] = read_image(path, labels="labels" in name)
+            images[name] = read_image(path, labels="labels" in name, prefer=prefer)
     if "fixed_labels" in images:
         _check_same_grid(images["fixed_labels"], images["fixed"])
     if points:
@@ -153,11 +158,16 @@ def read_scans(files: ScanFiles) -> ScanPair:
 
 
 def _check_same_grid(labels: Image, scan: Image) -> None:
-    same = np.allclose(labels.affine, scan.affine, atol=GRID_TOLERANCE_MM)
-    if labels.shape != scan.shape or not same:
+    if labels.shape != scan.shape:
         raise UserError(
-            f"{labels.name}: labels are {labels.shape} voxels, their scan {scan.name} is {scan.shape}"
-            f"{'' if same else ', and the affines differ'}: expected one grid"
+            f"{labels.name}: labels are {labels.shape} voxels, their scan {scan.name} is {scan.shape}: expected"
+            " one grid"
+        )
+    apart_mm = corners_apart_mm(scan.shape, labels.affine, scan.affine)
+    if apart_mm > GRID_TOLERANCE * scan.spacing_mm.min():
+        raise UserError(
+            f"{labels.name}: the corners of the labels lie up to {apart_mm:.4g} mm from those of their scan"
+            f" {scan.name}, by the headers: expected one grid"
         )
 
 

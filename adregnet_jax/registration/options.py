@@ -16,6 +16,7 @@ Method = Literal["network", "instance", "both"]
 Modality = Literal["auto", "mono", "multi"]
 Subjects = Literal["auto", "same", "different", "any"]
 Effort = Literal["fast", "default", "thorough"]
+Prefer = Literal["sform", "qform"]  # as data.io.nifti.Prefer, which loads NumPy
 
 CHOICES = {"method": Method, "modality": Modality, "subjects": Subjects, "effort": Effort}
 AFFINE = "affine."  # prefix of the settings of the affine step
@@ -47,12 +48,18 @@ class RegistrationOptions:
         "Whose scans: same is smoother, as for breathing; different allows detail; auto: as the scans say.",
     ] = "auto"
     effort: Annotated[Effort, "Time to spend on instance optimisation."] = "default"
+    prefer: Annotated[
+        Prefer | None,
+        "Which form places NIfTI files whose sform and qform disagree. Default: as ITK chooses, with a warning.",
+    ] = None
     settings: Annotated[
         Mapping[str, Any],
         "Change a field of InstanceConfig, as in smoothness=0.5, or AffineConfig, as in affine.kind=rigid.",
     ] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.prefer not in (None, *get_args(Prefer)):
+            raise UserError(f"prefer is {self.prefer!r}: expected one of {', '.join(get_args(Prefer))}")
         for name, kind in CHOICES.items():
             if (value := getattr(self, name)) not in get_args(kind):
                 raise UserError(f"{name} is {value!r}: expected one of {', '.join(get_args(kind))}")
@@ -132,6 +139,7 @@ class RegistrationOptions:
             "weights": self.weights and str(self.weights),
             "tile": self.tile,
             "apart": self.apart,
+            "prefer": self.prefer,
         }
         return json.loads(json.dumps(choices))
 

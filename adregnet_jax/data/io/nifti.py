@@ -1,4 +1,4 @@
-"""Reads and writes NIfTI volumes, and refuses those that can't be registered. NumPy and nibabel.
+"""Reads and writes NIfTI and MGH volumes, and refuses those that can't be registered. NumPy and nibabel.
 
 Axes keep the order of the file: axes 0, 1, 2 of an array are i, j, k of NIfTI.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -19,8 +20,13 @@ from nibabel.openers import ImageOpener
 
 from adregnet_jax.errors import UserError, one_line
 
-FORMS_TOLERANCE_MM = 0.1  # largest distance between corners placed by sform and by qform
-PACKED_SUFFIXES = (".gz", ".bz2", ".zst")
+Prefer = Literal["sform", "qform"]
+FORMS_TOLERANCE = 0.05  # voxels: largest distance between corners placed by sform and by qform
+LABEL_TOLERANCE = 1e-3  # rounding of labels in files without scaling
+LARGEST_ROUNDING = 0.499  # in scaled files: halves are nobody's
+SHEAR_TOLERANCE = 1e-4  # largest cosine between axes that ITK takes for perpendicular
+MGH_SUFFIXES = (".mgz", ".mgh")
+PACKED_SUFFIXES = (".gz", ".bz2", ".zst", ".mgz")
 LARGEST_EXPANSION = 100  # of a compressed file that expands to more than LARGEST_EXPANDED
 LARGEST_EXPANDED = 2**30  # bytes
 
@@ -28,8 +34,13 @@ LARGEST_EXPANDED = 2**30  # bytes
 Volume = tuple[Shaped[np.ndarray, "x y z"], Float[np.ndarray, "4 4"], Float[np.ndarray, " 3"]]
 
 
-def read_volume(path: str | Path) -> Volume:
+def read_volume(path: str | Path, *, prefer: Prefer | None = None, exact: bool = False) -> Volume:
     """Reads a 3-D image.
+
+    Args:
+      path: NIfTI, or FreeSurfer's .mgz or .mgh.
+      prefer: the form that places an image whose sform and qform disagree.
+      exact: keep whole numbers in the type they are stored in, where float32 would round those above 2^24.
 
     Returns:
       values [x, y, z] float32, affine [4, 4] voxel -> RAS mm, spacing_mm [3].
@@ -38,14 +49,20 @@ def read_volume(path: str | Path) -> Volume:
       UserError: the file isn't readable NIfTI or isn't 3-D, `open_image` refuses its header, or values are
         NaN or infinite.
     """
-    values, affine, spacing_mm = _read(path)
-    return image_values(path, values), affine, spacing_mm
+    image = open_image(path, prefer=prefer)
+    values = _volume_voxels(path, image)
+    values = values if exact and values.dtype.kind in "iu" else image_values(path, values)
+    return values, image.affine, nib.affines.voxel_sizes(image.affine)
 
 
-def read_labels(path: str | Path) -> Volume:
-    """Reads a 3-D label map as `read_volume` does, but as int32; values must be whole numbers."""
-    values, affine, spacing_mm = _read(path)
-    return label_values(path, values), affine, spacing_mm
+def read_labels(path: str | Path, *, prefer: Prefer | None = None) -> Volume:
+    """Reads a 3-D label map as `read_volume` does, but as int32, or int64 where labels exceed 2^31.
+
+    Values must be whole numbers, apart from rounding in the file's scaling.
+    """
+    image = open_image(path, prefer=prefer)
+    values = label_values(path, _volume_voxels(path, image), slope=_slope(image))
+    return values, image.affine, nib.affines.voxel_sizes(image.affine)
 
 
 def read_grid(
@@ -60,25 +77,36 @@ def read_grid(
 def write_volume(
     path: str | Path, values: Shaped[np.ndarray, "x y z"], affine: Real[np.ndarray, "4 4"]
 ) -> None:
-    """Writes [x, y, z] as NIfTI: floats as float32, whole numbers as int32, bool as uint8."""
+    """Writes [x, y, z] as NIfTI or MGH: floats as float32, whole numbers as int32 or wider, bool as uint8."""
     try:
-        nib.save(make_image(stored(values), affine), path)
+        nib.save(make_image(stored(values), affine, path=path), path)
     except (OSError, nib.filebasedimages.ImageFileError) as error:
         raise UserError(
             f"{path}: can't be written ({one_line(error)}): check the name, the folder and the disk"
         ) from None
 
 
-def make_image(values: Shaped[np.ndarray, "x y z *rest"], affine: Real[np.ndarray, "4 4"]) -> nib.Nifti1Image:
-    """A NIfTI image with units of mm."""
-    image = nib.Nifti1Image(values, affine)
+def make_image(
+    values: Shaped[np.ndarray, "x y z *rest"], affine: Real[np.ndarray, "4 4"], *, path: str | Path = ""
+) -> Any:
+    """A NIfTI image with units of mm; an MGH image, where the name of the file asks for it."""
+    if str(path).endswith(MGH_SUFFIXES):
+        return nib.MGHImage(values, affine)
+    image = nib.Nifti1Image(values, affine, dtype=values.dtype)
     image.header.set_xyzt_units("mm")
     return image
 
 
 def stored(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
-    """Converts values to the type they are stored with: float32, int32, or uint8 for bool."""
-    return values.astype({"f": np.float32, "b": np.uint8}.get(values.dtype.kind, np.int32))
+    """Converts values to the type they are stored with: float32, uint8 for bool, int32 or int64."""
+    kind = values.dtype.kind
+    if kind in "fb":
+        return values.astype(np.float32 if kind == "f" else np.uint8)
+    return values.astype(np.int32 if _within_int32(values) else np.int64)
+
+
+def _within_int32(values: np.ndarray) -> bool:
+    return values.size == 0 or (int(values.min()) >= -(2**31) and int(values.max()) < 2**31)
 
 
 def image_values(path: str | Path, values: np.ndarray) -> np.ndarray:
@@ -94,16 +122,35 @@ def image_values(path: str | Path, values: np.ndarray) -> np.ndarray:
     return result
 
 
-def label_values(path: str | Path, values: np.ndarray) -> np.ndarray:
-    """Converts values to int32; refuses fractions."""
-    whole = np.isfinite(values) & (values == np.round(values))
+def label_values(path: str | Path, values: np.ndarray, *, slope: float = 1.0) -> np.ndarray:
+    """Converts values to int32, or to int64 where whole numbers exceed 2^31; refuses fractions.
+
+    Values next to a whole number are rounded: within half a `slope`, by which the file scales its numbers,
+    or within `LABEL_TOLERANCE` in a file without scaling.
+    """
+    if values.dtype.kind in "iub":
+        if int(values.max()) >= 2**63:
+            raise UserError(f"{path}: labels go up to {values.max()}, beyond 2^63: is this an image?")
+        return values.astype(np.int32 if _within_int32(values) else np.int64)
+    scaled = slope not in (0, 1) and math.isfinite(slope)
+    tolerance = min(abs(slope) / 2, LARGEST_ROUNDING) if scaled else LABEL_TOLERANCE
+    with np.errstate(invalid="ignore"):
+        rounded = np.round(values)
+        whole = np.isfinite(values) & (np.abs(values - rounded) <= tolerance)
+    scaling = f" (its voxels are scaled by {slope:.6g})" if scaled else ""
     if not whole.all():
         example = values[~whole][0]
-        raise UserError(f"{path}: labels must be whole numbers, found {example:g}: is this an image?")
-    low, high = float(values.min()), float(values.max())
+        raise UserError(
+            f"{path}: labels must be whole numbers, found {example:g}{scaling}: is this an image?"
+        )
+    if scaled and len(np.unique(rounded)) < len(np.unique(values)):
+        raise UserError(
+            f"{path}: different labels become one whole number{scaling}: set the slope of its header to 1"
+        )
+    low, high = float(rounded.min()), float(rounded.max())
     if low < -(2**31) or high >= 2**31:
         raise UserError(f"{path}: labels go from {low:g} to {high:g}, beyond 2^31: is this an image?")
-    return values.astype(np.int32)
+    return rounded.astype(np.int32)
 
 
 def volume_shape(path: str | Path, shape: Sequence[int]) -> tuple[int, int, int]:
@@ -122,13 +169,20 @@ def volume_shape(path: str | Path, shape: Sequence[int]) -> tuple[int, int, int]
     return found[0], found[1], found[2]
 
 
-def open_image(path: str | Path) -> Any:
-    """Opens a NIfTI image of any shape without reading its voxels.
+def open_image(path: str | Path, *, prefer: Prefer | None = None) -> Any:
+    """Opens a NIfTI or MGH image of any shape without reading its voxels.
+
+    An image whose sform and qform disagree lies where ITK puts it, with a warning, unless `prefer` names the
+    form. One that has neither lies where ITK puts it, too: at the origin, along left, posterior, superior.
 
     Raises:
-      UserError: not a NIfTI file, voxels that aren't real numbers, zero spacing, an affine that can't be
-        inverted, units other than mm, or sform and qform that disagree.
+      UserError: not such a file, voxels that aren't real numbers, zero spacing, an affine that can't be
+        inverted, units other than mm, or sform and qform that describe different orientations.
     """
+    if str(path).lower().endswith(MGH_SUFFIXES):
+        image = _load(path)
+        check_affine(path, image.affine)
+        return image
     header = _raw_header(path)
     if not np.all(np.isfinite(header["pixdim"][1:4]) & (header["pixdim"][1:4] != 0)):
         found = " x ".join(f"{size:g}" for size in header["pixdim"][1:4])
@@ -137,32 +191,102 @@ def open_image(path: str | Path) -> Any:
     if units not in (0, 2):  # unknown, or mm
         name = {1: "metres", 3: "micrometres"}.get(units, f"unknown (code {units})")
         raise UserError(f"{path}: units are {name}; expected mm: rescale the affine and set the units to mm")
+    image = _load(path)
+    affine = _placement(path, image, prefer)
+    check_affine(path, affine)
+    if not np.array_equal(affine, image.affine):
+        files = image.file_map
+        image = type(image)(image.dataobj, affine, image.header)
+        image.file_map = files
+    return image
+
+
+def _load(path: str | Path) -> Any:
     try:
         image: Any = nib.load(path)  # nibabel types it as an image without voxels
-        forms = [form for form, code in _coded_forms(image) if code > 0]
+        if isinstance(image, nib.Nifti1Image):
+            _forms(image)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
     except (
         nib.filebasedimages.ImageFileError,
         nib.spatialimages.HeaderDataError,
         OSError,
+        EOFError,
+        zlib.error,
         ValueError,  # a quaternion that isn't a rotation
         OverflowError,  # an infinite offset of the voxels
     ) as error:
+        kind = "an MGH" if str(path).lower().endswith(MGH_SUFFIXES) else "a NIfTI"
         raise UserError(
-            f"{path}: not a NIfTI image that can be read ({one_line(error)}): copy it again, or convert it"
+            f"{path}: not {kind} image that can be read ({one_line(error)}): copy it again, or convert it"
         ) from None
     if image.get_data_dtype().kind not in "biuf":
         raise UserError(f"{path}: voxels are {image.get_data_dtype()}; expected one real number each")
-    check_affine(path, image.affine)
-    if len(forms) == 2:
-        corners = np.array(list(itertools.product(*((0, n - 1) for n in (*image.shape, 1, 1)[:3]))))
-        apart_mm = nib.affines.apply_affine(forms[0], corners) - nib.affines.apply_affine(forms[1], corners)
-        worst_mm = np.linalg.norm(apart_mm, axis=1).max()
-        if not worst_mm <= FORMS_TOLERANCE_MM:
-            raise UserError(
-                f"{path}: sform and qform disagree by up to {worst_mm:.3g} mm: find out which one is right "
-                "and set the code of the other to 0"
-            )
     return image
+
+
+def _forms(image: Any) -> dict[Prefer, tuple[np.ndarray, int]]:
+    """The forms in force, with their codes."""
+    header = image.header
+    forms: dict[Prefer, tuple[np.ndarray, int]] = {
+        "sform": (header.get_sform(), int(header["sform_code"])),
+        "qform": (header.get_qform(), int(header["qform_code"])),
+    }
+    return {name: form for name, form in forms.items() if form[1] > 0}
+
+
+def _placement(path: str | Path, image: Any, prefer: Prefer | None) -> np.ndarray:
+    """voxel -> RAS mm by the form that ITK would take, unless the two agree or `prefer` names one."""
+    forms = _forms(image)
+    if not forms:
+        spacing_mm = np.abs(image.header["pixdim"][1:4]).astype(float)
+        warnings.warn(
+            f"{path}: its header doesn't say where it lies (no sform, no qform): it is placed as by ITK, with"
+            " its first voxel at the origin and its axes towards left, posterior, superior",
+            stacklevel=2,
+        )
+        return np.diag([-1.0, -1.0, 1.0, 1.0]) * [*spacing_mm, 1.0]
+    if len(forms) == 1:
+        return image.affine
+    (sform, sform_code), (qform, _) = forms["sform"], forms["qform"]
+    check_affine(path, sform)
+    worst_mm = corners_apart_mm(image.shape, sform, qform)
+    if worst_mm <= FORMS_TOLERANCE * nib.affines.voxel_sizes(sform).min():
+        return sform
+    if prefer:
+        return forms[prefer][0]
+    check_affine(path, qform)
+    axes = ["".join(nib.aff2axcodes(form)) for form in (sform, qform)]
+    if axes[0] != axes[1]:
+        raise UserError(
+            f"{path}: sform and qform disagree by up to {worst_mm:.3g} mm and describe different orientations,"
+            f" {axes[0]} and {axes[1]}: find out which one is right and name it: prefer=\"sform\" or prefer=\"qform\""
+        )
+    # ITK takes an sform only if its axes are perpendicular and it says that it is the scanner's.
+    taken: Prefer = "sform" if sform_code == 1 and not is_sheared(sform) else "qform"
+    other = "sform" if taken == "qform" else "qform"
+    warnings.warn(
+        f"{path}: sform and qform disagree by up to {worst_mm:.3g} mm: the {taken} is taken, as by ITK; for"
+        f" the other one, prefer=\"{other}\"",
+        stacklevel=2,
+    )
+    return forms[taken][0]
+
+
+def corners_apart_mm(
+    shape: Sequence[int], affine: Real[np.ndarray, "4 4"], other: Real[np.ndarray, "4 4"]
+) -> float:
+    """The largest distance between the corner voxels of a grid [x, y, z, ...] placed by two affines."""
+    corners = np.array(list(itertools.product(*((0, n - 1) for n in (*shape, 1, 1)[:3]))))
+    apart_mm = nib.affines.apply_affine(affine, corners) - nib.affines.apply_affine(other, corners)
+    return float(np.linalg.norm(apart_mm, axis=1).max())
+
+
+def is_sheared(affine: Real[np.ndarray, "4 4"]) -> bool:
+    """Whether the axes of a grid aren't perpendicular, so that ITK can't hold it."""
+    directions = affine[:3, :3] / nib.affines.voxel_sizes(affine)
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() > SHEAR_TOLERANCE)
 
 
 def check_affine(path: str | Path, affine: Real[np.ndarray, "4 4"]) -> None:
@@ -208,15 +332,14 @@ def check_expansion(path: str | Path, stored_bytes: int, expanded_bytes: int) ->
         )
 
 
-def _read(path: str | Path) -> Volume:
-    image = open_image(path)
+def _volume_voxels(path: str | Path, image: Any) -> np.ndarray:
     shape = volume_shape(path, image.shape)
-    return voxels(path, image).reshape(shape), image.affine, nib.affines.voxel_sizes(image.affine)
+    return voxels(path, image).reshape(shape)
 
 
-def _coded_forms(image: Any) -> list[tuple[np.ndarray, int]]:
-    header = image.header
-    return [(header.get_sform(), int(header["sform_code"])), (header.get_qform(), int(header["qform_code"]))]
+def _slope(image: Any) -> float:
+    """The factor from stored numbers to values; 1 for files without scaling."""
+    return float(getattr(image.dataobj, "slope", 1.0))
 
 
 def _raw_header(path: str | Path) -> nib.Nifti1Header:

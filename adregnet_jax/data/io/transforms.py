@@ -8,6 +8,10 @@ the fixed to the moving world, which is how ITK and ANTs resample an image too. 
 - `.nii`, `.nii.gz`, format "nifti": the same with intent 1006 (displacement vector), mm towards right,
   anterior, superior.
 - `.nii`, `.nii.gz`, format "learn2reg": (x, y, z, 3) in voxels, for the evaluation of Learn2Reg.
+- `.nii`, `.nii.gz`, format "spm": (x, y, z, 1, 3), intent 1007 with the name `Mapping`: positions in the moving
+  world, mm towards right, anterior, superior, as in the `y_` files of SPM.
+- `.nii`, `.nii.gz`, format "niftyreg": the same with the name `NREG_TRANS`: positions (parameter 0) or a
+  displacement (parameter 1, which is written).
 - `.npz`: the arrays `displacement` and `affine`, unchanged.
 - `.h5`: an ITK composite transform: the field, followed by a world matrix if there is one. Needs SimpleITK.
 
@@ -27,20 +31,24 @@ from jaxtyping import Float
 
 from adregnet_jax.atomic import new_file
 from adregnet_jax.data.io import nifti
-from adregnet_jax.data.io.images import (
-    LPS_TO_RAS,
-    NIFTI_SUFFIXES,
-    from_itk,
-    itk_errors_as_os_errors,
-    simpleitk,
-    to_itk,
-)
+from adregnet_jax.data.io.images import NIFTI_SUFFIXES
+from adregnet_jax.data.io.itk import LPS_TO_RAS, from_itk, itk_errors_as_os_errors, simpleitk, to_itk
 from adregnet_jax.errors import UserError, one_line
 
-Format = Literal["itk", "nifti", "learn2reg"]
+Format = Literal["itk", "nifti", "learn2reg", "spm", "niftyreg"]
 FIELD_SUFFIXES = (*NIFTI_SUFFIXES, ".npz", ".h5")
 MATRIX_SUFFIXES = (".txt", ".tfm", ".mat")
-INTENTS: dict[Format, int] = {"itk": 1007, "nifti": 1006, "learn2reg": 0}
+INTENTS: dict[Format, int] = {"itk": 1007, "nifti": 1006, "learn2reg": 0, "spm": 1007, "niftyreg": 1007}
+# The programs name their files; NiftyReg's first parameter of the intent is the kind of transform.
+SPM_NAME, NIFTYREG_NAME = "Mapping", "NREG_TRANS"
+NIFTYREG_POSITIONS, NIFTYREG_DISPLACEMENT = 0, 1
+NIFTYREG_OTHERS = {
+    2: "a grid of spline control points",
+    3: "a field of velocities",
+    4: "a field of velocities",
+    5: "a grid of spline control points of velocities",
+    6: "a grid of linear spline control points",
+}
 LPS = np.diag(LPS_TO_RAS)[:3]
 
 
@@ -182,18 +190,49 @@ def _to_voxels(displacement_mm: np.ndarray, affine: np.ndarray) -> np.ndarray:
 def _nifti_field(displacement: np.ndarray, affine: np.ndarray, format: Format) -> nib.Nifti1Image:
     if format == "learn2reg":
         return nifti.make_image(displacement.astype(np.float32), affine)
-    displacement_mm = _to_mm(displacement, affine) * (LPS if format == "itk" else 1)
+    vectors_mm = _to_mm(displacement, affine) * (LPS if format == "itk" else 1)
+    if format == "spm":
+        vectors_mm += _positions_mm(displacement.shape[:3], affine)
     # [x, y, z, 1, 3]: the fourth axis is time
-    image = nifti.make_image(displacement_mm[:, :, :, None].astype(np.float32), affine)
-    image.header.set_intent(INTENTS[format])
+    image = nifti.make_image(vectors_mm[:, :, :, None].astype(np.float32), affine)
+    if format == "spm":
+        image.header.set_intent(INTENTS[format], name=SPM_NAME)
+    elif format == "niftyreg":
+        image.header.set_intent(INTENTS[format], name=NIFTYREG_NAME)
+        image.header["intent_p1"] = NIFTYREG_DISPLACEMENT
+    else:
+        image.header.set_intent(INTENTS[format])
     return image
+
+
+def _positions_mm(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    """[x, y, z, 3] RAS mm of a grid's voxels."""
+    return nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+
+
+def _nifti_format(path: Path, image: Any) -> Format | None:
+    """The format by intent and name; None for other images."""
+    intent = int(image.header["intent_code"])
+    name = image.header["intent_name"].item().decode("latin-1").strip("\0 ")
+    if intent in (1006, 1007) and name == SPM_NAME:
+        return "spm"
+    if intent in (1006, 1007) and name.startswith("NREG"):
+        kind = float(image.header["intent_p1"])
+        if name != NIFTYREG_NAME or kind not in (NIFTYREG_POSITIONS, NIFTYREG_DISPLACEMENT):
+            what = NIFTYREG_OTHERS.get(int(kind), f"a transform of kind {kind:g}") if kind == kind else name
+            raise UserError(
+                f"{path}: holds {what} of NiftyReg; expected a field of positions or displacements: convert it"
+                " with reg_transform -def"
+            )
+        return "spm" if kind == NIFTYREG_POSITIONS else "niftyreg"
+    return next((format for format, code in INTENTS.items() if code == intent), None)
 
 
 def _read_nifti(path: Path, format: Format | None) -> tuple[np.ndarray, np.ndarray]:
     image = nifti.open_image(path)
     shape, intent = image.shape, int(image.header["intent_code"])
-    if format is None:
-        format = next((name for name, code in INTENTS.items() if code == intent), None)
+    if format in (None, "niftyreg"):
+        format = _nifti_format(path, image) or format
     expected = (*shape[:3], 3) if format == "learn2reg" else (*shape[:3], 1, 3)
     if format is None or shape != expected:
         raise UserError(
@@ -204,6 +243,8 @@ def _read_nifti(path: Path, format: Format | None) -> tuple[np.ndarray, np.ndarr
     values = nifti.voxels(path, image).reshape(*shape[:3], 3)
     if format == "learn2reg":
         return values, image.affine
+    if format == "spm":
+        values = values - _positions_mm(shape[:3], image.affine)
     return _to_voxels(values * (LPS if format == "itk" else 1), image.affine), image.affine
 
 
