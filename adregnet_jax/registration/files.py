@@ -160,8 +160,8 @@ def read_scans(files: ScanFiles, *, prefer: Prefer | None = None) -> ScanPair:
 def _check_same_grid(labels: Image, scan: Image) -> None:
     if labels.shape != scan.shape:
         raise UserError(
-            f"{labels.name}: labels are {labels.shape} voxels, their scan {scan.name} is {scan.shape}: expected"
-            " one grid"
+            f"{labels.name}: labels are {labels.shape} voxels, their scan {scan.name} is {scan.shape}: "
+            "expected one grid"
         )
     apart_mm = corners_apart_mm(scan.shape, labels.affine, scan.affine)
     if apart_mm > GRID_TOLERANCE * scan.spacing_mm.min():

@@ -50,7 +50,7 @@ class RegistrationOptions:
     effort: Annotated[Effort, "Time to spend on instance optimisation."] = "default"
     prefer: Annotated[
         Prefer | None,
-        "Which form places NIfTI files whose sform and qform disagree. Default: as ITK chooses, with a warning.",
+        "Which form places NIfTI files whose sform and qform disagree. Default: as ITK chooses.",
     ] = None
     settings: Annotated[
         Mapping[str, Any],

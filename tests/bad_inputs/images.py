@@ -193,8 +193,8 @@ NIFTI = [
     Case(
         "forms_disagree",
         "adregnet info scan.nii",
-        scan(qform_code=1, qoffset_x=50),
-        "sform and qform disagree by up to 50 mm: find out which",
+        scan(qform_code=1, quatern_b=1, quatern_c=0),
+        "sform and qform disagree by .* different orientations, .* --prefer sform or --prefer qform",
     ),
     Case(
         "no_rotation",

@@ -5,6 +5,7 @@ Both belong to an extra: `pip install 'adregnet-jax[itk]'`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if many := [name for name in files if _frames(name, itk) > 1]:
             if len(files) > 1:
                 raise UserError(
-                    f"{path}: {len(many)} of {len(files)} files of its series hold several slices each; expected"
-                    " one such file: give the file itself, not its folder"
+                    f"{path}: {len(many)} of {len(files)} files of its series hold several slices each; "
+                    "expected one such file: give the file itself, not its folder"
                 )
             return _read_frames(Path(many[0]))
         return _read_slices(path, files, itk)
@@ -53,7 +54,9 @@ def _series_files(path: Path, itk: Any) -> Sequence[str]:
     series = itk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
     if len(series) != 1:
         names = f" ({', '.join(series)})" if series else ""
-        raise UserError(f"{path}: holds {len(series)} DICOM series{names}; expected the files of a single scan")
+        raise UserError(
+            f"{path}: holds {len(series)} DICOM series{names}; expected the files of a single scan"
+        )
     return itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0])
 
 
@@ -125,13 +128,14 @@ def _pydicom(path: Path) -> Any:
         import pydicom
     except ImportError:
         raise UserError(f"{path}: this needs pydicom: pip install 'adregnet-jax[itk]'") from None
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # errors are raised and reported in one line
     return pydicom
 
 
 def _frame_geometry(
     path: Path, data: Any, frames: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Each frame's position [n, 3] and orientation [n, 6], LPS mm; spacing [n, 2]; slope, intercept [n, 2]."""
+    """Each frame's position [n, 3], orientation [n, 6], spacing [n, 2] in LPS mm; slope, intercept [n, 2]."""
     own = list(data.get("PerFrameFunctionalGroupsSequence", [])) or [None] * frames
     shared = (data.get("SharedFunctionalGroupsSequence") or [None])[0]
     if len(own) != frames:

@@ -133,7 +133,8 @@ def label_values(path: str | Path, values: np.ndarray, *, slope: float = 1.0) ->
             raise UserError(f"{path}: labels go up to {values.max()}, beyond 2^63: is this an image?")
         return values.astype(np.int32 if _within_int32(values) else np.int64)
     scaled = slope not in (0, 1) and math.isfinite(slope)
-    tolerance = min(abs(slope) / 2, LARGEST_ROUNDING) if scaled else LABEL_TOLERANCE
+    # Half a slope, which the slope's own rounding may exceed.
+    tolerance = min(0.501 * abs(slope), LARGEST_ROUNDING) if scaled else LABEL_TOLERANCE
     with np.errstate(invalid="ignore"):
         rounded = np.round(values)
         whole = np.isfinite(values) & (np.abs(values - rounded) <= tolerance)
@@ -142,10 +143,6 @@ def label_values(path: str | Path, values: np.ndarray, *, slope: float = 1.0) ->
         example = values[~whole][0]
         raise UserError(
             f"{path}: labels must be whole numbers, found {example:g}{scaling}: is this an image?"
-        )
-    if scaled and len(np.unique(rounded)) < len(np.unique(values)):
-        raise UserError(
-            f"{path}: different labels become one whole number{scaling}: set the slope of its header to 1"
         )
     low, high = float(rounded.min()), float(rounded.max())
     if low < -(2**31) or high >= 2**31:
@@ -203,7 +200,9 @@ def open_image(path: str | Path, *, prefer: Prefer | None = None) -> Any:
 
 def _load(path: str | Path) -> Any:
     try:
-        image: Any = nib.load(path)  # nibabel types it as an image without voxels
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # nibabel doesn't close files of .mgh
+            image: Any = nib.load(path)  # nibabel types it as an image without voxels
         if isinstance(image, nib.Nifti1Image):
             _forms(image)
     except FileNotFoundError:
@@ -213,6 +212,7 @@ def _load(path: str | Path) -> Any:
         nib.spatialimages.HeaderDataError,
         OSError,
         EOFError,
+        TypeError,  # an MGH header that is cut off
         zlib.error,
         ValueError,  # a quaternion that isn't a rotation
         OverflowError,  # an infinite offset of the voxels
@@ -260,15 +260,15 @@ def _placement(path: str | Path, image: Any, prefer: Prefer | None) -> np.ndarra
     axes = ["".join(nib.aff2axcodes(form)) for form in (sform, qform)]
     if axes[0] != axes[1]:
         raise UserError(
-            f"{path}: sform and qform disagree by up to {worst_mm:.3g} mm and describe different orientations,"
-            f" {axes[0]} and {axes[1]}: find out which one is right and name it: prefer=\"sform\" or prefer=\"qform\""
+            f"{path}: sform and qform disagree by {worst_mm:.3g} mm and describe different orientations, "
+            f'{axes[0]} and {axes[1]}: name the right one, prefer="sform" or prefer="qform"'
         )
     # ITK takes an sform only if its axes are perpendicular and it says that it is the scanner's.
     taken: Prefer = "sform" if sform_code == 1 and not is_sheared(sform) else "qform"
     other = "sform" if taken == "qform" else "qform"
     warnings.warn(
         f"{path}: sform and qform disagree by up to {worst_mm:.3g} mm: the {taken} is taken, as by ITK; for"
-        f" the other one, prefer=\"{other}\"",
+        f' the other one, prefer="{other}"',
         stacklevel=2,
     )
     return forms[taken][0]
@@ -306,7 +306,7 @@ def check_affine(path: str | Path, affine: Real[np.ndarray, "4 4"]) -> None:
 
 def voxels(path: str | Path, image: Any) -> np.ndarray:
     """Reads the scaled values of an opened image, in its own shape; refuses damaged files and zip bombs."""
-    size = math.prod(image.shape) * image.get_data_dtype().itemsize
+    size = math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
     try:
         file = Path(image.file_map["image"].filename)
         stored_bytes = file.stat().st_size
@@ -317,7 +317,7 @@ def voxels(path: str | Path, image: Any) -> np.ndarray:
         return np.asanyarray(image.dataobj)
     except MemoryError:
         raise UserError(f"{path}: needs more memory than available: resample it to larger voxels") from None
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, TypeError, OverflowError, zlib.error) as error:
         raise UserError(
             f"{path}: damaged or cut off ({one_line(error)}): copy or download it again"
         ) from None
@@ -333,7 +333,7 @@ def check_expansion(path: str | Path, stored_bytes: int, expanded_bytes: int) ->
 
 
 def _volume_voxels(path: str | Path, image: Any) -> np.ndarray:
-    shape = volume_shape(path, image.shape)
+    shape = volume_shape(path, [int(n) for n in image.shape])
     return voxels(path, image).reshape(shape)
 
 

@@ -8,8 +8,8 @@ the fixed to the moving world, which is how ITK and ANTs resample an image too. 
 - `.nii`, `.nii.gz`, format "nifti": the same with intent 1006 (displacement vector), mm towards right,
   anterior, superior.
 - `.nii`, `.nii.gz`, format "learn2reg": (x, y, z, 3) in voxels, for the evaluation of Learn2Reg.
-- `.nii`, `.nii.gz`, format "spm": (x, y, z, 1, 3), intent 1007 with the name `Mapping`: positions in the moving
-  world, mm towards right, anterior, superior, as in the `y_` files of SPM.
+- `.nii`, `.nii.gz`, format "spm": (x, y, z, 1, 3), intent 1007 with the name `Mapping`: positions in the
+  moving world, mm towards right, anterior, superior, as in the `y_` files of SPM.
 - `.nii`, `.nii.gz`, format "niftyreg": the same with the name `NREG_TRANS`: positions (parameter 0) or a
   displacement (parameter 1, which is written).
 - `.npz`: the arrays `displacement` and `affine`, unchanged.
@@ -221,8 +221,8 @@ def _nifti_format(path: Path, image: Any) -> Format | None:
         if name != NIFTYREG_NAME or kind not in (NIFTYREG_POSITIONS, NIFTYREG_DISPLACEMENT):
             what = NIFTYREG_OTHERS.get(int(kind), f"a transform of kind {kind:g}") if kind == kind else name
             raise UserError(
-                f"{path}: holds {what} of NiftyReg; expected a field of positions or displacements: convert it"
-                " with reg_transform -def"
+                f"{path}: holds {what} of NiftyReg; expected a field of positions or displacements: "
+                "convert it with reg_transform -def"
             )
         return "spm" if kind == NIFTYREG_POSITIONS else "niftyreg"
     return next((format for format, code in INTENTS.items() if code == intent), None)

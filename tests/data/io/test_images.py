@@ -8,6 +8,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from adregnet_jax.data.io.images import Image, read_image, write_image
+from adregnet_jax.data.io.itk import from_itk
 from adregnet_jax.errors import UserError
 
 # Oblique, anisotropic, with a flipped axis.
@@ -159,11 +160,91 @@ def test_missing_simpleitk_is_reported_with_the_command_to_install_it(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+def placed_by_itk(path):
+    itk = pytest.importorskip("SimpleITK")
+    itk.ProcessObject.GlobalWarningDisplayOff()
+    return from_itk(path, itk.ReadImage(str(path)))[1]
+
+
+def test_a_gantry_tilt_in_the_sform(tmp_path):
+    sheared = AFFINE.copy()
+    sheared[1, 2] += 0.8
+
+    def change(image):
+        image.set_sform(sheared, 1)
+        image.set_qform(AFFINE, 1)
+
+    path = save_with_forms(tmp_path / "a.nii", change)
+    with pytest.warns(UserWarning, match="the qform is taken"):
+        read = read_image(path)
+    np.testing.assert_allclose(read.affine, placed_by_itk(path), atol=1e-5)
+    tilted = read_image(path, prefer="sform")
+    np.testing.assert_allclose(tilted.affine, sheared, atol=1e-5)
+    write_image(tmp_path / "b.nii.gz", tilted)
+    np.testing.assert_allclose(read_image(tmp_path / "b.nii.gz").affine, sheared, atol=1e-5)
+    path = tmp_path / "b.mha"
+    assert "aren't perpendicular, which ITK can't hold" in refusal(lambda: write_image(path, tilted), path)
+
+
+@pytest.mark.parametrize("spacing_mm", [(2.0, 3.0, 4.0), (3e-5, 3e-5, 3e-5)])
+def test_a_file_that_does_not_say_where_it_lies(tmp_path, spacing_mm):
+    image = nib.Nifti1Image(volume(), np.diag([*spacing_mm, 1.0]))
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    path = tmp_path / "a.nii"
+    nib.save(image, path)
+    with pytest.warns(UserWarning, match="doesn't say where it lies"):
+        read = read_image(path)
+    np.testing.assert_allclose(read.affine, placed_by_itk(path), rtol=1e-6)
+    write_image(tmp_path / "b.nii", read)
+    np.testing.assert_allclose(placed_by_itk(tmp_path / "b.nii"), placed_by_itk(path), rtol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".mgz", ".mgh"])
+def test_files_of_freesurfer(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    affine = np.array([[-1.0, 0, 0, 60], [0, 0, 1, -70], [0, -1, 0, 50], [0, 0, 0, 1]])
+    nib.save(nib.MGHImage(volume().astype(np.float32), affine), path)
+    read = read_image(path)
+    np.testing.assert_array_equal(read.values, volume())
+    np.testing.assert_allclose(read.affine, affine, atol=1e-5)
+    labels = Image(volume().astype(np.int32) + 2**24, AFFINE)
+    write_image(tmp_path / f"b{suffix}", labels)
+    again = read_image(tmp_path / f"b{suffix}", labels=True)
+    np.testing.assert_array_equal(again.values, labels.values)
+    np.testing.assert_allclose(again.affine, AFFINE, atol=1e-4)
+    big = tmp_path / f"c{suffix}"
+    large = Image(labels.values.astype(np.int64) * 2**20, AFFINE)
+    assert "up to 2^31" in refusal(lambda: write_image(big, large), big)
+    path.write_bytes(path.read_bytes()[:-60])
+    refusal(lambda: read_image(path), path)
+    gone = tmp_path / f"none{suffix}"
+    assert "no such file" in refusal(lambda: read_image(gone), gone)
+
+
 def test_forms_that_disagree(tmp_path):
     moved = AFFINE.copy()
     moved[2, 3] += 4
-    path = save_with_forms(tmp_path / "a.nii", lambda image: image.set_qform(moved, 1))
-    assert "sform and qform disagree by up to 4 mm" in refusal(lambda: read_image(path), path)
+    for code, taken, place in [(1, "sform", AFFINE), (2, "qform", moved)]:
+
+        def change(image, code=code):
+            image.set_sform(AFFINE, code)
+            image.set_qform(moved, 1)
+
+        path = save_with_forms(tmp_path / f"{taken}.nii", change)
+        with pytest.warns(UserWarning, match=f"disagree by up to 4 mm: the {taken} is taken"):
+            read = read_image(path)
+        np.testing.assert_allclose(read.affine, place, atol=1e-5)
+        np.testing.assert_allclose(read.affine, placed_by_itk(path), atol=1e-5)
+        np.testing.assert_allclose(read_image(path, prefer="sform").affine, AFFINE, atol=1e-5)
+        np.testing.assert_allclose(read_image(path, prefer="qform").affine, moved, atol=1e-5)
+    turned = AFFINE @ np.diag([-1.0, 1, 1, 1])
+    path = save_with_forms(tmp_path / "turned.nii", lambda image: image.set_qform(turned, 1))
+    message = refusal(lambda: read_image(path), path)
+    assert "different orientations" in message
+    assert 'prefer="sform"' in message
+    np.testing.assert_allclose(read_image(path, prefer="qform").affine, turned, atol=1e-5)
     # Only if both are in force, and differ by more than rounding.
     for name, change in [
         ("b.nii", lambda image: image.set_qform(moved, 0)),

@@ -110,7 +110,8 @@ def test_forms_that_agree_at_the_first_voxel_alone(tmp_path):
     image.set_sform(np.eye(4), code=1)
     image.set_qform(turned, code=1)
     nib.save(image, tmp_path / "a.nii")
-    assert "sform and qform disagree by up to 0.99 mm" in refusal(tmp_path / "a.nii")
+    with pytest.warns(UserWarning, match="sform and qform disagree by up to 0.99 mm"):
+        nifti.read_volume(tmp_path / "a.nii")
 
 
 def test_files_that_expand_too_far_are_refused_by_size_and_ratio(tmp_path, monkeypatch):
@@ -189,6 +190,43 @@ def test_labels(tmp_path):
     message = refusal(save(tmp_path / "b.nii", volume() + 0.25), nifti.read_labels)
     assert "whole numbers, found 0.25" in message
     assert "found nan" in refusal(save(tmp_path / "c.nii", volume() * np.float32(np.nan)), nifti.read_labels)
+
+
+def test_whole_numbers_beyond_float32(tmp_path):
+    ids = np.full((3, 4, 5), 614454277, np.int32)
+    ids[0] = 2**24 + 1
+    for dtype, more in [(np.int32, 0), (np.uint32, 2**31), (np.int64, 2**40), (np.uint64, 2**40)]:
+        stored = ids.astype(dtype) + dtype(more)
+        path = tmp_path / f"{np.dtype(dtype)}.nii"
+        nib.save(nib.Nifti1Image(stored, AFFINE, dtype=dtype), path)
+        for values in (nifti.read_labels(path)[0], nifti.read_volume(path, exact=True)[0]):
+            assert [int(value) for value in values[:2, 0, 0]] == [int(value) for value in stored[:2, 0, 0]]
+        assert nifti.read_volume(path)[0].dtype == np.float32
+        nifti.write_volume(tmp_path / "again.nii", nifti.read_labels(path)[0], AFFINE)
+        np.testing.assert_array_equal(nifti.read_labels(tmp_path / "again.nii")[0], stored)
+
+
+def scaled_labels(path, stored, slope, inter=0.0):
+    """A file whose values are `slope * stored + inter`."""
+    nib.save(nib.Nifti1Image(stored, AFFINE), path)
+    content = bytearray(path.read_bytes())
+    content[112:120] = np.array([slope, inter], "<f4").tobytes()  # scl_slope, scl_inter
+    path.write_bytes(content)
+    return path
+
+
+def test_labels_that_are_scaled_or_rounded(tmp_path):
+    stored = np.arange(60, dtype=np.uint8).reshape(3, 4, 5) % 12
+    path = scaled_labels(tmp_path / "a.nii", stored, 1.0010718)  # 11 reads 11.0118
+    assert abs(nifti.read_volume(path)[0].max() - 11.01179) < 1e-5
+    np.testing.assert_array_equal(nifti.read_labels(path)[0], stored)
+    near = (stored + 1e-6).astype(np.float32)
+    np.testing.assert_array_equal(nifti.read_labels(save(tmp_path / "b.nii", near))[0], stored)
+    assert "found 1.01" in refusal(save(tmp_path / "c.nii", stored * np.float32(1.01)), nifti.read_labels)
+    halves = scaled_labels(tmp_path / "d.nii", stored, 0.5)
+    assert "found 0.5 (its voxels are scaled by 0.5)" in refusal(halves, nifti.read_labels)
+    packed = scaled_labels(tmp_path / "e.nii", np.round(stored * (255 / 12)).astype(np.uint8), 12 / 255)
+    np.testing.assert_array_equal(nifti.read_labels(packed)[0], stored)
 
 
 def test_writing_to_a_missing_folder_is_reported(tmp_path):

@@ -21,6 +21,8 @@ FILES = [
     ("a.nii.gz", "itk"),
     ("a.nii.gz", "nifti"),
     ("a.nii.gz", "learn2reg"),
+    ("a.nii.gz", "spm"),
+    ("a.nii.gz", "niftyreg"),
     ("a.npz", "itk"),
     ("a.h5", "itk"),
 ]
@@ -96,6 +98,32 @@ def test_a_format_can_be_given_if_the_file_does_not_record_it(tmp_path):
     save(path, mm)
     np.testing.assert_allclose(read_field(path, format="itk")[0], DISPLACEMENT, atol=2e-6)
     assert "is not a displacement field" in refusal(lambda: read_field(path, format="learn2reg"), path)
+
+
+def named(path, vectors_mm, name, parameter=0.0):
+    image = nib.Nifti1Image(vectors_mm[:, :, :, None].astype(np.float32), AFFINE)
+    image.header.set_intent(1007, name=name)
+    image.header["intent_p1"] = parameter
+    nib.save(image, path)
+    return path
+
+
+def test_fields_of_spm_and_niftyreg(tmp_path):
+    still_mm = nib.affines.apply_affine(AFFINE, np.moveaxis(np.indices((5, 4, 3)), 0, -1))
+    shift_mm = np.array([2.0, -1, 3])
+    voxels = np.linalg.solve(AFFINE[:3, :3], shift_mm)
+    for name, parameter, vectors_mm in [
+        ("Mapping", 0, still_mm + shift_mm),
+        ("NREG_TRANS", 0, still_mm + shift_mm),
+        ("NREG_TRANS", 1, np.broadcast_to(shift_mm, still_mm.shape)),
+    ]:
+        path = named(tmp_path / "a.nii", vectors_mm, name, parameter)
+        np.testing.assert_allclose(
+            read_field(path)[0], np.broadcast_to(voxels, still_mm.shape), atol=2e-5
+        )  # float32 mm
+    for parameter, kind in [(2, "spline control points"), (3, "velocities"), (np.nan, "NREG_TRANS")]:
+        path = named(tmp_path / "a.nii", still_mm, "NREG_TRANS", parameter)
+        assert kind in refusal(lambda path=path: read_field(path), path)
 
 
 @pytest.mark.parametrize(
