@@ -22,7 +22,7 @@ import numpy as np
 from rich.progress import track
 
 from adregnet_jax import metrics
-from adregnet_jax.data.io import images
+from adregnet_jax.data.io import itk
 from adregnet_jax.data.splits import load_splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.launch.config_file import load_config
@@ -53,14 +53,14 @@ def greedy():
 
     def displacement(pair):
         scans = {
-            name: images.to_itk(Path(name), values, pair.affine)
+            name: itk.to_itk(Path(name), values, pair.affine)
             for name, values in (("fixed", pair.fixed), ("moving", pair.moving))
         }
         tool = Greedy3D()
         tool.execute(GREEDY, **scans, warp=None)
         # [x, y, z, 3] mm, components towards left, posterior, superior, as in ITK.
-        field_lps_mm, _ = images.from_itk(Path("warp"), tool["warp"])
-        to_lps = (images.LPS_TO_RAS @ pair.affine)[:3, :3]
+        field_lps_mm, _ = itk.from_itk(Path("warp"), tool["warp"])
+        to_lps = (itk.LPS_TO_RAS @ pair.affine)[:3, :3]
         return np.asarray(field_lps_mm @ np.linalg.inv(to_lps).T, np.float32)
 
     return displacement

@@ -66,8 +66,8 @@ def _warped_values(field: DisplacementField, image: Image, mode: Interpolation) 
     if mode == "label":
         # Ranks, because labels may exceed what float32 or int32 hold.
         present, ranks = np.unique(values, return_inverse=True)
-        ranks = ranks.reshape(values.shape).astype(np.int32) + 1
-        warped = _warp(field, ranks, image.affine, mode=mode, classes=np.arange(1, len(present) + 1))
+        numbers = ranks.reshape(values.shape).astype(np.int32) + 1
+        warped = _warp(field, numbers, image.affine, mode=mode, classes=np.arange(1, len(present) + 1))
         return np.concatenate([np.zeros(1, present.dtype), present])[np.asarray(warped)]
     if mode == "nearest":
         # The numbers of the voxels: their values come back as they are.

@@ -250,12 +250,12 @@ def _label_row(
         return {"dice_before": None, "dice": None, "dice_by_label": None}, None
     # Ranks, because labels may exceed what int32 holds; 0 is outside of the scan.
     present, ranks = np.unique(moving.values, return_inverse=True)
-    ranks = ranks.reshape(moving.shape).astype(np.int32) + 1
+    numbers = ranks.reshape(moving.shape).astype(np.int32) + 1
     labels = np.concatenate([np.zeros(1, present.dtype), present])
     classes = np.arange(1, len(labels))
 
     def warped(by: DisplacementField) -> np.ndarray:
-        return labels[ladder.warp_image(by, ranks, moving.affine, mode="label", classes=classes)]
+        return labels[ladder.warp_image(by, numbers, moving.affine, mode="label", classes=classes)]
 
     after = warped(field)
     # On one grid there is nothing to warp, which saves a minute with many labels.

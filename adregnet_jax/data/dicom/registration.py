@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from adregnet_jax.data.dicom import headers
 from adregnet_jax.data.dicom.series import SERIES_NUMBERS, Series
-from adregnet_jax.data.io.images import LPS_TO_RAS
+from adregnet_jax.data.io.itk import LPS_TO_RAS
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from adregnet_jax.data.dicom import headers
-from adregnet_jax.data.io.images import LPS_TO_RAS, Image
+from adregnet_jax.data.io.images import Image
+from adregnet_jax.data.io.itk import LPS_TO_RAS
 from adregnet_jax.errors import UserError
 from adregnet_jax.provenance import __version__
 

@@ -1,6 +1,6 @@
 """DICOM series and multi-frame files as volumes: by SimpleITK, and by pydicom where ITK ignores the header.
 
-Both belong to an extra: `pip install 'adregnet-jax[itk]'`.
+Both belong to the extra `dicom`; SimpleITK alone, to the extra `itk`.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _pydicom(path: Path) -> Any:
     try:
         import pydicom
     except ImportError:
-        raise UserError(f"{path}: this needs pydicom: pip install 'adregnet-jax[itk]'") from None
+        raise UserError(f"{path}: this needs pydicom: pip install 'adregnet-jax[dicom]'") from None
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # errors are raised and reported in one line
     return pydicom
 

@@ -105,12 +105,13 @@ def test_every_frame_has_its_own_slope(tmp_path):
 
 def test_frames_that_are_not_one_volume(tmp_path):
     path = tmp_path / "scan" / "a.dcm"
-    for keywords, message in [
+    cases: list[tuple[dict, str]] = [
         ({"depths_mm": [0, 3, 9, 12]}, "slices lie 3 to 6 mm apart"),
         ({"depths_mm": [0, 3, 0, 3]}, "several time points"),
         ({"depths_mm": [0, 3, 6, 9], "turns": 3 * [[1, 0, 0, 0, 1, 0]] + [[0, 1, 0, 0, 0, 1]]}, "differ in"),
         ({"depths_mm": [0, 3, 6, 9], "groups": False}, "doesn't say where its 4 frames lie"),
-    ]:
+    ]
+    for keywords, message in cases:
         enhanced(path, **keywords)
         assert message in refusal(path)
     enhanced(path, depths_mm=[0, 3, 6, 9])

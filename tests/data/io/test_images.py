@@ -246,11 +246,11 @@ def test_forms_that_disagree(tmp_path):
     assert 'prefer="sform"' in message
     np.testing.assert_allclose(read_image(path, prefer="qform").affine, turned, atol=1e-5)
     # Only if both are in force, and differ by more than rounding.
-    for name, change in [
+    for name, agree in [
         ("b.nii", lambda image: image.set_qform(moved, 0)),
         ("c.nii", lambda image: image.set_qform(AFFINE + 0.01 * np.eye(4, k=1), 1)),
     ]:
-        read = read_image(save_with_forms(tmp_path / name, change))
+        read = read_image(save_with_forms(tmp_path / name, agree))
         np.testing.assert_allclose(read.affine, AFFINE, atol=1e-5)
 
 

@@ -112,16 +112,17 @@ def test_fields_of_spm_and_niftyreg(tmp_path):
     still_mm = nib.affines.apply_affine(AFFINE, np.moveaxis(np.indices((5, 4, 3)), 0, -1))
     shift_mm = np.array([2.0, -1, 3])
     voxels = np.linalg.solve(AFFINE[:3, :3], shift_mm)
-    for name, parameter, vectors_mm in [
+    cases: list[tuple[str, float, np.ndarray]] = [
         ("Mapping", 0, still_mm + shift_mm),
         ("NREG_TRANS", 0, still_mm + shift_mm),
         ("NREG_TRANS", 1, np.broadcast_to(shift_mm, still_mm.shape)),
-    ]:
+    ]
+    for name, parameter, vectors_mm in cases:
         path = named(tmp_path / "a.nii", vectors_mm, name, parameter)
         np.testing.assert_allclose(
             read_field(path)[0], np.broadcast_to(voxels, still_mm.shape), atol=2e-5
         )  # float32 mm
-    for parameter, kind in [(2, "spline control points"), (3, "velocities"), (np.nan, "NREG_TRANS")]:
+    for parameter, kind in [(2.0, "spline control points"), (3.0, "velocities"), (np.nan, "NREG_TRANS")]:
         path = named(tmp_path / "a.nii", still_mm, "NREG_TRANS", parameter)
         assert kind in refusal(lambda path=path: read_field(path), path)
 
