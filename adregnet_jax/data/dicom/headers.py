@@ -63,7 +63,14 @@ PLAIN_TEXT = {
     "ROIName",
     "SeriesDescription",
     "SoftwareVersions",
-    "StructureSetLabel",
+}
+# Emptied rather than removed, since they must be there.
+EMPTIED = {
+    "OperatorsName",
+    "PositionReferenceIndicator",
+    "ROIInterpreter",
+    "StructureSetDate",
+    "StructureSetTime",
 }
 TEXT_VRS = {"AE", "AS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UN", "UR", "UT"}
 # Identifying although they are numbers or codes: request, visit, procedure and work lists; overlays.
@@ -100,6 +107,7 @@ def read_object(path: Path, kind: str) -> Dataset:
         raise UserError(f"{path}: can't be read ({error.strerror or error}): check the file") from None
     if modality != kind:
         raise UserError(f"{path}: its modality is {modality or 'missing'}; expected {kind}")
+    dataset.remove_private_tags()  # decodes all text with its own character set
     return dataset
 
 
@@ -114,6 +122,29 @@ def of_patient_and_study(source: Dataset) -> Dataset:
             kept.add(element)
     complete_study(kept)
     return kept
+
+
+def with_patient_and_study(source: Dataset, header: Dataset, *, without: Collection[str]) -> Dataset:
+    """A copy of a dataset that belongs to the patient and the study of another one.
+
+    Args:
+      source: what is copied; its text must have been decoded, as `read_object` does.
+      header: has the patient and the study.
+      without: attributes of the source that are left out.
+    """
+    from pydicom.dataset import Dataset
+
+    made = Dataset()
+    for element in source:
+        patient = element.tag.group in PATIENT_GROUPS
+        if not (patient or element.tag.is_private or element.keyword in (*STUDY, *without)):
+            made.add(copy.deepcopy(element))
+    study = of_patient_and_study(header)
+    for element in study:
+        made.add(copy.deepcopy(element))
+    if source.get("SpecificCharacterSet") != header.get("SpecificCharacterSet"):
+        made.SpecificCharacterSet = "ISO_IR 192"  # holds the texts of both
+    return made
 
 
 def complete_study(dataset: Dataset) -> None:
@@ -248,14 +279,12 @@ def anonymous(dataset: Dataset) -> Dataset:
     """
     fragments = _fragments(dataset)
     dataset = copy.deepcopy(dataset)  # elements may be shared with the headers of a series
-    required = [keyword for keyword in CONTENT_DATES if keyword in dataset]
+    required = [keyword for keyword in REPLACED if keyword in dataset]
     serial = "DeviceSerialNumber" if dataset.get("Manufacturer") == OUR_NAME else None
     _anonymize_items(dataset, fragments, keep={serial} if serial else set())
     for keyword in required:
-        setattr(dataset, keyword, CONTENT_DATES[keyword])
+        setattr(dataset, keyword, REPLACED[keyword])
     complete_study(dataset)
-    if "FrameOfReferenceUID" in dataset:
-        dataset.PositionReferenceIndicator = ""
     dataset.PatientName = "ANONYMOUS^PATIENT"
     dataset.PatientID = "ANONYMOUS"
     dataset.PatientIdentityRemoved = "YES"
@@ -272,7 +301,9 @@ def _anonymize_items(dataset: Dataset, fragments: Sequence[str], keep: Collectio
         text = element.VR in TEXT_VRS and element.keyword not in PLAIN_TEXT
         if element.keyword in keep:
             continue
-        if identifying or text or element.tag.is_private or element.keyword == "IconImageSequence":
+        if element.keyword in EMPTIED:
+            element.value = None
+        elif identifying or text or element.tag.is_private or element.keyword == "IconImageSequence":
             del dataset[element.tag]
         elif element.VR == "SQ":
             for item in element.value:

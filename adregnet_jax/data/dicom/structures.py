@@ -1,0 +1,269 @@
+"""RT Structure Sets: read as contours and as shares of voxels, written with contours on another series."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nibabel as nib
+import numpy as np
+from jaxtyping import Float, Int
+
+from adregnet_jax.data.dicom import headers
+from adregnet_jax.data.dicom.polygons import coverage
+from adregnet_jax.data.dicom.series import SERIES_NUMBERS, Series
+from adregnet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+CLOSED, POINT = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"), "POINT"
+OFF_SLICE = 0.1  # of the distance between slices: how far a contour may lie from its slice
+DIGITS = 3  # of written coordinates in mm: DICOM's decimals have at most 16 characters
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Structure:
+    """A region of interest.
+
+    Attributes:
+      number: its ROI number.
+      name: as it is shown.
+      contours: closed planar contours, corners [n, 3] LPS mm of each.
+      points: [n, 3] LPS mm, marked points such as an isocentre.
+    """
+
+    number: int
+    name: str
+    contours: tuple[Float[np.ndarray, "_n 3"], ...]
+    points: Float[np.ndarray, "m 3"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shares:
+    """How much of each voxel of a series belongs to a structure, in the smallest box that holds it.
+
+    Attributes:
+      values: [x, y, z] float32 in [0, 1].
+      corner: voxel of the series that is values[0, 0, 0].
+    """
+
+    values: Float[np.ndarray, "x y z"]
+    corner: Int[np.ndarray, " 3"]
+
+    def volume_mm3(self, series: Series) -> float:
+        return float(self.values.sum(dtype=np.float64) * abs(np.linalg.det(series.affine[:3, :3])))
+
+
+def read_structures(path: Path, *, only: Sequence[str] = ()) -> tuple[Dataset, list[Structure]]:
+    """Reads an RT Structure Set.
+
+    Args:
+      path: the file.
+      only: names of the structures to read; all by default.
+
+    Returns:
+      The object, and its structures in the order of their definition.
+
+    Raises:
+      UserError: not a readable RTSTRUCT, no such structure, or open contours.
+    """
+    dataset = headers.read_object(path, "RTSTRUCT")
+    names = {int(item.ROINumber): str(item.get("ROIName", "")) for item in dataset.get("StructureSetROISequence", [])}
+    if unknown := [name for name in only if name not in names.values()]:
+        known = ", ".join(names.values())
+        raise UserError(f"{path}: has no structure {unknown[0]!r}; it has {known}")
+    drawn = {
+        int(item.ReferencedROINumber): item.get("ContourSequence", [])
+        for item in dataset.get("ROIContourSequence", [])
+    }
+    return dataset, [
+        _structure(path, number, name, drawn.get(number, []))
+        for number, name in names.items()
+        if not only or name in only
+    ]
+
+
+def _structure(path: Path, number: int, name: str, items: Sequence[Any]) -> Structure:
+    contours, points = [], [np.empty((0, 3))]
+    for item in items:
+        kind = str(item.get("ContourGeometricType", ""))
+        corners = np.array(item.ContourData, float).reshape(-1, 3)
+        if kind == POINT:
+            points.append(corners)
+        elif kind in CLOSED:
+            contours.append(corners)
+        else:
+            raise UserError(
+                f"{path}: structure {name!r} has open contours ({kind or 'no type'}); expected closed planar ones: "
+                "close them, or choose other structures with --only NAME"
+            )
+    return Structure(number, name, tuple(contours), np.concatenate(points))
+
+
+def check_frame(path: Path, dataset: Dataset, series: Series) -> None:
+    """Refuses structures that were drawn in another frame of reference than that of a series."""
+    frames = {str(item.get("ReferencedFrameOfReferenceUID", "")) for item in dataset.StructureSetROISequence}
+    if frames - {series.frame_of_reference}:
+        raise UserError(
+            f"{path}: drawn in the frame of reference {', '.join(sorted(frames))}, and {series.name} has "
+            f"{series.frame_of_reference}: give the series that the structures were drawn on"
+        )
+
+
+def drawn_on(dataset: Dataset) -> set[str]:
+    """UIDs of the series that a structure set refers to."""
+    return {
+        str(series.SeriesInstanceUID)
+        for frame in dataset.get("ReferencedFrameOfReferenceSequence", [])
+        for study in frame.get("RTReferencedStudySequence", [])
+        for series in study.get("RTReferencedSeriesSequence", [])
+    }
+
+
+def shares_of(structure: Structure, series: Series) -> Shares:
+    """How much of each voxel of a series belongs to a structure; contours on one slice exclude each other.
+
+    Raises:
+      UserError: contours that lie between the slices, or across them.
+    """
+    to_voxels = np.linalg.inv(series.lps)
+    slices: dict[int, list[np.ndarray]] = {}
+    for contour in structure.contours:
+        voxels = nib.affines.apply_affine(to_voxels, contour)
+        k = round(float(voxels[:, 2].mean()))
+        off = float(np.abs(voxels[:, 2] - k).max())
+        if off > OFF_SLICE:
+            raise UserError(
+                f"structure {structure.name!r} has contours {off:.2g} of a slice off the slices of {series.name}: "
+                "give the series that it was drawn on"
+            )
+        if 0 <= k < series.shape[2]:
+            slices.setdefault(k, []).append(voxels[:, :2])
+    if not slices:
+        return Shares(np.zeros((1, 1, 1), np.float32), np.zeros(3, int))
+    corners = np.concatenate([polygon for polygons in slices.values() for polygon in polygons])
+    widest = np.array(series.shape[:2]) - 1
+    low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 1, 0, widest)
+    high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, 0, widest)
+    first, last = min(slices), max(slices)
+    shape = (int(high[0] - low[0] + 1), int(high[1] - low[1] + 1))
+    values = np.zeros((*shape, last - first + 1), np.float32)
+    for k, polygons in slices.items():
+        values[..., k - first] = coverage([polygon - low for polygon in polygons], shape=shape)
+    return Shares(values, np.array([*low, first]))
+
+
+def structure_set(
+    source: Dataset,
+    contours: Mapping[int, Sequence[tuple[int, Float[np.ndarray, "_n 2"]]]],
+    points: Mapping[int, Float[np.ndarray, "_m 3"]],
+    *,
+    fixed: Series,
+    description: str,
+) -> Dataset:
+    """A structure set with the structures of another one, contours on the slices of a series.
+
+    Args:
+      source: names, colours and observations come from it.
+      contours: by ROI number; of each contour the slice and the corners [n, 2] in pixels of the series.
+      points: [m, 3] LPS mm, by ROI number.
+      fixed: has the slices, the patient and the study.
+      description: how the contours were made.
+    """
+    made = headers.with_patient_and_study(source, fixed.slices[0], without=("ROIContourSequence",))
+    header = fixed.slices[0]
+    number = int(source.get("SeriesNumber") or 0) + SERIES_NUMBERS
+    headers.identify(
+        made, sop_class=CLASS, series=headers.new_uid(), number=number, description="Structures carried over"
+    )
+    made.StructureSetDate, made.StructureSetTime = made.SeriesDate, made.SeriesTime
+    made.FrameOfReferenceUID = fixed.frame_of_reference
+    made.PositionReferenceIndicator = header.get("PositionReferenceIndicator", "")
+    made.ReferencedFrameOfReferenceSequence = [_frame(fixed)]
+    made.PredecessorStructureSetSequence = [headers.reference(source)]
+    kept = {*contours, *points}
+    made.StructureSetROISequence = [
+        _definition(item, fixed, description)
+        for item in source.StructureSetROISequence
+        if int(item.ROINumber) in kept
+    ]
+    made.RTROIObservationsSequence = [
+        copy.deepcopy(item)
+        for item in source.get("RTROIObservationsSequence", [])
+        if int(item.ReferencedROINumber) in kept
+    ]
+    made.ROIContourSequence = [
+        _contours(item, contours, points, fixed)
+        for item in source.get("ROIContourSequence", [])
+        if int(item.ReferencedROINumber) in kept
+    ]
+    return made
+
+
+def _frame(fixed: Series) -> Dataset:
+    """The series that contours are drawn on, within its study and its frame of reference."""
+    from pydicom.dataset import Dataset
+
+    series = Dataset()
+    series.SeriesInstanceUID = fixed.slices[0].SeriesInstanceUID
+    series.ContourImageSequence = [headers.reference(header) for header in fixed.slices]
+    study = Dataset()
+    study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"  # a study, as PS3.3 C.8.8.5 refers to it
+    study.ReferencedSOPInstanceUID = fixed.slices[0].StudyInstanceUID
+    study.RTReferencedSeriesSequence = [series]
+    frame = Dataset()
+    frame.FrameOfReferenceUID = fixed.frame_of_reference
+    frame.RTReferencedStudySequence = [study]
+    return frame
+
+
+def _definition(item: Dataset, fixed: Series, description: str) -> Dataset:
+    made = copy.deepcopy(item)
+    made.ReferencedFrameOfReferenceUID = fixed.frame_of_reference
+    made.ROIGenerationAlgorithm = "AUTOMATIC"
+    made.ROIGenerationDescription = description
+    made.pop("ROIVolume", None)
+    return made
+
+
+def _contours(
+    item: Dataset,
+    contours: Mapping[int, Sequence[tuple[int, np.ndarray]]],
+    points: Mapping[int, np.ndarray],
+    fixed: Series,
+) -> Dataset:
+    """An item of ROIContourSequence: number and colour as before, contours anew."""
+    from pydicom.dataset import Dataset
+
+    made = Dataset()
+    number = int(item.ReferencedROINumber)
+    made.ReferencedROINumber = number
+    if "ROIDisplayColor" in item:
+        made.ROIDisplayColor = item.ROIDisplayColor
+    drawn = [
+        _contour(CLOSED[0], nib.affines.apply_affine(fixed.lps, np.c_[polygon, np.full(len(polygon), k)]), fixed, k)
+        for k, polygon in contours.get(number, ())
+    ]
+    drawn += [_contour(POINT, point[None], fixed, None) for point in points.get(number, ())]
+    for count, contour in enumerate(drawn, 1):
+        contour.ContourNumber = count
+    if drawn:
+        made.ContourSequence = drawn
+    return made
+
+
+def _contour(kind: str, corners_mm: np.ndarray, fixed: Series, k: int | None) -> Dataset:
+    from pydicom.dataset import Dataset
+
+    made = Dataset()
+    if k is not None:
+        made.ContourImageSequence = [headers.reference(fixed.slices[k])]
+    made.ContourGeometricType = kind
+    made.NumberOfContourPoints = len(corners_mm)
+    made.ContourData = (corners_mm.round(DIGITS) + 0.0).ravel().tolist()
+    return made
