@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from adregnet_jax.cli.batch import batch
+from adregnet_jax.cli.dicom import contours
 from adregnet_jax.cli.execution import INTERRUPTED, TERMINATED, termination_as_exit
 from adregnet_jax.cli.export import export
 from adregnet_jax.cli.fields import apply, compose, convert, invert
@@ -60,7 +61,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # its tables cut off the names of options in 80 columns
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (register, batch, apply, invert, compose, convert, info, sample, warmup, export, pack):
+for command in (
+    *(register, batch, apply, invert, compose, convert, contours, info),
+    *(sample, warmup, export, pack),
+):
     app.command()(command)
 
 

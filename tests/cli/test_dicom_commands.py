@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from adregnet_jax.cli.app import app
 from adregnet_jax.registration.scans import register_scans
 from tests.data.dicom import studies
+from tests.registration.test_carried import write_carried_study
 from tests.registration.test_dicom_results import made_up_registration, write_study
 
 
@@ -58,3 +59,22 @@ def test_options_that_contradict_each_other(study, tmp_path):
     command = ("register", study / "fixed", study / "moving", "-o", tmp_path / "out", "--method", "instance")
     assert "add --dicom" in refusal(*command, "--anonymize")
     assert "drop it or --dicom" in refusal(*command, "--dicom", "--preview")
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    return write_carried_study(tmp_path_factory.mktemp("planned"))
+
+
+def test_contours_prints_volumes_and_writes_a_folder(planned, tmp_path):
+    series = ("--fixed", planned / "fixed", "--moving", planned / "moving")
+    command = ("contours", planned / "structures.dcm", planned / "field.nii.gz", *series, "--only", "Lungs")
+    done = adregnet(*command, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "change, %" in done.output and "Lungs" in done.output and "Empty" not in done.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"structures.dcm", "volumes.csv"}
+    assert "exists and is not empty" in refusal(*command, "-o", tmp_path / "out")
+    assert adregnet(*command, "-o", tmp_path / "out", "--overwrite").exit_code == 0
+    exchanged = ("--moving", planned / "fixed", "--fixed", planned / "moving")
+    line = refusal(*command[:3], *exchanged, "-o", tmp_path / "other")
+    assert "frame of reference" in line and "give the series" in line

@@ -41,10 +41,8 @@ EXPECTED = (
     "StudyID",
     "AccessionNumber",
 )
-CONTENT_DATES = {
-    "ContentDate": "20000101",
-    "ContentTime": "000000",
-}  # of anonymous objects, which must have them
+# What anonymous objects must have, as it is in none of them.
+REPLACED = {"ContentDate": "20000101", "ContentTime": "000000", "StructureSetLabel": "ANONYMOUS"}
 OUR_NAME = "adregnet"
 
 # Anonymous objects keep numbers, codes and pixels, and text only in these attributes, whose words are ours or

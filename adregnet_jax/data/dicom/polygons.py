@@ -1,8 +1,8 @@
 """Planar contours as shares of pixels, and back.
 
-Pixel (i, j) is the square of side 1 around the point (i, j). A point is inside a set of polygons if a ray from
-it crosses their edges an odd number of times, so that holes may be polygons of their own or be cut open by a
-keyhole.
+Pixel (i, j) is the square of side 1 around the point (i, j). A point is inside a set of polygons if a ray
+from it crosses their edges an odd number of times, so that holes may be polygons of their own or be cut open
+by a keyhole.
 """
 
 from __future__ import annotations

@@ -73,7 +73,10 @@ def read_structures(path: Path, *, only: Sequence[str] = ()) -> tuple[Dataset, l
       UserError: not a readable RTSTRUCT, no such structure, or open contours.
     """
     dataset = headers.read_object(path, "RTSTRUCT")
-    names = {int(item.ROINumber): str(item.get("ROIName", "")) for item in dataset.get("StructureSetROISequence", [])}
+    names = {
+        int(item.ROINumber): str(item.get("ROIName", ""))
+        for item in dataset.get("StructureSetROISequence", [])
+    }
     if unknown := [name for name in only if name not in names.values()]:
         known = ", ".join(names.values())
         raise UserError(f"{path}: has no structure {unknown[0]!r}; it has {known}")
@@ -99,8 +102,8 @@ def _structure(path: Path, number: int, name: str, items: Sequence[Any]) -> Stru
             contours.append(corners)
         else:
             raise UserError(
-                f"{path}: structure {name!r} has open contours ({kind or 'no type'}); expected closed planar ones: "
-                "close them, or choose other structures with --only NAME"
+                f"{path}: structure {name!r} has open contours ({kind or 'no type'}); expected closed planar "
+                "ones: close them, or choose other structures with --only NAME"
             )
     return Structure(number, name, tuple(contours), np.concatenate(points))
 
@@ -139,8 +142,8 @@ def shares_of(structure: Structure, series: Series) -> Shares:
         off = float(np.abs(voxels[:, 2] - k).max())
         if off > OFF_SLICE:
             raise UserError(
-                f"structure {structure.name!r} has contours {off:.2g} of a slice off the slices of {series.name}: "
-                "give the series that it was drawn on"
+                f"structure {structure.name!r} has contours {off:.2g} of a slice off the slices of "
+                f"{series.name}: give the series that it was drawn on"
             )
         if 0 <= k < series.shape[2]:
             slices.setdefault(k, []).append(voxels[:, :2])
@@ -246,7 +249,9 @@ def _contours(
     if "ROIDisplayColor" in item:
         made.ROIDisplayColor = item.ROIDisplayColor
     drawn = [
-        _contour(CLOSED[0], nib.affines.apply_affine(fixed.lps, np.c_[polygon, np.full(len(polygon), k)]), fixed, k)
+        _contour(
+            CLOSED[0], nib.affines.apply_affine(fixed.lps, np.c_[polygon, np.full(len(polygon), k)]), fixed, k
+        )
         for k, polygon in contours.get(number, ())
     ]
     drawn += [_contour(POINT, point[None], fixed, None) for point in points.get(number, ())]

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -69,6 +70,52 @@ def write_ct(folder, values, lps, *, frame=FRAME, series=None, **of_header):
         made.add_new(0x00090010, "LO", "VENDOR")
         save(folder / f"im{values.shape[2] - k:03d}.dcm", made)
     return folder
+
+
+def write_rtstruct(path, structures, slices, *, frame=FRAME, kind="CLOSED_PLANAR", **of_header):
+    """Structures, as (name, colour, contours [n, 3] LPS mm, type of region), on the slices of a series."""
+    made = header("RTSTRUCT", generate_uid(), **of_header)
+    made.SpecificCharacterSet = "ISO_IR 192"
+    made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.481.3", generate_uid()
+    made.StructureSetLabel, made.StructureSetDate, made.StructureSetTime = "Plan R", "20240519", "090000"
+    made.FrameOfReferenceUID, made.PositionReferenceIndicator = frame, ""
+    made.Laterality = ""
+    series = Dataset()
+    series.SeriesInstanceUID = slices[0].SeriesInstanceUID
+    series.ContourImageSequence = []
+    for image in slices:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = image.SOPClassUID, image.SOPInstanceUID
+        series.ContourImageSequence.append(item)
+    study, of_frame = Dataset(), Dataset()
+    study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = "1.2.840.10008.3.1.2.3.1", STUDY
+    study.RTReferencedSeriesSequence = [series]
+    of_frame.FrameOfReferenceUID, of_frame.RTReferencedStudySequence = frame, [study]
+    made.ReferencedFrameOfReferenceSequence = [of_frame]
+    made.StructureSetROISequence, made.ROIContourSequence, made.RTROIObservationsSequence = [], [], []
+    for number, (name, colour, contours, interpreted) in enumerate(structures, 11):
+        roi, drawn, seen = Dataset(), Dataset(), Dataset()
+        roi.ROINumber, roi.ReferencedFrameOfReferenceUID, roi.ROIName = number, frame, name
+        roi.ROIGenerationAlgorithm = "MANUAL"
+        drawn.ReferencedROINumber, drawn.ROIDisplayColor, drawn.ContourSequence = number, colour, []
+        for corners in contours:
+            item = Dataset()
+            item.ContourGeometricType = "POINT" if len(corners) == 1 else kind
+            item.NumberOfContourPoints = len(corners)
+            item.ContourData = np.round(corners, 4).ravel().tolist()
+            drawn.ContourSequence.append(item)
+        seen.ObservationNumber, seen.ReferencedROINumber = number, number
+        seen.RTROIInterpretedType, seen.ROIInterpreter = interpreted, "Polonius"
+        made.StructureSetROISequence.append(roi)
+        made.ROIContourSequence.append(drawn)
+        made.RTROIObservationsSequence.append(seen)
+    save(path, made)
+    return path
+
+
+def headers_of(folder):
+    """The slices of a series, in the order of their positions."""
+    return sorted(map(pydicom.dcmread, folder.iterdir()), key=lambda image: image.InstanceNumber)
 
 
 def problems(path):

@@ -52,7 +52,9 @@ def test_outlines_have_the_area_of_the_shares_they_surround():
     again = coverage(found, shape=shape)
     assert np.abs(again - shares).max() < 0.35  # corners of a pixel grid, no slit
     border = (shares > 0) & (shares < 1)
-    assert np.mean(np.abs(again - shares)[border]) < 0.06  # of a pixel: contours are straight between its edges
+    assert (
+        np.mean(np.abs(again - shares)[border]) < 0.06
+    )  # of a pixel: contours are straight between its edges
 
 
 def test_keyholes_keep_the_area_for_readers_that_do_not_know_holes():
