@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from adregnet_jax.cli.batch import batch
-from adregnet_jax.cli.dicom import contours
+from adregnet_jax.cli.dicom import contours, dose
 from adregnet_jax.cli.execution import INTERRUPTED, TERMINATED, termination_as_exit
 from adregnet_jax.cli.export import export
 from adregnet_jax.cli.fields import apply, compose, convert, invert
@@ -62,7 +62,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    *(register, batch, apply, invert, compose, convert, contours, info),
+    *(register, batch, apply, invert, compose, convert, contours, dose, info),
     *(sample, warmup, export, pack),
 ):
     app.command()(command)

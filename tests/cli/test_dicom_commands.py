@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from adregnet_jax.cli.app import app
 from adregnet_jax.registration.scans import register_scans
 from tests.data.dicom import studies
-from tests.registration.test_carried import write_carried_study
+from tests.registration.test_carried_structures import write_carried_study
 from tests.registration.test_dicom_results import made_up_registration, write_study
 
 

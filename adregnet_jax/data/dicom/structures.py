@@ -35,12 +35,14 @@ class Structure:
       name: as it is shown.
       contours: closed planar contours, corners [n, 3] LPS mm of each.
       points: [n, 3] LPS mm, marked points such as an isocentre.
+      colour: red, green, blue in [0, 1], or None.
     """
 
     number: int
     name: str
     contours: tuple[Float[np.ndarray, "_n 3"], ...]
     points: Float[np.ndarray, "m 3"]
+    colour: tuple[float, float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,20 +82,17 @@ def read_structures(path: Path, *, only: Sequence[str] = ()) -> tuple[Dataset, l
     if unknown := [name for name in only if name not in names.values()]:
         known = ", ".join(names.values())
         raise UserError(f"{path}: has no structure {unknown[0]!r}; it has {known}")
-    drawn = {
-        int(item.ReferencedROINumber): item.get("ContourSequence", [])
-        for item in dataset.get("ROIContourSequence", [])
-    }
+    drawn = {int(item.ReferencedROINumber): item for item in dataset.get("ROIContourSequence", [])}
     return dataset, [
-        _structure(path, number, name, drawn.get(number, []))
+        _structure(path, number, name, drawn.get(number, {}))
         for number, name in names.items()
         if not only or name in only
     ]
 
 
-def _structure(path: Path, number: int, name: str, items: Sequence[Any]) -> Structure:
+def _structure(path: Path, number: int, name: str, drawing: Any) -> Structure:
     contours, points = [], [np.empty((0, 3))]
-    for item in items:
+    for item in drawing.get("ContourSequence", []):
         kind = str(item.get("ContourGeometricType", ""))
         corners = np.array(item.ContourData, float).reshape(-1, 3)
         if kind == POINT:
@@ -105,7 +104,15 @@ def _structure(path: Path, number: int, name: str, items: Sequence[Any]) -> Stru
                 f"{path}: structure {name!r} has open contours ({kind or 'no type'}); expected closed planar "
                 "ones: close them, or choose other structures with --only NAME"
             )
-    return Structure(number, name, tuple(contours), np.concatenate(points))
+    red_green_blue = [int(value) / 255 for value in drawing.get("ROIDisplayColor") or []]
+    colour = (red_green_blue[0], red_green_blue[1], red_green_blue[2]) if len(red_green_blue) == 3 else None
+    return Structure(number, name, tuple(contours), np.concatenate(points), colour)
+
+
+def anonymous_names(dataset: Dataset) -> dict[int, str]:
+    """The names of structures by their numbers, as they are in an anonymous copy of their structure set."""
+    items = headers.anonymous(dataset).StructureSetROISequence
+    return {int(item.ROINumber): str(item.ROIName) for item in items}
 
 
 def check_frame(path: Path, dataset: Dataset, series: Series) -> None:

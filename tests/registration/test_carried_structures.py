@@ -11,7 +11,8 @@ from adregnet_jax.data.dicom.series import read_series
 from adregnet_jax.data.dicom.structures import read_structures, shares_of
 from adregnet_jax.data.io.transforms import write_field
 from adregnet_jax.errors import UserError
-from adregnet_jax.registration.carried import read_series_field, write_carried_structures
+from adregnet_jax.registration.carried_structures import write_carried_structures
+from adregnet_jax.registration.series_field import read_series_field
 from tests.data.dicom import studies
 
 FIXED_LPS = nib.affines.from_matvec(np.diag([2.0, 2.0, 3.0]), [-50, -46, 10])

@@ -1,7 +1,7 @@
-"""Structures and doses of one DICOM series carried to another one by a displacement field.
+"""Structures of one DICOM series carried to another one by a displacement field.
 
-Both are pulled back as images are: for each voxel of the fixed series, the field says where to look in the
-moving series, on which the structures were drawn and the dose was computed.
+They are pulled back as images are: for each voxel of the fixed series, the field says where to look in the
+moving series, on which they were drawn.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import nibabel as nib
 import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
@@ -19,114 +19,23 @@ from scipy import ndimage
 from adregnet_jax.atomic import new_folder
 from adregnet_jax.data.dicom import headers, structures
 from adregnet_jax.data.dicom.polygons import area, outlines
-from adregnet_jax.data.dicom.series import Series, read_series
 from adregnet_jax.data.dicom.structures import Shares, Structure
-from adregnet_jax.data.io.transforms import Format, read_field
 from adregnet_jax.errors import UserError
-from adregnet_jax.ops.composition import DAMPING
 from adregnet_jax.provenance import __version__
-from adregnet_jax.registration.dicom import warn_of_two_patients
+from adregnet_jax.registration.series_field import SeriesField
 from adregnet_jax.report import tables
 
-STRUCTURE_FILES = ("structures.dcm", "volumes.csv")
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+FILES = ("structures.dcm", "volumes.csv")  # every file that a result can hold
 VOLUMES = (
     tables.Column("structure", "{name}"),
     tables.Column("before, cm³", "{volume_before_cm3:.2f}"),
     tables.Column("after, cm³", "{volume_after_cm3:.2f}"),
     tables.Column("change, %", "{change_percent:+.1f}"),
 )
-INVERSE_STEPS = 100
-SAME_GRID_MM = 1e-3  # affines of fields are stored as float32
 DESCRIPTION = f"Carried over by deformable registration, adregnet {__version__}"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SeriesField:
-    """A field between two series.
-
-    Attributes:
-      displacement: [x, y, z, 3] in voxels of its own grid.
-      affine: [4, 4] voxel -> RAS mm of its grid.
-      fixed: the series that it starts from.
-      moving: the series that it leads to.
-      name: used in messages.
-    """
-
-    displacement: Float[np.ndarray, "x y z 3"]
-    affine: Float[np.ndarray, "4 4"]
-    fixed: Series
-    moving: Series
-    name: str
-
-    def map_grid(
-        self, shape: tuple[int, int, int], affine: Float[np.ndarray, "4 4"]
-    ) -> Float[np.ndarray, "x2 y2 z2 3"]:
-        """Where the voxels of a grid lead to, RAS mm; beyond the field's own grid, its border counts."""
-        i, j, k = np.indices(shape, np.float32, sparse=True)
-        same = shape == self.displacement.shape[:3] and np.allclose(affine, self.affine, atol=SAME_GRID_MM)
-        to_field = np.linalg.inv(self.affine) @ affine
-        starts = [(row[0] * i + row[1] * j + row[2] * k + row[3]).astype(np.float32) for row in to_field[:3]]
-        ends = np.stack(starts, axis=-1)
-        if same:
-            ends += self.displacement
-        else:
-            for axis in range(3):
-                ends[..., axis] += self._sample(axis, starts)
-        return ends @ self.affine[:3, :3].T.astype(np.float32) + self.affine[:3, 3].astype(np.float32)
-
-    def map_points(self, points_mm: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-        """Fixed points in the moving world, RAS mm."""
-        voxels = nib.affines.apply_affine(np.linalg.inv(self.affine), points_mm)
-        moved = np.stack([self._sample(axis, list(voxels.T)) for axis in range(3)], axis=-1)
-        return nib.affines.apply_affine(self.affine, voxels + moved)
-
-    def fixed_points(self, moving_mm: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-        """The fixed points that lead to points of the moving world, RAS mm."""
-        axes = [np.arange(0, n, max(1, n // 32)) for n in self.displacement.shape[:3]]
-        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-        starts_mm = nib.affines.apply_affine(self.affine, grid.reshape(-1, 3))
-        ends_mm = self.map_points(starts_mm)
-        nearest = [int(np.argmin(np.sum((ends_mm - point) ** 2, axis=1))) for point in moving_mm]
-        found = starts_mm[nearest] + moving_mm - ends_mm[nearest]
-        for _ in range(INVERSE_STEPS):
-            found = found - DAMPING * (self.map_points(found) - moving_mm)
-        return found
-
-    def _sample(self, axis: int, coordinates: list[np.ndarray]) -> np.ndarray:
-        return ndimage.map_coordinates(self.displacement[..., axis], coordinates, order=1, mode="nearest")
-
-
-def read_series_field(
-    path: Path,
-    *,
-    fixed: Path,
-    moving: Path,
-    fixed_series: str | None = None,
-    moving_series: str | None = None,
-    format: Format | None = None,
-) -> SeriesField:
-    """Reads a field and the headers of the two series that it lies between.
-
-    Raises:
-      UserError: files that can't be used, or a field whose grid lies elsewhere than the fixed series.
-    """
-    displacement, affine = read_field(path, format=format)
-    field = SeriesField(
-        displacement,
-        affine,
-        read_series(fixed, series=fixed_series),
-        read_series(moving, series=moving_series),
-        str(path),
-    )
-    centre_mm = field.fixed.affine @ [*(np.array(field.fixed.shape) / 2 - 0.5), 1]
-    voxel = (np.linalg.inv(affine) @ centre_mm)[:3]
-    if np.any(voxel < 0) or np.any(voxel > np.array(displacement.shape[:3]) - 1):
-        raise UserError(
-            f"{path}: its grid doesn't hold the centre of {fixed}: expected a field from that series to "
-            f"{moving}"
-        )
-    warn_of_two_patients(field.fixed, field.moving)
-    return field
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -235,7 +144,7 @@ def write_carried_structures(
     Raises:
       UserError: structures that can't be used, or another frame of reference than that of the moving series.
     """
-    with new_folder(output, own=STRUCTURE_FILES, overwrite=overwrite) as temporary:
+    with new_folder(output, own=FILES, overwrite=overwrite) as temporary:
         dataset, found = read_structures_of(path, field, only=only)
         carried = carry_structures(found, field)
         made = structures.structure_set(
@@ -246,21 +155,17 @@ def write_carried_structures(
             description=DESCRIPTION,
         )
         headers.write_object(temporary / "structures.dcm", made, anonymize=anonymize)
-        rows = [each.row(field) for each in carried]
-        if anonymize:
-            names = {
-                int(item.ROINumber): item.ROIName for item in headers.anonymous(made).StructureSetROISequence
-            }
-            rows = [
-                row | {"name": names[each.before.number]} for row, each in zip(rows, carried, strict=True)
-            ]
-        (temporary / "volumes.csv").write_text(tables.to_csv(rows), encoding="utf-8")
-    return rows
+        names = structures.anonymous_names(dataset) if anonymize else {}
+        volumes = [each.row(field) for each in carried]
+        for row, each in zip(volumes, carried, strict=True):
+            row["name"] = names.get(each.before.number, each.before.name)
+        (temporary / "volumes.csv").write_text(tables.to_csv(volumes), encoding="utf-8")
+    return volumes
 
 
 def read_structures_of(
     path: Path, field: SeriesField, *, only: Sequence[str] = ()
-) -> tuple[headers.Dataset, list[Structure]]:
+) -> tuple[Dataset, list[Structure]]:
     """Reads structures and checks that they were drawn on the moving series of a field."""
     dataset, found = structures.read_structures(path, only=only)
     structures.check_frame(path, dataset, field.moving)
