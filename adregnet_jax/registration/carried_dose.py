@@ -36,8 +36,8 @@ MEANS = (
 def carry_dose(dose: dose_files.Dose, field: SeriesField) -> tuple[np.ndarray, np.ndarray]:
     """A dose pulled back to the anatomy of the fixed series.
 
-    Each point gets the dose of the point of the moving series that it corresponds to: neither energy nor mass is
-    conserved where tissue is compressed or stretched. Beyond its grid, the dose is 0.
+    Each point gets the dose of the point of the moving series that it corresponds to: neither energy nor mass
+    is conserved where tissue is compressed or stretched. Beyond its grid, the dose is 0.
 
     Args:
       dose: on the moving series.

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from adregnet_jax.cli.app import app
 from adregnet_jax.registration.scans import register_scans
 from tests.data.dicom import studies
+from tests.registration.test_carried_dose import DOSE_LPS, SCALING, doses
 from tests.registration.test_carried_structures import write_carried_study
 from tests.registration.test_dicom_results import made_up_registration, write_study
 
@@ -78,3 +79,20 @@ def test_contours_prints_volumes_and_writes_a_folder(planned, tmp_path):
     exchanged = ("--moving", planned / "fixed", "--fixed", planned / "moving")
     line = refusal(*command[:3], *exchanged, "-o", tmp_path / "other")
     assert "frame of reference" in line and "give the series" in line
+
+
+def test_dose_prints_means_and_writes_a_folder(planned, tmp_path):
+    other = studies.OTHER_FRAME
+    path = studies.write_rtdose(tmp_path / "dose.dcm", doses(), DOSE_LPS, scaling=SCALING, frame=other)
+    series = ("--fixed", planned / "fixed", "--moving", planned / "moving")
+    command = ("dose", path, planned / "field.nii.gz", *series, "-o", tmp_path / "out")
+    structures = ("--structures", planned / "structures.dcm")
+    done = adregnet(*command, *structures, "--only", "Lungs")
+    assert done.exit_code == 0, done.output
+    assert "mean before" in done.stdout and "Lungs" in done.stdout
+    assert "energy and mass are not conserved" in done.stderr
+    written = {each.name for each in (tmp_path / "out").iterdir()}
+    assert written == {"dose.dcm", "dvh.csv", "dvh.png", "means.csv"}
+    assert "add --structures" in refusal(*command, "--only", "Lungs")
+    assert adregnet(*command, "--overwrite").exit_code == 0
+    assert {each.name for each in (tmp_path / "out").iterdir()} == {"dose.dcm"}

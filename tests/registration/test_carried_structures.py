@@ -47,13 +47,13 @@ def drawn():
     ]
 
 
-def write_carried_study(folder):
+def write_carried_study(folder, moving_frame=studies.OTHER_FRAME):
     """Two empty series, structures on one, a field between them."""
     for name, lps, shape in (("fixed", FIXED_LPS, FIXED_SHAPE), ("moving", MOVING_LPS, MOVING_SHAPE)):
-        frame = studies.FRAME if name == "fixed" else studies.OTHER_FRAME
+        frame = studies.FRAME if name == "fixed" else moving_frame
         studies.write_ct(folder / name, np.zeros(shape, int), lps, frame=frame)
     slices = studies.headers_of(folder / "moving")
-    studies.write_rtstruct(folder / "structures.dcm", drawn(), slices, frame=studies.OTHER_FRAME)
+    studies.write_rtstruct(folder / "structures.dcm", drawn(), slices, frame=moving_frame)
     noise = ndimage.gaussian_filter(np.random.default_rng(4).normal(size=(*FIXED_SHAPE, 3)), [8, 8, 4, 0])
     displacement = (noise / noise.std() * 1.2 + [1, -1.5, 0.8]).astype(np.float32)
     write_field(folder / "field.nii.gz", displacement, LPS_TO_RAS @ FIXED_LPS)

@@ -113,6 +113,33 @@ def write_rtstruct(path, structures, slices, *, frame=FRAME, kind="CLOSED_PLANAR
     return path
 
 
+def write_rtdose(path, doses, lps, *, scaling, frame=FRAME, bits=32, **of_header):
+    """A dose in Gy, [x, y, z] on the axial grid `lps` [4, 4] voxel -> LPS mm."""
+    made = header("RTDOSE", generate_uid(), **of_header)
+    made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.481.2", generate_uid()
+    made.FrameOfReferenceUID, made.PositionReferenceIndicator = frame, ""
+    made.InstanceNumber = 1
+    made.ImagePositionPatient = lps[:3, 3].tolist()
+    made.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    made.PixelSpacing, made.SliceThickness = [lps[1, 1], lps[0, 0]], lps[2, 2]
+    made.SamplesPerPixel, made.PhotometricInterpretation = 1, "MONOCHROME2"
+    made.NumberOfFrames, made.FrameIncrementPointer = doses.shape[2], 0x3004000C
+    made.GridFrameOffsetVector = (lps[2, 2] * np.arange(doses.shape[2])).tolist()
+    made.Rows, made.Columns = doses.shape[1], doses.shape[0]
+    made.BitsAllocated, made.BitsStored, made.HighBit, made.PixelRepresentation = bits, bits, bits - 1, 0
+    made.DoseUnits, made.DoseType, made.DoseSummationType = "GY", "PHYSICAL", "PLAN"
+    made.DoseComment = "Dose of Rosenkrantz"
+    plan = Dataset()
+    plan.ReferencedSOPClassUID, plan.ReferencedSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.481.5", "1.2.3.77"
+    made.ReferencedRTPlanSequence = [plan]
+    made.DoseGridScaling = scaling
+    made.Laterality = ""
+    made.PixelData = np.round(doses / scaling).transpose(2, 1, 0).astype(f"<u{bits // 8}").tobytes()
+    made["PixelData"].VR = "OW"
+    save(path, made)
+    return path
+
+
 def headers_of(folder):
     """The slices of a series, in the order of their positions."""
     return sorted(map(pydicom.dcmread, folder.iterdir()), key=lambda image: image.InstanceNumber)
