@@ -15,6 +15,7 @@ from adregnet_jax.config import InstanceConfig
 from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.registration.instance import align
 from adregnet_jax.registration.network import register
+from adregnet_jax.registration.scans import preset_scale, scale_lengths
 
 
 def export_register(
@@ -52,6 +53,9 @@ def export_register(
       >>> program = jax.export.deserialize(Path("register.bin").read_bytes())
       >>> displacement, warped = jax.jit(program.call)(fixed, moving)
     """
+    if instance is not None:
+        scale = preset_scale(spacing_mm)
+        instance, spacing_mm = scale_lengths(instance, scale), [scale * size for size in spacing_mm]
     if model is not None:
         one_batch = functools.partial(
             register, params, model=model, instance=instance, spacing_mm=tuple(spacing_mm)

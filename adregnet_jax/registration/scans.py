@@ -34,7 +34,11 @@ from adregnet_jax.weights.trained_network import TrainedNetwork
 
 MIN_BACKGROUND = 0.5  # a value is the background if at least this share of the border has it
 SEARCH_SHARE = 0.125  # of the edge of a cube as large as the fixed scan: the search goes no further
-MASK_TOLERANCE_MM = 0.1  # greatest distance between the corners of a mask and of its scan
+MASK_TOLERANCE = 0.1  # voxels: greatest distance between the corners of a mask and of its scan
+# Presets have lengths in mm, made for voxels like these. Scans with others are registered as if their voxels
+# had the preset size: a tissue block and a planet are as many voxels as a person.
+PRESET_SPACINGS_MM = (0.25, 10.0)  # the least and the largest, geometric mean of the axes
+PRESET_SPACING_MM = 2.0
 
 
 def register_scans(
@@ -87,7 +91,7 @@ def register_scans(
     """
     if affine is None and instance is None and network is None:
         raise ValueError("expected affine settings, instance settings or a network, got none of them")
-    pair = (fixed, moving)
+    pair = given = (fixed, moving)
     if constant := [scan.name for scan in pair if np.ptp(scan.values) == 0]:
         warnings.warn(
             f"{' and '.join(constant)}: every voxel has the same value: there is nothing to register, and the"
@@ -102,6 +106,10 @@ def register_scans(
         for scan in pair
     ]
     masks = [_mask(fixed_mask, fixed), _mask(moving_mask, moving)]
+    scale = preset_scale(fixed.spacing_mm)
+    if scale != 1:
+        fixed, moving = pair = (_scaled(fixed, scale), _scaled(moving, scale))
+        instance = instance and scale_lengths(instance, scale)
     begin, seconds = _stopwatch(on_stage)
 
     begin("affine")
@@ -162,6 +170,12 @@ def register_scans(
     values = moving.values.astype(np.float32)
     warped = ladder.warp_image(field, values - values.min(), moving.affine) + values.min()
     begin("")
+    if scale != 1:
+        fixed, moving = given
+        field = dataclasses.replace(field, affine=fixed.affine)
+        inverse = dataclasses.replace(inverse, affine=moving.affine)
+        matrix = np.array(matrix, np.float64)
+        matrix[:3, 3] /= scale
     return RegisteredScans(
         ScanPair(fixed, moving, fixed_mask, moving_mask),
         field=field,
@@ -208,6 +222,26 @@ def _aligned(
         if not same_contrast(scans[0], moved, spacing_mm=pair[0].spacing_mm.tolist(), mask=both):
             return align("nmi"), "multi"
     return matrix, "mono"
+
+
+def preset_scale(spacing_mm: Sequence[float] | np.ndarray) -> float:
+    """The factor by which the world grows so that voxels get the size of `PRESET_SPACING_MM`; mostly 1."""
+    size_mm = float(np.exp(np.mean(np.log(spacing_mm))))
+    low, high = PRESET_SPACINGS_MM
+    return 1.0 if low <= size_mm <= high else PRESET_SPACING_MM / size_mm
+
+
+def scale_lengths(config: InstanceConfig, scale: float) -> InstanceConfig:
+    """The settings for scans in a magnified world: lengths that aren't presets grow with it."""
+    search_mm = config.search_range_mm
+    if search_mm != InstanceConfig.search_range_mm:
+        search_mm *= scale
+    return dataclasses.replace(config, search_range_mm=search_mm, bending=config.bending * scale**2)
+
+
+def _scaled(scan: Image, scale: float) -> Image:
+    """The scan in a magnified world."""
+    return dataclasses.replace(scan, affine=np.diag([scale, scale, scale, 1.0]) @ scan.affine)
 
 
 def limit_search(config: InstanceConfig, shape: Sequence[int], spacing_mm: Sequence[float]) -> InstanceConfig:
@@ -261,8 +295,9 @@ def _mask(mask: Image | None, scan: Image) -> np.ndarray | None:
     """[x, y, z] of 0 and 1, or None."""
     if mask is None:
         return None
+    tolerance_mm = MASK_TOLERANCE * scan.spacing_mm.min()
     if mask.shape != scan.shape or not np.allclose(
-        _corners_mm(mask), _corners_mm(scan), atol=MASK_TOLERANCE_MM
+        _corners_mm(mask), _corners_mm(scan), rtol=0, atol=tolerance_mm
     ):
         raise UserError(
             f"{mask.name}: the mask has {mask.shape} voxels of {mask.spacing_mm.round(3)} mm, its scan "

@@ -17,7 +17,7 @@ from adregnet_jax.registration import ladder
 from adregnet_jax.registration.evidence import weigh_evidence
 from adregnet_jax.registration.instance import compile_on_rungs
 from adregnet_jax.registration.options import RegistrationOptions
-from adregnet_jax.registration.scans import limit_search, register_scans
+from adregnet_jax.registration.scans import limit_search, preset_scale, register_scans, scale_lengths
 from adregnet_jax.weights.trained_network import TrainedNetwork
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -113,7 +113,9 @@ def compile_ahead(
             # Across contrasts a foreground takes the place of a mask. The moving scan has a mask of its own
             # unless it covers all of the fixed one.
             fixed_masked = masks or options.modality == "multi"
-            instance = limit_search(instance, shape, spacing_mm)
+            scale = preset_scale(spacing_mm)
+            spacing_mm = [round(size * scale, 4) for size in spacing_mm]
+            instance = limit_search(scale_lengths(instance, scale), shape, spacing_mm)
             for moving_masked in (True,) if masks else (True, False):
                 if options.adaptive and instance.similarity == "ncc":
                     weigh_evidence(

@@ -12,7 +12,7 @@ from adregnet_jax.config import AffineConfig, InstanceConfig
 from adregnet_jax.data.io.images import Image
 from adregnet_jax.errors import UserError
 from adregnet_jax.registration.field import warp_image, warp_points
-from adregnet_jax.registration.scans import register_scans
+from adregnet_jax.registration.scans import preset_scale, register_scans, scale_lengths
 
 INSTANCE = InstanceConfig(search_range_mm=0.0, factors=(2, 1), steps=(20, 20), strides=(2, 2))
 AFFINE = AffineConfig(kind="rigid", voxels=(12, 16), steps=(20, 10), rotation_starts_deg=0.0)
@@ -101,6 +101,34 @@ def test_the_affine_step_alone(scans):
     np.testing.assert_allclose(warp_points(result.field, points), through_matrix, atol=1e-3)
     np.testing.assert_allclose(result.matrix[:3, :3] @ result.matrix[:3, :3].T, np.eye(3), atol=1e-5)
     assert stages == list(result.seconds) == ["affine", "deformable", "inverse"]
+
+
+@pytest.mark.parametrize("size_mm", [0.1, 0.002, 3e-5, 1e5])
+def test_voxels_of_any_size_get_that_of_the_presets(size_mm):
+    """A mouse's brain, microscopy, a planet. An eighth of a millimetre stays true if it was given."""
+    scale = preset_scale([size_mm / 2, size_mm, 2 * size_mm])
+    np.testing.assert_allclose(scale * size_mm, 2)
+    assert scale_lengths(InstanceConfig(), scale).search_range_mm == InstanceConfig().search_range_mm
+    np.testing.assert_allclose(
+        scale_lengths(InstanceConfig(search_range_mm=1 / 8), scale).search_range_mm, scale / 8
+    )
+    assert preset_scale([0.3, 0.3, 5]) == preset_scale([8, 8, 8]) == 1
+
+
+def test_the_same_arrays_give_the_same_displacement(scans, registered):
+    size_mm = 3e-5
+    scale = np.diag([size_mm / 2] * 3 + [1.0])
+    fixed, moving = (dataclasses.replace(scan, affine=scale @ scan.affine) for scan in scans)
+    mask = dataclasses.replace(fixed, values=np.ones(fixed.shape, np.float32))
+    found = register_scans(fixed, moving, affine=AFFINE, instance=INSTANCE)
+    np.testing.assert_allclose(found.field.displacement, registered.field.displacement, atol=2e-3)
+    np.testing.assert_allclose(found.inverse.displacement, registered.inverse.displacement, atol=2e-3)
+    unscaled = np.linalg.inv(scale) @ found.matrix @ scale
+    np.testing.assert_allclose(unscaled, registered.matrix, atol=1e-3)
+    assert found.field.affine is fixed.affine
+    aside = dataclasses.replace(mask, affine=mask.affine + size_mm * np.eye(4, k=3))
+    with pytest.raises(UserError, match="expected one grid"):
+        register_scans(fixed, moving, affine=None, instance=INSTANCE, fixed_mask=aside)
 
 
 def test_scans_of_other_contrast(scans):
