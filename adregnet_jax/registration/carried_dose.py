@@ -20,7 +20,7 @@ from adregnet_jax.registration.carried_structures import (
     carry_structures,
     read_structures_of,
 )
-from adregnet_jax.registration.series_field import SeriesField
+from adregnet_jax.registration.series_field import SeriesField, grid_coordinates
 from adregnet_jax.report import tables
 from adregnet_jax.report.doses import BINS, Histogram, cumulative, histogram_figure, mean_dose, rows
 from adregnet_jax.report.figures import png
@@ -51,21 +51,20 @@ def carry_dose(dose: dose_files.Dose, field: SeriesField) -> tuple[np.ndarray, n
     if field.fixed.frame_of_reference != field.moving.frame_of_reference:
         centre_mm = nib.affines.apply_affine(affine, [(np.array(dose.values.shape) - 1) / 2])
         affine[:3, 3] += (field.fixed_points(centre_mm) - centre_mm)[0]
-    moving_mm = field.map_grid(dose.values.shape, affine)
-    return _sampled(dose.values, dose.affine, moving_mm), affine
+    voxels = field.map_grid(dose.values.shape, affine, target=dose.affine)
+    return _sampled(dose.values, voxels), affine
 
 
-def _sampled(values: np.ndarray, affine: np.ndarray, points_mm: np.ndarray) -> np.ndarray:
-    """Values of a grid at points [..., 3] RAS mm, trilinear; 0 outside."""
-    to_voxels = np.linalg.inv(affine).astype(np.float32)
-    voxels = points_mm.astype(np.float32) @ to_voxels[:3, :3].T + to_voxels[:3, 3]
-    return ndimage.map_coordinates(values, np.moveaxis(voxels, -1, 0), order=1, mode="constant")
+def _sampled(values: np.ndarray, voxels: np.ndarray) -> np.ndarray:
+    """Values of a grid at voxels [3, ...], trilinear; 0 outside."""
+    return ndimage.map_coordinates(values, voxels, order=1, mode="constant")
 
 
 def _doses_in(shares: Shares, series: Series, values: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Doses at the voxels of a structure's box."""
-    voxels = np.moveaxis(np.indices(shares.values.shape), 0, -1) + shares.corner
-    return _sampled(values, affine, nib.affines.apply_affine(series.affine, voxels))
+    corner = nib.affines.from_matvec(np.eye(3), shares.corner)
+    to_dose = np.linalg.inv(affine) @ series.affine @ corner
+    return _sampled(values, grid_coordinates(shares.values.shape, to_dose))
 
 
 def histogram(

@@ -60,7 +60,7 @@ class CarriedStructure:
         """Name and volumes; the volume after is that of the contours."""
         before = self.shares_before.volume_mm3(field.moving) / 1000
         voxel_mm3 = abs(np.linalg.det(field.fixed.affine[:3, :3]))
-        after = sum(area(polygon) for _, polygon in self.contours) * voxel_mm3 / 1000
+        after = float(sum(area(polygon) for _, polygon in self.contours) * voxel_mm3 / 1000)
         change = 100 * (after / before - 1) if before else None
         return {
             "name": self.before.name,
@@ -76,10 +76,7 @@ def carry_structures(found: Sequence[Structure], field: SeriesField) -> list[Car
     Each is pulled back as the share of each voxel that belongs to it, trilinearly; its contours surround
     shares of a half and more.
     """
-    moving_mm = field.map_grid(field.fixed.shape, field.fixed.affine)
-    to_voxels = np.linalg.inv(field.moving.affine).astype(np.float32)
-    voxels = moving_mm @ to_voxels[:3, :3].T + to_voxels[:3, 3]  # [x, y, z, 3]
-    del moving_mm
+    voxels = field.map_grid(field.fixed.shape, field.fixed.affine, target=field.moving.affine)
     return [_carry(structure, voxels, field) for structure in found]
 
 
@@ -105,16 +102,16 @@ def _carry(structure: Structure, voxels: np.ndarray, field: SeriesField) -> Carr
 
 
 def _pulled_back(shares: Shares, voxels: np.ndarray) -> Shares:
-    """Shares of the voxels of one grid where the voxels of another one lead to, [x, y, z, 3]."""
+    """Shares of the voxels of one grid where the voxels of another one lead to, [3, x, y, z]."""
     padded = np.pad(shares.values, 1)
-    low = shares.corner - 1
-    near = np.ones(voxels.shape[:3], bool)
-    for axis, size in enumerate(padded.shape):
-        near &= (voxels[..., axis] > low[axis]) & (voxels[..., axis] < low[axis] + size - 1)
+    low = (shares.corner - 1).astype(np.float32)
+    near = np.ones(voxels.shape[1:], bool)
+    for along, start, size in zip(voxels, low, padded.shape, strict=True):
+        near &= (along > start) & (along < start + size - 1)
     if not near.any():
         return Shares(np.zeros((1, 1, 1), np.float32), np.zeros(3, int))
-    box = ndimage.find_objects(near.astype(np.uint8))[0]
-    coordinates = np.moveaxis(voxels[box] - low.astype(np.float32), -1, 0)
+    box = ndimage.find_objects(near.view(np.uint8))[0]
+    coordinates = voxels[:, *box] - low[:, None, None, None]
     values = ndimage.map_coordinates(padded, coordinates, order=1, mode="constant")
     return Shares(values, np.array([part.start for part in box]))
 

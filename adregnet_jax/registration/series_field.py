@@ -39,25 +39,38 @@ class SeriesField:
     name: str
 
     def map_grid(
-        self, shape: tuple[int, int, int], affine: Float[np.ndarray, "4 4"]
-    ) -> Float[np.ndarray, "x2 y2 z2 3"]:
-        """Where the voxels of a grid lead to, RAS mm; beyond the field's own grid, its border counts."""
-        i, j, k = np.indices(shape, np.float32, sparse=True)
+        self,
+        shape: tuple[int, int, int],
+        affine: Float[np.ndarray, "4 4"],
+        *,
+        target: Float[np.ndarray, "4 4"],
+    ) -> Float[np.ndarray, "3 x2 y2 z2"]:
+        """Where the voxels of a grid lead to; beyond the field's own grid, its border counts.
+
+        Args:
+          shape: (x, y, z) of the grid.
+          affine: [4, 4] voxel -> RAS mm of the grid, in the fixed world.
+          target: [4, 4] voxel -> RAS mm of a grid in the moving world.
+
+        Returns:
+          [3, x, y, z] float32, in voxels of the target.
+        """
+        to_target = np.linalg.inv(target)
+        ends = grid_coordinates(shape, to_target @ affine)
+        turned = (to_target @ self.affine)[:3, :3].astype(np.float32)
         same = shape == self.displacement.shape[:3] and np.allclose(affine, self.affine, atol=SAME_GRID_MM)
-        to_field = np.linalg.inv(self.affine) @ affine
-        starts = [(row[0] * i + row[1] * j + row[2] * k + row[3]).astype(np.float32) for row in to_field[:3]]
-        ends = np.stack(starts, axis=-1)
-        if same:
-            ends += self.displacement
-        else:
-            for axis in range(3):
-                ends[..., axis] += self._sample(axis, starts)
-        return ends @ self.affine[:3, :3].T.astype(np.float32) + self.affine[:3, 3].astype(np.float32)
+        starts = None if same else grid_coordinates(shape, np.linalg.inv(self.affine) @ affine)
+        for axis in range(3):
+            shift = self.displacement[..., axis] if starts is None else self._sample(axis, starts)
+            for row in range(3):
+                if turned[row, axis]:
+                    ends[row] += turned[row, axis] * shift
+        return ends
 
     def map_points(self, points_mm: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
         """Fixed points in the moving world, RAS mm."""
         voxels = nib.affines.apply_affine(np.linalg.inv(self.affine), points_mm)
-        moved = np.stack([self._sample(axis, list(voxels.T)) for axis in range(3)], axis=-1)
+        moved = np.stack([self._sample(axis, voxels.T) for axis in range(3)], axis=-1)
         return nib.affines.apply_affine(self.affine, voxels + moved)
 
     def fixed_points(self, moving_mm: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
@@ -72,8 +85,20 @@ class SeriesField:
             found = found - DAMPING * (self.map_points(found) - moving_mm)
         return found
 
-    def _sample(self, axis: int, coordinates: list[np.ndarray]) -> np.ndarray:
+    def _sample(self, axis: int, coordinates: np.ndarray) -> np.ndarray:
         return ndimage.map_coordinates(self.displacement[..., axis], coordinates, order=1, mode="nearest")
+
+
+def grid_coordinates(
+    shape: tuple[int, ...], matrix: Float[np.ndarray, "4 4"]
+) -> Float[np.ndarray, "3 x y z"]:
+    """The voxels of a grid through a matrix, float32."""
+    i, j, k = np.indices(shape, np.float32, sparse=True)
+    found = np.empty((3, *shape), np.float32)
+    for row in range(3):
+        found[row] = np.float32(matrix[row, 0]) * i + np.float32(matrix[row, 1]) * j
+        found[row] += np.float32(matrix[row, 2]) * k + np.float32(matrix[row, 3])
+    return found
 
 
 def read_series_field(

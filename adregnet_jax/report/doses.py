@@ -38,12 +38,14 @@ def cumulative(
     Returns:
       [n]; zeros for an empty volume.
     """
-    order = np.argsort(doses, axis=None)
-    below = np.concatenate([[0.0], np.cumsum(shares.ravel()[order], dtype=np.float64)])
-    if not below[-1]:
+    within = shares > 0
+    tolerance = 1e-6 * max(1.0, float(at[-1]))  # doses are float32
+    reached = np.searchsorted(at - tolerance, doses[within], side="right")  # how many of the given doses
+    volumes = np.bincount(reached, shares[within], minlength=len(at) + 1)
+    total = volumes.sum()
+    if not total:
         return np.zeros(len(at))
-    reached = np.searchsorted(doses.ravel()[order], at - 1e-9 * max(1.0, float(at[-1])))
-    return 100 * (1 - below[reached] / below[-1])
+    return 100 * np.cumsum(volumes[::-1])[::-1][1:] / total
 
 
 def mean_dose(doses: Float[np.ndarray, "*shape"], shares: Float[np.ndarray, "*shape"]) -> float | None:

@@ -52,6 +52,7 @@ def read_dose(path: Path) -> Dose:
       UserError: not a readable RTDOSE, no grid or no scaling, uneven frames, or compressed without a decoder.
     """
     dataset = headers.read_object(path, "RTDOSE")
+    dataset.remove_private_tags()  # decodes all text with its own character set
     if not dataset.get("DoseGridScaling"):
         raise UserError(
             f"{path}: a dose without DoseGridScaling, so that its unit is unknown: export it again"

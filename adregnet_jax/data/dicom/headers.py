@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from adregnet_jax.errors import UserError
 from adregnet_jax.provenance import __version__
 
@@ -90,7 +92,7 @@ def pydicom(path: str | Path) -> Any:
 
 
 def read_object(path: Path, kind: str) -> Dataset:
-    """Reads one DICOM file of a modality, such as RTSTRUCT.
+    """Reads one DICOM file of a modality, such as RTSTRUCT; its elements are parsed when they are used.
 
     Raises:
       UserError: it isn't a DICOM file, is damaged, or has another modality.
@@ -105,7 +107,6 @@ def read_object(path: Path, kind: str) -> Dataset:
         raise UserError(f"{path}: can't be read ({error.strerror or error}): check the file") from None
     if modality != kind:
         raise UserError(f"{path}: its modality is {modality or 'missing'}; expected {kind}")
-    dataset.remove_private_tags()  # decodes all text with its own character set
     return dataset
 
 
@@ -126,7 +127,7 @@ def with_patient_and_study(source: Dataset, header: Dataset, *, without: Collect
     """A copy of a dataset that belongs to the patient and the study of another one.
 
     Args:
-      source: what is copied; its text must have been decoded, as `read_object` does.
+      source: what is copied; its text must have been decoded, as `remove_private_tags` does.
       header: has the patient and the study.
       without: attributes of the source that are left out.
     """
@@ -261,12 +262,43 @@ def write_object(path: Path, dataset: Dataset, *, anonymize: bool) -> None:
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
 
-    dataset.remove_private_tags()
+    _remove_private(dataset)
     if anonymize:
         dataset = anonymous(dataset)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.save_as(path, enforce_file_format=True, little_endian=True, implicit_vr=False)
+
+
+def _remove_private(dataset: Dataset) -> None:
+    """Removes private attributes, also within sequences, without parsing the others."""
+    for tag in list(dataset.keys()):
+        if tag.is_private:
+            del dataset[tag]
+        elif dataset.get_item(tag).VR in ("SQ", None) and dataset[tag].VR == "SQ":
+            for item in dataset[tag].value:
+                _remove_private(item)
+
+
+def decimals(values: np.ndarray, tag: int, *, digits: int) -> Any:
+    """An element with decimal strings (DS), a hundred thousand in a second, where pydicom parses each."""
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import Tag
+
+    text = "\\".join([f"{value:.{digits}f}" for value in (values.round(digits) + 0.0).ravel().tolist()])
+    content = (text + " " * (len(text) % 2)).encode("ascii")
+    return RawDataElement(Tag(tag), "DS", len(content), content, 0, False, True)
+
+
+def numbers(dataset: Dataset, keyword: str) -> np.ndarray:
+    """The numbers of an attribute of decimal strings, without pydicom's parsing of each."""
+    from pydicom.dataelem import RawDataElement
+
+    element = dataset.get_item(keyword)
+    value = element.value if isinstance(element, RawDataElement) else None
+    if isinstance(value, bytes):
+        return np.array(value.decode("ascii").strip(" \0").split("\\"), float)
+    return np.atleast_1d(np.array(dataset[keyword].value, float))
 
 
 def anonymous(dataset: Dataset) -> Dataset:

@@ -237,12 +237,13 @@ def derived_series(
     slope, intercept, bounds = _storage(values, common)
     stored = np.clip(np.round((values - intercept) / slope), *bounds)
     stored = stored.astype(np.int16 if bounds[0] < 0 else np.uint16)
+    planes = np.ascontiguousarray(stored.transpose(2, 1, 0))  # [z, y, x]
     series = headers.new_uid()
     number = int(moving.slices[0].get("SeriesNumber") or 0) + SERIES_NUMBERS
     return [
         _derived_slice(
             common,
-            stored[..., k],
+            planes[k],
             header,
             sources=[moving.slices[n] for n in range(reached[k, 0], reached[k, 1] + 1)],
             series=series,
@@ -293,7 +294,7 @@ def _storage(values: np.ndarray, common: Dataset) -> tuple[float, float, tuple[i
 
 def _derived_slice(
     common: Dataset,
-    stored: np.ndarray,
+    plane: np.ndarray,
     header: Dataset,
     *,
     sources: list[Dataset],
@@ -325,7 +326,7 @@ def _derived_slice(
     made.DerivationCodeSequence = [headers.code("113085", "Spatial resampling")]
     made.SourceImageSequence = [_source(source) for source in sources]
     made.ContributingEquipmentSequence = [_equipment()]
-    made.PixelData = np.ascontiguousarray(stored.T).tobytes()
+    made.PixelData = plane.tobytes()
     made["PixelData"].VR = "OW"
     return made
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 CLOSED, POINT = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"), "POINT"
 OFF_SLICE = 0.1  # of the distance between slices: how far a contour may lie from its slice
+CONTOUR_DATA = 0x30060050
 DIGITS = 3  # of written coordinates in mm: DICOM's decimals have at most 16 characters
 
 
@@ -69,7 +70,7 @@ def read_structures(path: Path, *, only: Sequence[str] = ()) -> tuple[Dataset, l
       only: names of the structures to read; all by default.
 
     Returns:
-      The object, and its structures in the order of their definition.
+      The object without its contours, and its structures in the order of their definition.
 
     Raises:
       UserError: not a readable RTSTRUCT, no such structure, or open contours.
@@ -83,18 +84,22 @@ def read_structures(path: Path, *, only: Sequence[str] = ()) -> tuple[Dataset, l
         known = ", ".join(names.values())
         raise UserError(f"{path}: has no structure {unknown[0]!r}; it has {known}")
     drawn = {int(item.ReferencedROINumber): item for item in dataset.get("ROIContourSequence", [])}
-    return dataset, [
+    found = [
         _structure(path, number, name, drawn.get(number, {}))
         for number, name in names.items()
         if not only or name in only
     ]
+    for item in drawn.values():
+        item.pop("ContourSequence", None)  # parsed already; the rest is little
+    dataset.remove_private_tags()  # decodes all text with its own character set
+    return dataset, found
 
 
 def _structure(path: Path, number: int, name: str, drawing: Any) -> Structure:
     contours, points = [], [np.empty((0, 3))]
     for item in drawing.get("ContourSequence", []):
         kind = str(item.get("ContourGeometricType", ""))
-        corners = np.array(item.ContourData, float).reshape(-1, 3)
+        corners = headers.numbers(item, "ContourData").reshape(-1, 3)
         if kind == POINT:
             points.append(corners)
         elif kind in CLOSED:
@@ -277,5 +282,5 @@ def _contour(kind: str, corners_mm: np.ndarray, fixed: Series, k: int | None) ->
         made.ContourImageSequence = [headers.reference(fixed.slices[k])]
     made.ContourGeometricType = kind
     made.NumberOfContourPoints = len(corners_mm)
-    made.ContourData = (corners_mm.round(DIGITS) + 0.0).ravel().tolist()
+    made[CONTOUR_DATA] = headers.decimals(corners_mm, CONTOUR_DATA, digits=DIGITS)
     return made
