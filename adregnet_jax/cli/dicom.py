@@ -8,7 +8,12 @@ from typing import Annotated
 
 import typer
 
-from adregnet_jax.cli.options import AnonymizeOption, OverwriteOption
+from adregnet_jax.cli.options import (
+    AnonymizeOption,
+    FixedSeriesOption,
+    MovingSeriesOption,
+    OverwriteOption,
+)
 from adregnet_jax.errors import UserError
 
 FieldArgument = Annotated[
@@ -18,10 +23,6 @@ FixedOption = Annotated[
     Path, typer.Option("--fixed", metavar="DIR", help="The series to carry to, on which the field lies.")
 ]
 MovingOption = Annotated[Path, typer.Option("--moving", metavar="DIR", help="The series to carry from.")]
-FixedSeriesOption = Annotated[
-    str | None, typer.Option("--fixed-series", metavar="UID", help="Which series of a folder with several.")
-]
-MovingSeriesOption = Annotated[str | None, typer.Option("--moving-series", metavar="UID", help="Likewise.")]
 FolderOption = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")]
 OnlyOption = Annotated[
     list[str] | None,

@@ -29,6 +29,11 @@ PreferOption = Annotated[
         show_default=False,
     ),
 ]
+FixedSeriesOption = Annotated[
+    str | None,
+    typer.Option("--fixed-series", metavar="UID", help="Which series of a DICOM folder that holds several."),
+]
+MovingSeriesOption = Annotated[str | None, typer.Option("--moving-series", metavar="UID", help="Likewise.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
 
 # Fields of RegistrationOptions that `register` and `batch` offer.

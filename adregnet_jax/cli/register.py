@@ -16,6 +16,8 @@ from adregnet_jax.cli.options import (
     AnonymizeOption,
     CompositeOption,
     DeviceOption,
+    FixedSeriesOption,
+    MovingSeriesOption,
     OverwriteOption,
     registration_options,
     takes_registration_options,
@@ -53,6 +55,8 @@ def register(
     moving_labels: LabelsOption = None,
     fixed_landmarks: LandmarksOption = None,
     moving_landmarks: LandmarksOption = None,
+    fixed_series: FixedSeriesOption = None,
+    moving_series: MovingSeriesOption = None,
     device: DeviceOption = None,
     h5: CompositeOption = False,
     dicom: Annotated[
@@ -83,6 +87,8 @@ def register(
             moving_labels=moving_labels,
             fixed_landmarks=fixed_landmarks,
             moving_landmarks=moving_landmarks,
+            fixed_series=fixed_series,
+            moving_series=moving_series,
         )
     except UserError as error:  # it names fields: fixed_labels is the option --fixed-labels
         raise UserError(re.sub(r"\b(fixed|moving)_(\w+)", r"--\1-\2", str(error))) from None
@@ -96,7 +102,7 @@ def register(
     from adregnet_jax.registration.files import STAGES
     from adregnet_jax.registration.result_files import as_text
 
-    pair = read_dicom_pair(fixed, moving, anonymize=anonymize) if dicom else None
+    pair = read_dicom_pair(files, anonymize=anonymize) if dicom else None
     chosen = start_jax(device)
     network = load_network(options.weights, chosen) if options.by_network else None
     advice = functools.partial(memory_advice, files, options, chosen)
@@ -126,7 +132,7 @@ def memory_advice(files: ScanFiles, options: RegistrationOptions, device: Any) -
     if free is None or options.instance_config is None:
         return MEMORY_ADVICE
     try:
-        scan = read_image(files.fixed)
+        scan = read_image(files.fixed, series=files.fixed_series)
         spacing_mm = scan.spacing_mm.round(4).tolist()
         needed = planned_bytes(scan.shape, spacing_mm, options)
         if needed <= free:  # another stage took the memory
@@ -191,7 +197,14 @@ def register_to_folder(
         simpleitk(output / "field.h5")
     with new_folder(output, own=FILES, overwrite=overwrite) as temporary:
         registered = interruptible(
-            lambda: register_files(**files.given(), options=options, network=network, on_stage=on_stage),
+            lambda: register_files(
+                **files.given(),
+                fixed_series=files.fixed_series,
+                moving_series=files.moving_series,
+                options=options,
+                network=network,
+                on_stage=on_stage,
+            ),
             device,
         )
         on_stage("writing")

@@ -19,6 +19,7 @@ from adregnet_jax.data.dicom.series import (
 )
 from adregnet_jax.provenance import __version__
 from adregnet_jax.registration.ladder import after_field
+from adregnet_jax.registration.options import ScanFiles
 from adregnet_jax.registration.results import RegisteredScans
 
 
@@ -31,13 +32,14 @@ class DicomPair:
     anonymize: bool = False
 
 
-def read_dicom_pair(fixed: Path, moving: Path, *, anonymize: bool) -> DicomPair:
+def read_dicom_pair(files: ScanFiles, *, anonymize: bool) -> DicomPair:
     """Reads the headers of two series.
 
     Raises:
       UserError: not two folders with one series each, or a series that can't be derived from.
     """
-    pair = DicomPair(read_series(fixed), read_series(moving), anonymize)
+    fixed = read_series(files.fixed, series=files.fixed_series)
+    pair = DicomPair(fixed, read_series(files.moving, series=files.moving_series), anonymize)
     check_can_be_derived(pair.moving)
     warn_of_two_patients(pair.fixed, pair.moving)
     return pair
@@ -80,10 +82,16 @@ def write_dicom(folder: Path, registered: RegisteredScans, pair: DicomPair) -> N
     for number, made in enumerate(slices, 1):
         headers.write_object(folder / "warped" / f"{number:04d}.dcm", made, anonymize=pair.anonymize)
     matrix = np.asarray(registered.matrix, np.float64)
-    before_matrix = after_field(registered.field, np.linalg.inv(matrix))
+    before_matrix = registered.field
+    if moved := not np.allclose(matrix, np.eye(4)):
+        before_matrix = after_field(registered.field, np.linalg.inv(matrix))
     objects = {
         "registration.dcm": deformable_registration(
-            np.asarray(before_matrix.displacement), fixed.affine, matrix=matrix, fixed=fixed, moving=moving
+            np.asarray(before_matrix.displacement),
+            fixed.affine,
+            matrix=matrix if moved else np.eye(4),
+            fixed=fixed,
+            moving=moving,
         ),
         "inverse.dcm": deformable_registration(
             np.asarray(registered.inverse.displacement),
@@ -93,7 +101,7 @@ def write_dicom(folder: Path, registered: RegisteredScans, pair: DicomPair) -> N
             moving=fixed,
         ),
     }
-    if not np.allclose(matrix, np.eye(4)):
+    if moved:
         objects["affine.dcm"] = spatial_registration(matrix, fixed=fixed, moving=moving)
     for name, made in objects.items():
         headers.write_object(folder / name, made, anonymize=pair.anonymize)

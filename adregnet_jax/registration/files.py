@@ -37,6 +37,8 @@ def register_files(
     moving_labels: str | Path | None = None,
     fixed_landmarks: str | Path | None = None,
     moving_landmarks: str | Path | None = None,
+    fixed_series: str | None = None,
+    moving_series: str | None = None,
     network: TrainedNetwork | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> RegisteredScans:
@@ -55,6 +57,8 @@ def register_files(
       fixed_landmarks: points in RAS mm (.csv, .fcsv or .mrk.json), for the target registration error; with
         `moving_landmarks`.
       moving_landmarks: the same anatomical points, in the same order.
+      fixed_series: UID of the fixed series, in a DICOM folder that holds several.
+      moving_series: likewise.
       network: a trained network; None: the packed weights of `options.weights`, where the method uses one.
       on_stage: called with the name of each of `STAGES` when it begins.
 
@@ -70,18 +74,16 @@ def register_files(
       >>> found.write("out")
     """
     files = ScanFiles(
-        *map(Path, (fixed, moving)),
-        *(
-            None if path is None else Path(path)
-            for path in (
-                fixed_mask,
-                moving_mask,
-                fixed_labels,
-                moving_labels,
-                fixed_landmarks,
-                moving_landmarks,
-            )
-        ),
+        Path(fixed),
+        Path(moving),
+        fixed_mask=_path(fixed_mask),
+        moving_mask=_path(moving_mask),
+        fixed_labels=_path(fixed_labels),
+        moving_labels=_path(moving_labels),
+        fixed_landmarks=_path(fixed_landmarks),
+        moving_landmarks=_path(moving_landmarks),
+        fixed_series=fixed_series,
+        moving_series=moving_series,
     )
     if options.method == "network" and not options.affine and (files.fixed_mask or files.moving_mask):
         raise UserError(
@@ -124,6 +126,10 @@ def register_files(
     return registered
 
 
+def _path(name: str | Path | None) -> Path | None:
+    return None if name is None else Path(name)
+
+
 def read_scans(files: ScanFiles, *, prefer: Prefer | None = None) -> ScanPair:
     """Reads the files of two scans.
 
@@ -141,7 +147,7 @@ def read_scans(files: ScanFiles, *, prefer: Prefer | None = None) -> ScanPair:
         if "landmarks" in name:
             points[name] = read_points(path)
         else:
-            images[name] = read_image(path, labels="labels" in name, prefer=prefer)
+            images[name] = read_image(path, labels="labels" in name, prefer=prefer, series=files.series(name))
     if "fixed_labels" in images:
         _check_same_grid(images["fixed_labels"], images["fixed"])
     if points:

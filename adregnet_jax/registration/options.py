@@ -148,6 +148,8 @@ class RegistrationOptions:
 class ScanFiles:
     """The files of two scans: images, and optionally masks, label maps and landmarks.
 
+    `fixed_series` and `moving_series` are UIDs, which choose a series in a DICOM folder that holds several.
+
     Raises:
       UserError: labels or landmarks of one scan alone.
     """
@@ -160,6 +162,8 @@ class ScanFiles:
     moving_labels: Path | None = None
     fixed_landmarks: Path | None = None
     moving_landmarks: Path | None = None
+    fixed_series: str | None = None
+    moving_series: str | None = None
 
     def __post_init__(self) -> None:
         for couple in COUPLES:
@@ -168,11 +172,22 @@ class ScanFiles:
 
     def given(self) -> dict[str, Path]:
         """The files by name, without those that aren't there."""
-        return {name: path for name, path in vars(self).items() if path is not None}
+        return {name: path for name, path in vars(self).items() if isinstance(path, Path)}
+
+    def series(self, scan: str) -> str | None:
+        """The UID of the series of the "fixed" or the "moving" scan; None for other files, and by default."""
+        return {"fixed": self.fixed_series, "moving": self.moving_series}.get(scan)
 
     def record(self) -> dict[str, dict[str, str]]:
-        """Path and SHA-256 of each file; the sum of a folder covers the names and sums of its files."""
-        return {name: {"path": str(path), "sha256": _sha256(path)} for name, path in self.given().items()}
+        """Path, SHA-256 and chosen series of each file.
+
+        The sum of a folder covers the names and sums of its files.
+        """
+        found = {name: {"path": str(path), "sha256": _sha256(path)} for name, path in self.given().items()}
+        for name in found:
+            if (series := self.series(name)) is not None:
+                found[name]["series"] = series
+        return found
 
 
 def _sha256(path: Path) -> str:

@@ -56,6 +56,27 @@ def refusal(*words):
     return line
 
 
+def test_register_chooses_series_in_one_folder(study, tmp_path):
+    together = tmp_path / "study"
+    together.mkdir()
+    for name in ("fixed", "moving"):
+        for path in (study / name).iterdir():
+            (together / f"{name}_{path.name}").write_bytes(path.read_bytes())
+    fixed, moving = (studies.headers_of(study / name)[0].SeriesInstanceUID for name in ("fixed", "moving"))
+    command = ("register", together, together, "-o", tmp_path / "out", "--method", "instance", "--dicom")
+    line = refusal(*command)
+    assert "holds 2 DICOM series" in line and fixed in line and moving in line and "--fixed-series" in line
+    chosen = ("--fixed-series", fixed, "--moving-series", moving)
+    assert adregnet(*command, *chosen).exit_code == 0
+    made = pydicom.dcmread(tmp_path / "out" / "dicom" / "registration.dcm")
+    assert made.FrameOfReferenceUID == studies.FRAME
+    sources = json.loads((tmp_path / "out" / "summary.json").read_text())["sources"]
+    assert sources["moving"]["series"] == moving
+    assert "has no series 1.2.9" in refusal(*command, "--overwrite", *chosen, "--moving-series", "1.2.9")
+    instance = command[:-1]
+    assert "choose one by its UID" in refusal(*instance, "--overwrite")
+
+
 def test_options_that_contradict_each_other(study, tmp_path):
     command = ("register", study / "fixed", study / "moving", "-o", tmp_path / "out", "--method", "instance")
     assert "add --dicom" in refusal(*command, "--anonymize")

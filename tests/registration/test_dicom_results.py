@@ -19,6 +19,7 @@ from adregnet_jax.registration.field import (
     warp_points,
 )
 from adregnet_jax.registration.measure import ScanPair
+from adregnet_jax.registration.options import ScanFiles
 from adregnet_jax.registration.results import RegisteredScans
 from tests.data.dicom import studies
 
@@ -75,7 +76,7 @@ def registered(study):
 @pytest.fixture(scope="module")
 def written(study, registered, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "dicom"
-    pair = read_dicom_pair(study / "fixed", study / "moving", anonymize=False)
+    pair = read_dicom_pair(ScanFiles(study / "fixed", study / "moving"), anonymize=False)
     write_dicom(folder, registered, pair)
     return folder
 
@@ -202,7 +203,7 @@ def test_other_programs_find_no_error(written):
 
 
 def test_anonymous_objects_keep_nothing_that_identifies(study, registered, tmp_path):
-    pair = read_dicom_pair(study / "fixed", study / "moving", anonymize=True)
+    pair = read_dicom_pair(ScanFiles(study / "fixed", study / "moving"), anonymize=True)
     write_dicom(tmp_path / "dicom", registered, pair)
     (identifiers,) = {
         str(header.SeriesInstanceUID) for header in map(pydicom.dcmread, (study / "moving").iterdir())

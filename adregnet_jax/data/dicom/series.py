@@ -124,7 +124,7 @@ def read_series(folder: str | Path, *, series: str | None = None) -> Series:
     elif len(found) == 1:
         (slices,) = found.values()
     else:
-        one = "choose one by its UID, or put its files into a folder of their own"
+        one = "choose one by its UID with --fixed-series or --moving-series"
         advice = one if found else "expected the slices of a CT or an MR"
         raise UserError(f"{folder}: holds {len(found)} DICOM series{_listed(found, ': ')}: {advice}")
     return _ordered(folder, slices)

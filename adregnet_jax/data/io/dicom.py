@@ -22,11 +22,12 @@ SCALING_TAGS = ("0028|1052", "0028|1053", "0028|0100", "0028|0103")
 POSITION_TAG, FRAMES_TAG = "0020|0032", "0028|0008"
 
 
-def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_dicom(path: Path, *, series: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Reads a folder with one series, or a file with one or more frames.
 
     Args:
       path: the folder or the file.
+      series: UID of the series to read from a folder with several.
 
     Returns:
       values [x, y, z], rescaled slice by slice, and affine [4, 4] voxel -> RAS mm.
@@ -37,7 +38,7 @@ def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     itk = simpleitk(path)
     try:
-        files = _series_files(path, itk) if path.is_dir() else [str(path)]
+        files = _series_files(path, itk, series) if path.is_dir() else [str(path)]
         if many := [name for name in files if _frames(name, itk) > 1]:
             if len(files) > 1:
                 raise UserError(
@@ -50,14 +51,17 @@ def read_dicom(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{path}: not an image that can be read ({last_line(error)})") from None
 
 
-def _series_files(path: Path, itk: Any) -> Sequence[str]:
+def _series_files(path: Path, itk: Any, chosen: str | None) -> Sequence[str]:
     series = itk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
-    if len(series) != 1:
-        names = f" ({', '.join(series)})" if series else ""
+    names = f" ({', '.join(series)})" if series else ""
+    if chosen is not None and chosen not in series:
+        raise UserError(f"{path}: has no series {chosen}; it holds {len(series)} DICOM series{names}")
+    if chosen is None and len(series) != 1:
         raise UserError(
             f"{path}: holds {len(series)} DICOM series{names}; expected the files of a single scan"
+            + (": choose one by its UID" if series else "")
         )
-    return itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0])
+    return itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), chosen or series[0])
 
 
 def _frames(name: str, itk: Any) -> int:

@@ -64,7 +64,12 @@ class Image:
 
 
 def read_image(
-    path: str | Path, *, labels: bool = False, exact: bool = False, prefer: Prefer | None = None
+    path: str | Path,
+    *,
+    labels: bool = False,
+    exact: bool = False,
+    prefer: Prefer | None = None,
+    series: str | None = None,
 ) -> Image:
     """Reads a 3-D image: NIfTI, MGH, MetaImage (.mha, .mhd), NRRD, a folder with one DICOM series, or a .dcm.
 
@@ -74,6 +79,7 @@ def read_image(
       exact: keep whole numbers in the type they are stored in, where float32 would round those above 2^24.
       prefer: the form that places a NIfTI image whose sform and qform disagree; None: ITK's choice, with a
         warning.
+      series: UID of the series to read from a DICOM folder with several.
 
     Returns:
       The image with float32 values, or for labels int32, or int64 where they exceed 2^31.
@@ -90,7 +96,7 @@ def read_image(
         else:
             values, affine, _ = nifti.read_volume(path, prefer=prefer, exact=exact)
         return Image(values, affine, str(path))
-    values, affine = _read_itk(path)
+    values, affine = _read_itk(path, series)
     if labels:
         values = nifti.label_values(path, values)
     elif not (exact and values.dtype.kind in "iu"):
@@ -127,9 +133,9 @@ def write_image(path: str | Path, image: Image, *, overwrite: bool = False) -> N
         simpleitk(path).WriteImage(itk_image, str(temporary), useCompression=True)
 
 
-def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_itk(path: Path, series: str | None) -> tuple[np.ndarray, np.ndarray]:
     if path.is_dir() or path.name.lower().endswith(DICOM_SUFFIX):
-        values, affine = read_dicom(path)
+        values, affine = read_dicom(path, series=series)
         nifti.volume_shape(path, values.shape)
     else:
         image = read_itk_file(path)
