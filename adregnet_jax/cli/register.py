@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MaskOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Image on the grid of its scan, 0 in regions to ignore.")
 ]
-LabelsOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Label map, for Dice.")]
+LabelsOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Label map or RTSTRUCT, for Dice.")]
 LandmarksOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help=".csv (x,y,z), .fcsv or .mrk.json, for TRE.")
 ]

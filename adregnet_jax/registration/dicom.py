@@ -1,4 +1,4 @@
-"""Results of a registration as DICOM objects."""
+"""DICOM around a registration: its results as objects, and structures as the labels that score it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from adregnet_jax.data.dicom.series import (
     reached_slices,
     read_series,
 )
+from adregnet_jax.data.dicom.structures import check_frame, is_structure_set, label_map, read_structures
+from adregnet_jax.data.io.images import Image
+from adregnet_jax.errors import UserError
 from adregnet_jax.provenance import __version__
 from adregnet_jax.registration.ladder import after_field
 from adregnet_jax.registration.options import ScanFiles
@@ -53,6 +56,50 @@ def warn_of_two_patients(fixed: Series, moving: Series) -> None:
             "keep its patient and study",
             stacklevel=2,
         )
+
+
+def read_structure_labels(files: ScanFiles) -> tuple[dict[str, Image], dict[int, str]]:
+    """The labels of two scans from RT Structure Sets that were drawn on them.
+
+    Structures with contours and the same name in both sets are numbered in alphabetical order.
+
+    Returns:
+      Label maps by the names of their files, "fixed_labels" and "moving_labels", and the names of structures
+      by label; both empty where the labels are files of another kind.
+
+    Raises:
+      UserError: one structure set and one file of another kind, scans that aren't DICOM folders, another
+        frame of reference, or no structure in common.
+    """
+    paths = {"fixed": files.fixed_labels, "moving": files.moving_labels}
+    sets = {scan: path for scan, path in paths.items() if path is not None and is_structure_set(path)}
+    if not sets:
+        return {}, {}
+    if len(sets) == 1:
+        raise UserError(
+            f"{next(iter(sets.values()))} is an RTSTRUCT: give one for each scan, or two label maps"
+        )
+    series, found = {}, {}
+    for scan, path in sets.items():
+        series[scan] = read_series(files.given()[scan], series=files.series(scan))
+        dataset, structures = read_structures(path)
+        check_frame(path, dataset, series[scan])
+        found[scan] = [one for one in structures if one.contours]
+    fixed, moving = ({one.name for one in structures} for structures in found.values())
+    if not fixed & moving:
+        raise UserError(
+            f"{files.fixed_labels} and {files.moving_labels} have no structure in common: "
+            f"{', '.join(sorted(fixed))}; {', '.join(sorted(moving))}"
+        )
+    names = sorted(fixed & moving)
+    numbers = {name: label for label, name in enumerate(names, 1)}
+    maps = {
+        f"{scan}_labels": Image(
+            label_map(found[scan], series[scan], numbers=numbers), series[scan].affine, str(sets[scan])
+        )
+        for scan in sets
+    }
+    return maps, dict(enumerate(names, 1))
 
 
 def write_dicom(folder: Path, registered: RegisteredScans, pair: DicomPair) -> None:

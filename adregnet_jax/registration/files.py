@@ -15,6 +15,7 @@ from adregnet_jax.data.io.images import Image, read_image
 from adregnet_jax.data.io.nifti import Prefer, corners_apart_mm
 from adregnet_jax.data.io.points import read_points
 from adregnet_jax.errors import UserError
+from adregnet_jax.registration.dicom import read_structure_labels
 from adregnet_jax.registration.measure import ScanPair
 from adregnet_jax.registration.options import RegistrationOptions, ScanFiles
 from adregnet_jax.registration.results import RegisteredScans
@@ -52,7 +53,8 @@ def register_files(
       options: how they are registered.
       fixed_mask: image on the grid of the fixed scan, 0 where the scan doesn't count.
       moving_mask: image on the grid of the moving scan, likewise.
-      fixed_labels: label map on the grid of the fixed scan, for Dice; with `moving_labels`.
+      fixed_labels: label map on the grid of the fixed scan, for Dice; with `moving_labels`. For two DICOM
+        series also their structure sets, whose structures are matched by name.
       moving_labels: label map of the moving scan, on any grid.
       fixed_landmarks: points in RAS mm (.csv, .fcsv or .mrk.json), for the target registration error; with
         `moving_landmarks`.
@@ -95,7 +97,7 @@ def register_files(
 
     say("reading")
     began = time.perf_counter()
-    scans = read_scans(files, prefer=options.prefer)
+    scans, names = _read_scans(files, prefer=options.prefer)
     seconds = {"reading": time.perf_counter() - began}
     registered = register_scans(
         scans.fixed,
@@ -115,6 +117,7 @@ def register_files(
         "sources": files.record(),
         "options": options.record(),
         "network": network.name if network and options.by_network else None,
+        **({"label_names": names} if names else {}),
     }
     seconds |= registered.seconds
     registered = dataclasses.replace(registered, scans=scans, seconds=seconds, record=record)
@@ -141,11 +144,19 @@ def read_scans(files: ScanFiles, *, prefer: Prefer | None = None) -> ScanPair:
       UserError: a file that can't be used, labels on another grid than their fixed scan, landmarks that
         aren't pairs or lie outside of their scan.
     """
+    return _read_scans(files, prefer=prefer)[0]
+
+
+def _read_scans(files: ScanFiles, *, prefer: Prefer | None) -> tuple[ScanPair, dict[int, str]]:
+    """The scans, and the names of labels that come from structure sets."""
     images: dict[str, Any] = {}
     points: dict[str, Any] = {}
+    structures, names = read_structure_labels(files)
     for name, path in files.given().items():
         if "landmarks" in name:
             points[name] = read_points(path)
+        elif name in structures:
+            images[name] = structures[name]
         else:
             images[name] = read_image(path, labels="labels" in name, prefer=prefer, series=files.series(name))
     if "fixed_labels" in images:
@@ -160,7 +171,7 @@ def read_scans(files: ScanFiles, *, prefer: Prefer | None = None) -> ScanPair:
         for scan in ("fixed", "moving"):
             name = f"{scan}_landmarks"
             _check_inside(str(files.given()[name]), points[name], images[scan])
-    return ScanPair(**images, **points)
+    return ScanPair(**images, **points), names
 
 
 def _check_same_grid(labels: Image, scan: Image) -> None:

@@ -104,7 +104,8 @@ def write_results(
     summary = registered.summary() | {"origin": origin}
     if anonymous:
         summary["origin"] = {name: value for name, value in origin.items() if name not in IDENTIFYING}
-        summary.pop("sources", None)
+        for name in ("sources", "label_names"):
+            summary.pop(name, None)
     if "options" in summary:
         summary["options"] = summary["options"] | {"composite": composite}
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"

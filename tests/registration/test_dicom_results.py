@@ -1,5 +1,7 @@
 """A registration of two DICOM series as DICOM objects, read back by other programs."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
@@ -8,8 +10,9 @@ import pytest
 import SimpleITK
 from scipy import ndimage
 
-from adregnet_jax.data.io.images import Image, read_image
-from adregnet_jax.registration.dicom import read_dicom_pair, write_dicom
+from adregnet_jax.data.io.images import Image, read_image, write_image
+from adregnet_jax.errors import UserError
+from adregnet_jax.registration.dicom import read_dicom_pair, read_structure_labels, write_dicom
 from adregnet_jax.registration.field import (
     DisplacementField,
     after_field,
@@ -18,6 +21,7 @@ from adregnet_jax.registration.field import (
     warp_image,
     warp_points,
 )
+from adregnet_jax.registration.files import read_scans
 from adregnet_jax.registration.measure import ScanPair
 from adregnet_jax.registration.options import ScanFiles
 from adregnet_jax.registration.results import RegisteredScans
@@ -221,3 +225,40 @@ def test_anonymous_objects_keep_nothing_that_identifies(study, registered, tmp_p
     if studies.shutil.which("dciodvfy"):
         for path in (files[0], *files[-3:]):
             assert studies.problems(path) == [], path
+
+
+def rectangle(low, high, z):
+    corners = [(low[0], low[1]), (high[0], low[1]), (high[0], high[1]), (low[0], high[1])]
+    return np.array([(x, y, z) for x, y in corners], float)
+
+
+def test_structures_are_labels_by_name(study, tmp_path):
+    """Corners between voxels of the moving series, so that no voxel is divided."""
+    lps = nib.affines.from_matvec(np.diag([2.0, 2, 3]), [-10, -10, 0])
+    files: dict[str, Any] = {}
+    for name in ("fixed", "moving"):
+        folder = studies.write_ct(tmp_path / name, np.zeros((12, 10, 6), int), lps)
+        drawn = [
+            ("Heart", [1, 2, 3], [rectangle((-3, -3), (3, 3), z) for z in (6, 9)], "ORGAN"),
+            ("Body", [1, 2, 3], [rectangle((-7, -9), (9, 7), z) for z in (3, 6, 9)], "EXTERNAL"),
+            (f"only {name}", [1, 2, 3], [rectangle((-3, -3), (3, 3), 6)], "ORGAN"),
+        ]
+        path = tmp_path / f"{name}.dcm"
+        files |= {name: folder, f"{name}_labels": path}
+        studies.write_rtstruct(path, drawn, studies.headers_of(folder))
+    maps, names = read_structure_labels(ScanFiles(**files))
+    assert names == {1: "Body", 2: "Heart"}
+    expected = np.zeros((12, 10, 6), int)
+    expected[2:10, 1:9, 1:4] = 1
+    expected[4:7, 4:7, 2:4] = 2
+    for labels in maps.values():
+        np.testing.assert_array_equal(labels.values, expected)
+    scans = read_scans(ScanFiles(**files))
+    np.testing.assert_array_equal(scans.moving_labels.values, expected)
+    write_image(tmp_path / "labels.nii.gz", Image(expected, scans.fixed.affine))
+    with pytest.raises(UserError, match="give one for each scan"):
+        read_structure_labels(ScanFiles(**files | {"fixed_labels": tmp_path / "labels.nii.gz"}))
+    other = [("Liver", [1, 2, 3], [rectangle((-3, -3), (3, 3), 6)], "ORGAN")]
+    studies.write_rtstruct(files["moving_labels"], other, studies.headers_of(files["moving"]))
+    with pytest.raises(UserError, match="no structure in common: Body, Heart, only fixed; Liver"):
+        read_structure_labels(ScanFiles(**files))

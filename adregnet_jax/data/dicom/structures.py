@@ -173,6 +173,35 @@ def shares_of(structure: Structure, series: Series) -> Shares:
     return Shares(values, np.array([*low, first]))
 
 
+def is_structure_set(path: Path) -> bool:
+    """Whether a path is a file with an RT Structure Set, by its name and its header."""
+    if not path.is_file() or path.suffix.lower() != ".dcm":
+        return False
+    module = headers.pydicom(path)
+    try:
+        return module.dcmread(path, specific_tags=["Modality"]).get("Modality") == "RTSTRUCT"
+    except (module.errors.InvalidDicomError, OSError, EOFError, ValueError):
+        return False  # whoever reads it as an image says what is wrong
+
+
+def label_map(
+    found: Sequence[Structure], series: Series, *, numbers: Mapping[str, int]
+) -> Int[np.ndarray, "x y z"]:
+    """Structures as labels on the grid of a series; where they overlap, the smaller one counts.
+
+    Args:
+      found: the structures.
+      series: the series that they were drawn on.
+      numbers: labels by name; other structures are left out.
+    """
+    labels = np.zeros(series.shape, np.int32)
+    drawn = [(shares_of(one, series), numbers[one.name]) for one in found if one.name in numbers]
+    for shares, number in sorted(drawn, key=lambda pair: -pair[0].volume_mm3(series)):
+        box = tuple(slice(c, c + n) for c, n in zip(shares.corner, shares.values.shape, strict=True))
+        labels[box][shares.values > 0.5] = number
+    return labels
+
+
 def structure_set(
     source: Dataset,
     contours: Mapping[int, Sequence[tuple[int, Float[np.ndarray, "_n 2"]]]],

@@ -5,6 +5,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from adregnet_jax.data.dicom import headers
 from adregnet_jax.data.dicom.series import check_can_be_derived, derived_series, read_series
 from adregnet_jax.data.io.images import read_image
 from adregnet_jax.errors import UserError
@@ -117,3 +118,30 @@ def test_stored_values_are_those_of_the_volume(tmp_path, low, high):
     assert np.abs(read - volume).max() <= max(
         0.51 if high == 2000 else 0, (high - low) / 1000, 0.5 * (high == low)
     )
+
+
+def test_an_mr_series_is_derived(tmp_path):
+    """With a slope of its own, since an MR has none."""
+    studies.needs("dciodvfy")
+    for path in studies.write_ct(tmp_path / "a", VALUES, LPS).iterdir():
+        made = pydicom.dcmread(path)
+        for keyword in ("KVP", "XRayTubeCurrent", "RescaleSlope", "RescaleIntercept", "RescaleType"):
+            del made[keyword]
+        made.SOPClassUID, made.Modality, made.Laterality = pydicom.uid.MRImageStorage, "MR", ""
+        made.ImageType = ["ORIGINAL", "PRIMARY", "OTHER"]
+        made.ScanningSequence, made.SequenceVariant, made.ScanOptions = "GR", "NONE", ""
+        made.MRAcquisitionType, made.EchoTime, made.EchoTrainLength = "3D", "3", "1"
+        made.RepetitionTime = "8"
+        made.save_as(path)
+    series = read_series(tmp_path / "a")
+    reached = np.stack([np.arange(6), np.arange(6)], axis=-1)
+    for volume in (VALUES * 40.0, VALUES / 300):
+        values = volume.astype(np.float32)
+        slices = derived_series(values, reached, fixed=series, moving=series, description="copied")
+        for k, made in enumerate(slices):
+            headers.write_object(tmp_path / f"{k}.dcm", made, anonymize=False)
+            assert studies.problems(tmp_path / f"{k}.dcm") == []
+        stored = slices[2].get("RescaleSlope", 1) * slices[2].pixel_array.T + slices[2].get(
+            "RescaleIntercept", 0
+        )
+        np.testing.assert_allclose(stored, values[..., 2], atol=float(np.ptp(values)) / 1000)
