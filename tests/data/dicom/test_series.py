@@ -138,8 +138,8 @@ def test_an_mr_series_is_derived(tmp_path):
     for volume in (VALUES * 40.0, VALUES / 300):
         values = volume.astype(np.float32)
         slices = derived_series(values, reached, fixed=series, moving=series, description="copied")
-        for k, made in enumerate(slices):
-            headers.write_object(tmp_path / f"{k}.dcm", made, anonymize=False)
+        for k, derived in enumerate(slices):
+            headers.write_object(tmp_path / f"{k}.dcm", derived, anonymize=False)
             assert studies.problems(tmp_path / f"{k}.dcm") == []
         stored = slices[2].get("RescaleSlope", 1) * slices[2].pixel_array.T + slices[2].get(
             "RescaleIntercept", 0
