@@ -11,6 +11,7 @@ import SimpleITK
 from scipy import ndimage
 
 from adregnet_jax.data.io.images import Image, read_image, write_image
+from adregnet_jax.data.io.transforms import write_field
 from adregnet_jax.errors import UserError
 from adregnet_jax.registration.dicom import read_dicom_pair, read_structure_labels, write_dicom
 from adregnet_jax.registration.field import (
@@ -167,6 +168,32 @@ def test_itk_reads_the_warped_series(written, registered):
     assert np.abs(values - registered.warped.values).max() <= 0.51  # whole HU
     corner = image.TransformIndexToPhysicalPoint((19, 0, 11))
     np.testing.assert_allclose(corner, nib.affines.apply_affine(FIXED_LPS, [19, 0, 11]), atol=1e-4)
+
+
+def test_other_programs_warp_to_the_same_image(study, registered, written, tmp_path):
+    """SimpleITK and plastimatch, by the same field, within 0.5 % of the range; one voxel from its border."""
+    displacement = np.asarray(registered.field.displacement)
+    write_field(tmp_path / "field.nii.gz", displacement, np.asarray(registered.field.affine))
+    field = SimpleITK.ReadImage(str(tmp_path / "field.nii.gz"), SimpleITK.sitkVectorFloat64)
+    names = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(study / "moving"))
+    moving = SimpleITK.Cast(SimpleITK.ReadImage(names), SimpleITK.sitkFloat32)
+    reach = SimpleITK.Image(moving.GetSize(), SimpleITK.sitkUInt8) + 1
+    reach.CopyInformation(moving)
+    transform = SimpleITK.DisplacementFieldTransform(SimpleITK.Image(field))
+    by_itk = SimpleITK.Resample(moving, field, transform, SimpleITK.sitkLinear, -1000.0)
+    inside = SimpleITK.GetArrayFromImage(SimpleITK.Resample(reach, field, transform, SimpleITK.sitkLinear))
+    names = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(written / "warped"))
+    ours = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(names))
+    assert inside.mean() > 0.5
+    limit = 0.005 * np.ptp(ours)
+    assert np.abs(ours - SimpleITK.GetArrayFromImage(by_itk))[inside == 1].max() < limit
+    studies.needs("plastimatch")
+    SimpleITK.WriteImage(SimpleITK.Cast(field, SimpleITK.sitkVectorFloat32), str(tmp_path / "field.mha"))
+    command = ["plastimatch", "warp", "--input", str(study / "moving"), "--xf", str(tmp_path / "field.mha")]
+    command += ["--output-img", str(tmp_path / "warped.nrrd"), "--output-type", "float"]
+    studies.subprocess.run(command, check=True, capture_output=True)
+    theirs = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "warped.nrrd")))
+    assert np.abs(ours - theirs)[inside == 1].max() < limit
 
 
 def test_the_warped_series_is_derived(study, written):
