@@ -8,7 +8,7 @@ import SimpleITK
 from scipy import ndimage
 
 from adregnet_jax.data.dicom.series import read_series
-from adregnet_jax.data.dicom.structures import read_structures, shares_of
+from adregnet_jax.data.dicom.structures import Structure, read_structures, shares_of
 from adregnet_jax.data.io.transforms import write_field
 from adregnet_jax.errors import UserError
 from adregnet_jax.registration.carried_structures import write_carried_structures
@@ -193,6 +193,20 @@ def test_anonymous_structures(study, tmp_path):
     assert "ROI 13" in table
     if studies.shutil.which("dciodvfy"):
         assert studies.problems(tmp_path / "out" / "structures.dcm") == []
+
+
+def test_a_structure_drawn_on_every_second_slice_is_whole(study):
+    """A ball of 15 mm on slices 2.5 mm apart; and a second piece, far above it, that stays apart."""
+    heights = [6 + 2.5 * k for k in range(4, 26, 2)]
+    sizes = {z: np.sqrt(max(0, 15**2 - (z - 33.5) ** 2)) for z in heights}
+    contours = [ring((size, size), (1, -3), z) for z, size in sizes.items() if size > 1]
+    contours.append(ring((4, 4), (1, -3), 6 + 2.5 * 26))
+    ball = Structure(1, "ball", tuple(contours), np.empty((0, 3)))
+    shares = shares_of(ball, read_series(study / "moving"))
+    filled = np.flatnonzero(shares.values.sum(axis=(0, 1))) + shares.corner[2]
+    np.testing.assert_array_equal(filled, [*range(6, 17), 26])
+    volume = shares.volume_mm3(read_series(study / "moving")) - 2.5 * np.pi * 16
+    assert volume == pytest.approx(4 / 3 * np.pi * 15**3, rel=0.04)
 
 
 def refusal(study, path, **options):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CLASS = "1.2.840.10008.5.1.4.1.1.481.2"
 COMMENT = "Pulled back by deformable registration; energy isn't conserved"  # at most 64 characters
-# What no longer holds for a dose on another anatomy.
+# Attributes that no longer hold for a dose on another anatomy.
 OUTDATED = (
     "DVHSequence",
     "DVHNormalizationDoseValue",

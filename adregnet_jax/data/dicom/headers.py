@@ -1,4 +1,4 @@
-"""What all DICOM objects that we write share: patient, study, references, new identifiers, anonymity.
+"""The parts that all written DICOM objects share: patient, study, references, new identifiers, anonymity.
 
 pydicom is an extra: `pip install 'adregnet-jax[dicom]'`.
 """
@@ -43,7 +43,7 @@ EXPECTED = (
     "StudyID",
     "AccessionNumber",
 )
-# What anonymous objects must have, as it is in none of them.
+# Attributes that anonymous objects must have too, with values that say nothing.
 REPLACED = {"ContentDate": "20000101", "ContentTime": "000000", "StructureSetLabel": "ANONYMOUS"}
 OUR_NAME = "adregnet"
 
@@ -127,7 +127,7 @@ def with_patient_and_study(source: Dataset, header: Dataset, *, without: Collect
     """A copy of a dataset that belongs to the patient and the study of another one.
 
     Args:
-      source: what is copied; its text must have been decoded, as `remove_private_tags` does.
+      source: the dataset to copy; its text must have been decoded, as `remove_private_tags` does.
       header: has the patient and the study.
       without: attributes of the source that are left out.
     """

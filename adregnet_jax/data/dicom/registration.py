@@ -136,7 +136,7 @@ def _method() -> Dataset:
 
 
 def _registration(sop_class: str, fixed: Series, moving: Series, *, label: str, description: str) -> Dataset:
-    """What both kinds of objects share."""
+    """The attributes that both kinds of objects share."""
     header = fixed.slices[0]
     made = headers.of_patient_and_study(header)
     number = int(header.get("SeriesNumber") or 0) + SERIES_NUMBERS + 1

@@ -39,7 +39,7 @@ GEOMETRY = (
     "SpacingBetweenSlices",
     "GantryDetectorTilt",
 )
-# What slices have that no longer holds for the slices of a derived series.
+# Attributes of slices that no longer hold for the slices of a derived series.
 OUTDATED = (
     "AcquisitionNumber",
     "IconImageSequence",
@@ -256,7 +256,7 @@ def derived_series(
 
 
 def _common_header(series: Series) -> Dataset:
-    """What all slices of a series share and what a derived series keeps."""
+    """The attributes that all slices of a series share and a derived series keeps."""
     common = copy.deepcopy(series.slices[0])
     for element in list(common):
         overlay = element.tag.group in headers.OVERLAY_GROUPS

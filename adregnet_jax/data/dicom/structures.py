@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import ndimage
 
 from adregnet_jax.data.dicom import headers
 from adregnet_jax.data.dicom.polygons import coverage
@@ -143,6 +145,8 @@ def drawn_on(dataset: Dataset) -> set[str]:
 def shares_of(structure: Structure, series: Series) -> Shares:
     """How much of each voxel of a series belongs to a structure; contours on one slice exclude each other.
 
+    A structure that was drawn on every second slice, or fewer, is interpolated between them.
+
     Raises:
       UserError: contours that lie between the slices, or across them.
     """
@@ -170,7 +174,36 @@ def shares_of(structure: Structure, series: Series) -> Shares:
     values = np.zeros((*shape, last - first + 1), np.float32)
     for k, polygons in slices.items():
         values[..., k - first] = coverage([polygon - low for polygon in polygons], shape=shape)
+    _interpolate(values, [k - first for k in sorted(slices)])
     return Shares(values, np.array([*low, first]))
+
+
+def _interpolate(values: np.ndarray, drawn: Sequence[int]) -> None:
+    """Fills the slices between those that were drawn, if none of these are neighbours, in place.
+
+    Between two slices the border moves evenly: its distance from each pixel is interpolated. Gaps that are
+    wider than the others separate pieces, and stay.
+    """
+    steps = np.diff(drawn)
+    if not len(steps) or (step := int(steps.min())) < 2:
+        return
+    for below, above in itertools.pairwise(drawn):
+        if above - below != step:
+            continue
+        ends = [_distance_inside(values[..., k]) for k in (below, above)]
+        for k in range(below + 1, above):
+            share = (k - below) / step
+            values[..., k] = np.clip((1 - share) * ends[0] + share * ends[1] + 0.5, 0, 1)
+
+
+def _distance_inside(shares: np.ndarray) -> np.ndarray:
+    """The distance of each pixel from the border of a region, in pixels; negative outside."""
+    inside = shares > 0.5
+    if not inside.any():
+        return np.full(shares.shape, -1.0)
+    padded = np.pad(inside, 1)
+    signed = ndimage.distance_transform_edt(padded) - ndimage.distance_transform_edt(~padded)
+    return (signed - 0.5 * np.sign(signed))[1:-1, 1:-1]
 
 
 def is_structure_set(path: Path) -> bool:

@@ -53,7 +53,7 @@ def write_ct(folder, values, lps, *, frame=FRAME, series=None, **of_header):
         made.FrameOfReferenceUID, made.PositionReferenceIndicator = frame, ""
         made.PatientPosition = "HFS"
         made.AcquisitionNumber, made.InstanceNumber = 1, k + 1
-        made.AcquisitionDate, made.AcquisitionTime = "20240518", f"1011{k:02d}"
+        made.AcquisitionDate, made.AcquisitionTime = "20240518", f"10{k // 60:02d}{k % 60:02d}"
         made.KVP, made.XRayTubeCurrent = "120", 100 + k
         made.ImagePositionPatient = [f"{x:.10g}" for x in lps[:3, 2] * k + lps[:3, 3]]
         made.ImageOrientationPatient = [f"{x:.10f}" for x in axes[:, :2].T.ravel()]
