@@ -52,8 +52,7 @@ def warn_of_two_patients(fixed: Series, moving: Series) -> None:
     """Warns where two series belong to different patients, without naming them."""
     if fixed.slices[0].get("PatientID") != moving.slices[0].get("PatientID"):
         warnings.warn(
-            f"{fixed.name} and {moving.name} have different patient IDs: images derived from {moving.name} "
-            "keep its patient and study",
+            f"{fixed.name} and {moving.name} have different patient IDs: do they belong together?",
             stacklevel=2,
         )
 

@@ -231,5 +231,11 @@ def test_structures_that_cannot_be_carried(study, tmp_path):
     assert "0.4 of a slice off the slices" in refusal(study, path)
     assert "no structure 'B'; it has A" in refusal(study, path, only=["B"])
     assert "its modality is CT; expected RTSTRUCT" in refusal(study, study / "moving" / "im001.dcm")
+    broken = pydicom.dcmread(studies.write_rtstruct(tmp_path / "broken.dcm", one, moving, **other))
+    broken.ROIContourSequence[0].ContourSequence[0].ContourData = [1, 2, 3, 4]
+    broken.save_as(tmp_path / "broken.dcm")
+    assert "'A' isn't a list of points" in refusal(study, tmp_path / "broken.dcm")
+    path = studies.write_rtstruct(tmp_path / "none.dcm", [], moving, **other)
+    assert "holds no structures" in refusal(study, path)
     (tmp_path / "text.dcm").write_text("nothing")
     assert "not a DICOM file" in refusal(study, tmp_path / "text.dcm")

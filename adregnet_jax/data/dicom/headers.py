@@ -61,6 +61,7 @@ PLAIN_TEXT = {
     "Manufacturer",
     "ManufacturerModelName",
     "ROIName",
+    "RescaleType",
     "SeriesDescription",
     "SoftwareVersions",
 }

@@ -82,6 +82,8 @@ def read_structures(path: Path, *, only: Sequence[str] = ()) -> tuple[Dataset, l
         int(item.ROINumber): str(item.get("ROIName", ""))
         for item in dataset.get("StructureSetROISequence", [])
     }
+    if not names:
+        raise UserError(f"{path}: holds no structures")
     if unknown := [name for name in only if name not in names.values()]:
         known = ", ".join(names.values())
         raise UserError(f"{path}: has no structure {unknown[0]!r}; it has {known}")
@@ -101,7 +103,12 @@ def _structure(path: Path, number: int, name: str, drawing: Any) -> Structure:
     contours, points = [], [np.empty((0, 3))]
     for item in drawing.get("ContourSequence", []):
         kind = str(item.get("ContourGeometricType", ""))
-        corners = headers.numbers(item, "ContourData").reshape(-1, 3)
+        try:
+            corners = headers.numbers(item, "ContourData").reshape(-1, 3)
+        except (KeyError, ValueError):
+            raise UserError(
+                f"{path}: a contour of structure {name!r} isn't a list of points: export it again"
+            ) from None
         if kind == POINT:
             points.append(corners)
         elif kind in CLOSED:
@@ -124,8 +131,9 @@ def anonymous_names(dataset: Dataset) -> dict[int, str]:
 
 def check_frame(path: Path, dataset: Dataset, series: Series) -> None:
     """Refuses structures that were drawn in another frame of reference than that of a series."""
-    frames = {str(item.get("ReferencedFrameOfReferenceUID", "")) for item in dataset.StructureSetROISequence}
-    if frames - {series.frame_of_reference}:
+    items = dataset.StructureSetROISequence
+    frames = {str(item.get("ReferencedFrameOfReferenceUID") or "unknown") for item in items}
+    if frames != {series.frame_of_reference}:
         raise UserError(
             f"{path}: drawn in the frame of reference {', '.join(sorted(frames))}, and {series.name} has "
             f"{series.frame_of_reference}: give the series that the structures were drawn on"

@@ -37,6 +37,7 @@ def read_dicom(path: Path, *, series: str | None = None) -> tuple[np.ndarray, np
         position, colour, or pixels that can't be read.
     """
     itk = simpleitk(path)
+    files: Sequence[str] = []
     try:
         files = _series_files(path, itk, series) if path.is_dir() else [str(path)]
         if many := [name for name in files if _frames(name, itk) > 1]:
@@ -48,7 +49,23 @@ def read_dicom(path: Path, *, series: str | None = None) -> tuple[np.ndarray, np
             return _read_frames(Path(many[0]))
         return _read_slices(path, files, itk)
     except RuntimeError as error:
+        if len(files) and (kind := _compression(files[0])):
+            raise UserError(
+                f"{path}: compressed as {kind}, and its pixels can't be decoded: pip install pylibjpeg[all], "
+                "and convert the files by `pydicom decompress`"
+            ) from None
         raise UserError(f"{path}: not an image that can be read ({last_line(error)})") from None
+
+
+def _compression(name: str) -> str | None:
+    """How the pixels of a file are compressed, in words; None if they aren't, or if that can't be said."""
+    try:
+        import pydicom
+
+        syntax = pydicom.dcmread(name, stop_before_pixels=True).file_meta.TransferSyntaxUID
+    except Exception:  # a damaged file, or no pydicom: the first message stays
+        return None
+    return syntax.name if syntax.is_compressed else None
 
 
 def _series_files(path: Path, itk: Any, chosen: str | None) -> Sequence[str]:

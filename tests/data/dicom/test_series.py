@@ -81,6 +81,8 @@ def test_a_compressed_series_names_its_decoder(tmp_path):
         made.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51"])
         made.save_as(path)
     assert "pip install pylibjpeg" in refusal(tmp_path / "a")
+    with pytest.raises(UserError, match=r"compressed as .*JPEG 2000.*pip install pylibjpeg"):
+        read_image(tmp_path / "a")
 
 
 def test_a_time_series_and_a_missing_slice(tmp_path):
