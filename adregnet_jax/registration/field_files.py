@@ -1,28 +1,46 @@
-"""Displacement fields in files: applied to images and points, inverted, composed."""
+"""Transforms in files: applied to images and points, inverted, composed, converted."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import nibabel as nib
 import numpy as np
 
-from adregnet_jax.data.io.images import Image, read_image, write_image
+from adregnet_jax.data.io import nifti
+from adregnet_jax.data.io.images import ITK_SUFFIXES, NIBABEL_SUFFIXES, Image, read_image, write_image
+from adregnet_jax.data.io.itk import from_itk, read_itk_file
+from adregnet_jax.data.io.nifti import Prefer
 from adregnet_jax.data.io.points import read_points, write_points
-from adregnet_jax.data.io.transforms import Format, read_field, write_field
+from adregnet_jax.data.io.transforms import (
+    MATRIX_SUFFIXES,
+    WRITTEN_SUFFIXES,
+    Field,
+    Format,
+    read_field,
+    read_transform,
+    write_field,
+    write_matrix,
+)
 from adregnet_jax.errors import UserError
 from adregnet_jax.ops.cubic import inside_grid
 from adregnet_jax.ops.grid import identity_grid
+from adregnet_jax.registration.chains import (
+    Link,
+    chain_field,
+    chain_points,
+    first_grid,
+    inverted,
+    merged,
+)
 from adregnet_jax.registration.field import (
     DisplacementField,
     Interpolation,
     compose_fields,
     invert_field,
     warp_image,
-    warp_points,
 )
 
 _warp = jax.jit(warp_image, static_argnames=("mode", "padding"))
@@ -30,31 +48,56 @@ _invert = jax.jit(invert_field)
 _compose = jax.jit(compose_fields)
 
 
+@dataclasses.dataclass(frozen=True)
+class TransformFile:
+    """A transform in a file, and whether its inverse is meant.
+
+    Attributes:
+      path: a field, a matrix or a composite, as for `data.io.transforms.read_transform`.
+      inverted: take its inverse.
+      format: of a NIfTI field; None: as its header says.
+    """
+
+    path: Path
+    inverted: bool = False
+    format: Format | None = None
+
+
 def apply_to_image(
-    field_path: Path,
+    transforms: Sequence[TransformFile],
     image_path: Path,
     output: Path,
     *,
     mode: Interpolation,
-    format: Format | None = None,
+    reference: Path | None = None,
+    prefer: Prefer | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Warps an image file to the grid of a field file.
+    """Warps an image file to the fixed grid.
 
-    Where the field maps outside the image, the result has the image's smallest value, or 0 for labels. With
-    "nearest", whole numbers stay whole numbers.
+    Where the transforms lead outside the image, the result has the image's smallest value, or 0 for labels.
+    With "nearest", whole numbers stay whole numbers.
+
+    Args:
+      transforms: in the order in which fixed points pass through them, as for ANTs.
+      image_path: the moving image.
+      output: the file to write.
+      mode: see `warp_image`.
+      reference: an image or a field on the fixed grid; None: the grid of the first transform.
+      prefer: the form that places NIfTI images whose sform and qform disagree.
+      overwrite: replace an existing file.
 
     Raises:
-      UserError: files that can't be used, labels that aren't whole numbers (mode "label"), or an image that
-        the field doesn't reach.
+      UserError: files that can't be used, no grid, labels that aren't whole numbers (mode "label"), or an
+        image that the transforms don't reach.
     """
     _check_new(output, overwrite)
-    field = load_field(field_path, format)
-    image = read_image(image_path, labels=mode == "label", exact=mode == "nearest")
+    field = _on_grid(transforms, load_links(transforms), reference, prefer)
+    image = read_image(image_path, labels=mode == "label", exact=mode == "nearest", prefer=prefer)
     reached = _warp(field, np.ones(image.shape, np.float32), image.affine, mode="nearest")
     if not np.any(reached):
         raise UserError(
-            f"{image_path}: the field {field_path} doesn't lead into this image anywhere: does it belong to "
+            f"{image_path}: {_names(transforms)} doesn't lead into this image anywhere: does it belong to "
             "another scan, or are the headers wrong?"
         )
     values = _warped_values(field, image, mode)
@@ -81,21 +124,14 @@ def _warped_values(field: DisplacementField, image: Image, mode: Interpolation) 
 
 
 def apply_to_points(
-    field_path: Path,
-    points_path: Path,
-    output: Path,
-    *,
-    format: Format | None = None,
-    overwrite: bool = False,
+    transforms: Sequence[TransformFile], points_path: Path, output: Path, *, overwrite: bool = False
 ) -> int:
-    """Maps a file of points by a field file; returns how many points lie outside the field's grid."""
+    """Maps a file of fixed points; returns how many points leave the grid of a field on their way."""
     _check_new(output, overwrite)
     points_mm = read_points(points_path)
-    field = load_field(field_path, format)
-    moved_mm = np.asarray(warp_points(field, jnp.asarray(points_mm)), np.float64)
+    moved_mm, outside = chain_points(load_links(transforms), points_mm)
     write_points(output, moved_mm, overwrite=overwrite)
-    voxels = nib.affines.apply_affine(np.linalg.inv(field.affine), points_mm)
-    return int(((voxels < -0.5) | (voxels > np.array(field.shape) - 0.5)).any(axis=1).sum())
+    return outside
 
 
 def invert_file(
@@ -115,27 +151,93 @@ def invert_file(
     return float(np.percentile(error, 99)) if error.size else float("nan")
 
 
-def compose_files(paths: Sequence[Path], output: Path, *, format: Format, overwrite: bool = False) -> None:
-    """Writes one field that warps as the first, then as the second, and so on.
+def compose_files(
+    transforms: Sequence[TransformFile],
+    output: Path,
+    *,
+    format: Format = "itk",
+    reference: Path | None = None,
+    prefer: Prefer | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes one transform that does what several do: a matrix if they are matrices, else a field.
+
+    Args:
+      transforms: in the order in which fixed points pass through them, as for ANTs.
+      output: its suffix determines the kind of file.
+      format: of a NIfTI field.
+      reference: an image or a field on the fixed grid; None: the grid of the first transform.
+      prefer: the form that places a NIfTI reference whose sform and qform disagree.
+      overwrite: replace an existing file.
 
     Raises:
-      UserError: files that can't be used, or fields on different grids.
+      UserError: files that can't be used, no grid, or fields for a file that holds matrices.
     """
     _check_new(output, overwrite)
-    composed = load_field(paths[0])
-    affine = np.asarray(composed.affine)
-    for path in paths[1:]:
-        try:
-            composed = compose_fields(composed, load_field(path))
-        except ValueError as error:
-            raise UserError(f"{paths[0]} and {path}: {error}") from None
-    _save(output, composed, affine, format, overwrite)
+    links = load_links(transforms)
+    matrix = links[0] if len(links) == 1 and not isinstance(links[0], tuple) else None
+    if matrix is not None and reference is None and output.name.endswith(MATRIX_SUFFIXES):
+        write_matrix(output, matrix, overwrite=overwrite)
+        return
+    if not output.name.endswith(WRITTEN_SUFFIXES):
+        held = "hold matrices only" if output.name.endswith(MATRIX_SUFFIXES) else "aren't known"
+        raise UserError(f"{output}: such files {held}; expected one of {', '.join(WRITTEN_SUFFIXES)}")
+    field = _on_grid(transforms, links, reference, prefer)
+    _save(output, field, np.asarray(field.affine), format, overwrite)
 
 
 def load_field(path: Path, format: Format | None = None) -> DisplacementField:
     """Reads a field; its affine stays float64."""
     displacement, affine = read_field(path, format=format)
     return DisplacementField(displacement, affine)
+
+
+def load_links(transforms: Sequence[TransformFile]) -> tuple[Link, ...]:
+    """Reads transforms as a chain, in their order; neighbouring matrices are multiplied."""
+    links: list[Link] = []
+    for transform in transforms:
+        parts = read_transform(transform.path, format=transform.format)
+        found: tuple[Link, ...] = tuple(
+            (DisplacementField(part.displacement, part.affine), False) if isinstance(part, Field) else part
+            for part in parts
+        )
+        links += inverted(found) if transform.inverted else found
+    return merged(links)
+
+
+def _on_grid(
+    transforms: Sequence[TransformFile], links: Sequence[Link], reference: Path | None, prefer: Prefer | None
+) -> DisplacementField:
+    if reference is not None:
+        shape, affine = _read_grid(reference, prefer)
+        return chain_field(links, shape=shape, affine=affine)
+    own = first_grid(links)
+    if own is None:
+        raise UserError(
+            f"{_names(transforms)}: the first transform has no grid in the fixed world: name an image on the"
+            " grid that the result is to have (reference=GRID)"
+        )
+    return chain_field(links, shape=own.shape, affine=np.asarray(own.affine))
+
+
+def _read_grid(path: Path, prefer: Prefer | None) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine of an image or a field."""
+    if path.name.endswith(NIBABEL_SUFFIXES):
+        image = nifti.open_image(path, prefer=prefer)
+        return nifti.volume_shape(path, [int(n) for n in image.shape[:3]]), image.affine
+    if path.name.endswith((".npz", ".h5", ".tfm")):
+        field = load_field(path)
+        return field.shape, np.asarray(field.affine)
+    if path.name.endswith(ITK_SUFFIXES):
+        grid = read_itk_file(path)
+        values, affine = from_itk(path, grid)
+        return nifti.volume_shape(path, values.shape[:3]), affine
+    found = read_image(path)
+    return found.shape, found.affine
+
+
+def _names(transforms: Sequence[TransformFile]) -> str:
+    return ", ".join(str(transform.path) for transform in transforms)
 
 
 def _save(path: Path, field: DisplacementField, affine: np.ndarray, format: Format, overwrite: bool) -> None:

@@ -13,13 +13,17 @@ the fixed to the moving world, which is how ITK and ANTs resample an image too. 
 - `.nii`, `.nii.gz`, format "niftyreg": the same with the name `NREG_TRANS`: positions (parameter 0) or a
   displacement (parameter 1, which is written).
 - `.npz`: the arrays `displacement` and `affine`, unchanged.
-- `.h5`: an ITK composite transform: the field, followed by a world matrix if there is one. Needs SimpleITK.
+- `.mha`, `.mhd`, `.nrrd`, `.nhdr`: an image of vectors, mm towards left, posterior, superior, as elastix,
+  plastimatch and 3D Slicer write it. Needs SimpleITK.
+- `.h5`, `.tfm`: an ITK transform: the field, followed by a world matrix if there is one. Needs SimpleITK.
 
 World matrices are ITK affine transforms: text in `.txt` and `.tfm`, binary in `.mat` (needs SimpleITK).
+ITK's composites may hold fields, matrices and B-splines in any order: `read_transform` returns all of them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import zipfile
 import zlib
 from pathlib import Path
@@ -31,13 +35,24 @@ from jaxtyping import Float
 
 from adregnet_jax.atomic import new_file
 from adregnet_jax.data.io import nifti
-from adregnet_jax.data.io.images import NIFTI_SUFFIXES
-from adregnet_jax.data.io.itk import LPS_TO_RAS, from_itk, itk_errors_as_os_errors, simpleitk, to_itk
+from adregnet_jax.data.io.images import ITK_SUFFIXES, NIFTI_SUFFIXES
+from adregnet_jax.data.io.itk import (
+    LPS_TO_RAS,
+    from_itk,
+    itk_errors_as_os_errors,
+    read_itk_file,
+    simpleitk,
+    to_itk,
+)
 from adregnet_jax.errors import UserError, one_line
 
 Format = Literal["itk", "nifti", "learn2reg", "spm", "niftyreg"]
-FIELD_SUFFIXES = (*NIFTI_SUFFIXES, ".npz", ".h5")
+FIELD_SUFFIXES = (*NIFTI_SUFFIXES, ".npz", *ITK_SUFFIXES, ".h5", ".tfm")
+WRITTEN_SUFFIXES = (*NIFTI_SUFFIXES, ".npz", ".mha", ".nrrd", ".h5", ".tfm")
 MATRIX_SUFFIXES = (".txt", ".tfm", ".mat")
+TRANSFORM_SUFFIXES = (*FIELD_SUFFIXES, ".txt", ".mat")
+ITK_TRANSFORM_SUFFIXES = (".h5", ".tfm", ".txt", ".mat")
+SPLINE_SAMPLES = 4  # of a B-spline between its control points, along each axis
 INTENTS: dict[Format, int] = {"itk": 1007, "nifti": 1006, "learn2reg": 0, "spm": 1007, "niftyreg": 1007}
 # The programs name their files; NiftyReg's first parameter of the intent is the kind of transform.
 SPM_NAME, NIFTYREG_NAME = "Mapping", "NREG_TRANS"
@@ -50,6 +65,55 @@ NIFTYREG_OTHERS = {
     6: "a grid of linear spline control points",
 }
 LPS = np.diag(LPS_TO_RAS)[:3]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Field:
+    """A displacement on a grid.
+
+    Attributes:
+      displacement: [x, y, z, 3] float32 in voxels of its grid.
+      affine: [4, 4] voxel -> RAS mm.
+    """
+
+    displacement: Float[np.ndarray, "x y z 3"]
+    affine: Float[np.ndarray, "4 4"]
+
+
+# A world matrix [4, 4] RAS mm, or a field.
+Part = Field | Float[np.ndarray, "4 4"]
+
+
+def read_transform(path: str | Path, *, format: Format | None = None) -> tuple[Part, ...]:
+    """Reads a transform of any kind.
+
+    Args:
+      path: a field, a matrix or an ITK composite.
+      format: of a NIfTI field; None infers it from shape and intent.
+
+    Returns:
+      World matrices and fields in the order in which fixed points pass through them.
+
+    Raises:
+      UserError: not a transform, damaged, not in 3-D, not finite, or SimpleITK is needed but missing.
+    """
+    path = Path(path)
+    if not path.name.endswith(TRANSFORM_SUFFIXES):
+        raise UserError(
+            f"{path}: kind of file not known; expected a transform: {', '.join(TRANSFORM_SUFFIXES)}"
+        )
+    if not path.name.endswith(ITK_TRANSFORM_SUFFIXES):
+        return (Field(*read_field(path, format=format)),)
+    matrix = _parse_affine(path) if path.name.endswith((".txt", ".tfm")) else None
+    parts = [matrix] if matrix is not None else [_itk_part(path, part) for part in _itk_parts(path)]
+    for part in parts:
+        if isinstance(part, Field):
+            nifti.volume_shape(path, part.displacement.shape[:3])
+        elif not np.isfinite(part).all():
+            raise UserError(f"{path}: the matrix has numbers that are NaN or infinite: write it again")
+        elif not abs(np.linalg.det(part[:3, :3])) > 0:
+            raise UserError(f"{path}: the matrix can't be inverted: write it again")
+    return tuple(parts)
 
 
 def write_field(
@@ -68,7 +132,7 @@ def write_field(
       displacement: [x, y, z, 3] in voxels.
       affine: [4, 4] voxel -> RAS mm.
       format: of a NIfTI file.
-      matrix: [4, 4] RAS mm, applied to points after the field; only `.h5` holds it.
+      matrix: [4, 4] RAS mm, applied to points after the field; only `.h5` and `.tfm` hold it.
       overwrite: replace an existing file.
 
     Raises:
@@ -83,14 +147,18 @@ def write_field(
         )
     if format not in INTENTS:
         raise ValueError(f"format must be one of {', '.join(INTENTS)}, got {format!r}")
-    if matrix is not None and path.suffix != ".h5":
+    if matrix is not None and path.suffix not in (".h5", ".tfm"):
         raise ValueError(f"{path}: only .h5 can hold a matrix with the field: compose them first")
-    _check_suffix(path, FIELD_SUFFIXES)
+    _check_suffix(path, WRITTEN_SUFFIXES)
 
     if path.suffix == ".npz":
         with new_file(path, overwrite=overwrite) as temporary:
             np.savez_compressed(temporary, displacement=displacement.astype(np.float32), affine=affine)
-    elif path.suffix == ".h5":
+    elif path.suffix in ITK_SUFFIXES:
+        vectors = to_itk(path, (_to_mm(displacement, affine) * LPS).astype(np.float32), affine)
+        with new_file(path, overwrite=overwrite) as temporary, itk_errors_as_os_errors():
+            simpleitk(path).WriteImage(vectors, str(temporary), useCompression=True)
+    elif path.suffix in (".h5", ".tfm"):
         transform = _composite(path, displacement, affine, matrix)
         with new_file(path, overwrite=overwrite) as temporary, itk_errors_as_os_errors():
             simpleitk(path).WriteTransform(transform, str(temporary))
@@ -105,7 +173,7 @@ def read_field(
 ) -> tuple[Float[np.ndarray, "x y z 3"], Float[np.ndarray, "4 4"]]:
     """Reads a field.
 
-    A matrix in an `.h5` file becomes part of the field.
+    Matrices after the field, in an `.h5` or `.tfm` file, become part of it.
 
     Args:
       path: see the top of this module.
@@ -121,8 +189,10 @@ def read_field(
     _check_suffix(path, FIELD_SUFFIXES)
     if path.suffix == ".npz":
         displacement, affine = _read_npz(path)
-    elif path.suffix == ".h5":
+    elif path.suffix in (".h5", ".tfm"):
         displacement, affine = _read_composite(path)
+    elif path.suffix in ITK_SUFFIXES:
+        displacement, affine = _read_vectors(path)
     else:
         displacement, affine = _read_nifti(path, format)
     nifti.volume_shape(path, displacement.shape[:3])
@@ -281,39 +351,87 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return displacement, affine
 
 
+def _read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    image = read_itk_file(path)
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
+        raise UserError(
+            f"{path}: is {image.GetDimension()}-D with {image.GetNumberOfComponentsPerPixel()} numbers per voxel,"
+            " not a displacement field; expected 3-D vectors in mm"
+        )
+    displacement_mm, affine = from_itk(path, image)
+    nifti.check_affine(path, affine)
+    return _to_voxels(displacement_mm * LPS, affine), affine
+
+
 def _composite(path: Path, displacement: np.ndarray, affine: np.ndarray, matrix: np.ndarray | None) -> Any:
     itk = simpleitk(path)
+    field = itk.DisplacementFieldTransform(to_itk(path, _to_mm(displacement, affine) * LPS, affine))
+    if matrix is None and path.suffix == ".tfm":
+        return field  # 3D Slicer reads one transform
     composite = itk.CompositeTransform(3)
     # The transform that was added last is applied first.
     if matrix is not None:
         composite.AddTransform(_itk_affine(path, matrix))
-    field = to_itk(path, _to_mm(displacement, affine) * LPS, affine)
-    composite.AddTransform(itk.DisplacementFieldTransform(field))
+    composite.AddTransform(field)
     return composite
 
 
 def _read_composite(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    itk = simpleitk(path)
-    transform = _read_transform(path)
-    parts = [transform]
-    if isinstance(transform, itk.CompositeTransform):
-        transform.FlattenTransform()
-        parts = [transform.GetNthTransform(k).Downcast() for k in range(transform.GetNumberOfTransforms())]
-    *linear, first = parts or [None]
-    if not isinstance(first, itk.DisplacementFieldTransform) or first.GetDimension() != 3:
+    parts = _itk_parts(path)
+    first = _itk_part(path, parts[0]) if parts and not parts[0].IsLinear() else None
+    if not isinstance(first, Field) or not all(part.IsLinear() for part in parts[1:]):
         names = ", ".join(part.GetName() for part in parts) or "nothing"
         raise UserError(
             f"{path}: holds {names}; expected a 3-D displacement field, and linear transforms after it"
         )
     matrix = np.eye(4)
-    for part in linear:
-        matrix = matrix @ _linear_matrix(path, part)
-
-    displacement_mm, affine = from_itk(path, first.GetDisplacementField())
-    grid = np.moveaxis(np.indices(displacement_mm.shape[:3]), 0, -1)
-    before_mm = nib.affines.apply_affine(affine, grid)
-    after_mm = nib.affines.apply_affine(matrix, before_mm + displacement_mm * LPS)
+    for part in parts[1:]:
+        matrix = _linear_matrix(path, part) @ matrix
+    displacement, affine = first.displacement, first.affine
+    if len(parts) == 1:
+        return displacement, affine
+    before_mm = _positions_mm(displacement.shape[:3], affine)
+    after_mm = nib.affines.apply_affine(matrix, before_mm + _to_mm(displacement, affine))
     return _to_voxels(after_mm - before_mm, affine), affine
+
+
+def _itk_parts(path: Path) -> list[Any]:
+    """The transforms in a file of ITK, in the order in which points pass through them."""
+    transform = _read_transform(path)
+    if not isinstance(transform, simpleitk(path).CompositeTransform):
+        return [transform]
+    transform.FlattenTransform()
+    # The transform that was added last is applied first.
+    return [
+        transform.GetNthTransform(k).Downcast() for k in reversed(range(transform.GetNumberOfTransforms()))
+    ]
+
+
+def _itk_part(path: Path, transform: Any) -> Part:
+    itk = simpleitk(path)
+    if transform.GetDimension() != 3:
+        raise UserError(f"{path}: {transform.GetName()} is {transform.GetDimension()}-D; expected 3-D")
+    if isinstance(transform, itk.DisplacementFieldTransform):
+        vectors = transform.GetDisplacementField()
+    elif isinstance(transform, itk.BSplineTransform):
+        mesh = np.array(transform.GetTransformDomainMeshSize())
+        size_mm = np.array(transform.GetTransformDomainPhysicalDimensions())
+        vectors = itk.TransformToDisplacementField(
+            transform,
+            itk.sitkVectorFloat64,
+            (mesh * SPLINE_SAMPLES + 1).tolist(),
+            transform.GetTransformDomainOrigin(),
+            (size_mm / (mesh * SPLINE_SAMPLES)).tolist(),
+            transform.GetTransformDomainDirection(),
+        )
+    else:
+        return _linear_matrix(path, transform)
+    displacement_mm, affine = from_itk(path, vectors)
+    nifti.check_affine(path, affine)
+    displacement = nifti.image_values(path, _to_voxels(displacement_mm * LPS, affine))
+    return Field(displacement, affine)
 
 
 def _read_transform(path: Path) -> Any:
