@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 
 from adregnet_jax.data.io import nifti, points, transforms
-from adregnet_jax.data.io.images import NIFTI_SUFFIXES, read_image
+from adregnet_jax.data.io.images import ITK_SUFFIXES, NIFTI_SUFFIXES, read_image
+from adregnet_jax.data.io.itk import is_vector_image, read_itk_file
 from adregnet_jax.data.io.nifti import Prefer
 from adregnet_jax.errors import UserError
 
@@ -29,8 +30,8 @@ def describe(path: Path, *, prefer: Prefer | None = None) -> dict[str, Any]:
         return _describe_run(path)
     if path.name.endswith(points.SUFFIXES):
         return _describe_points(points.read_points(path))
-    if path.name.endswith(transforms.MATRIX_SUFFIXES):
-        return _describe_matrix(transforms.read_matrix(path))
+    if path.name.endswith(transforms.ITK_TRANSFORM_SUFFIXES):
+        return _describe_transform(path)
     if _is_field(path, prefer):
         return _describe_field(*transforms.read_field(path))
     return _describe_image(path, prefer)
@@ -46,7 +47,24 @@ def _is_field(path: Path, prefer: Prefer | None) -> bool:
         image = nifti.open_image(path, prefer=prefer)
         vectors = int(image.header["intent_code"]) in (1006, 1007)
         return vectors or (len(image.shape) == 4 and image.shape[3] == 3)
-    return path.name.endswith(transforms.FIELD_SUFFIXES)
+    if path.name.endswith(ITK_SUFFIXES) and path.is_file():
+        return is_vector_image(read_itk_file(path))
+    return path.name.endswith(".npz")
+
+
+def _describe_transform(path: Path) -> dict[str, Any]:
+    """Describes a matrix, a field, or the parts of a composite that is neither."""
+    parts = transforms.read_transform(path)
+    matrices = [part for part in parts if not isinstance(part, transforms.Field)]
+    if len(matrices) == len(parts):
+        matrix = np.eye(4)
+        for part in matrices:
+            matrix = part @ matrix
+        return _describe_matrix(matrix)
+    if [isinstance(part, transforms.Field) for part in parts] == [True] + [False] * (len(parts) - 1):
+        return _describe_field(*transforms.read_field(path))
+    names = ["field" if isinstance(part, transforms.Field) else "matrix" for part in parts]
+    return {"kind": "composite", "parts": names}
 
 
 def _grid(shape: tuple[int, ...], affine: np.ndarray) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def chain_field(
             return field
     centre_mm = nib.affines.apply_affine(affine, (np.array(shape) - 1) / 2)
     near = _moved(-centre_mm) @ affine
-    start = jnp.asarray(near[:3, 3], jnp.float32) + _times(near[:3, :3], identity_grid(shape))
+    start = _affine(near, identity_grid(shape))
     end, _ = _follow(links, start, centre_mm)
     displacement = _times(np.linalg.inv(near[:3, :3]), end - start)
     return DisplacementField(displacement, affine)
@@ -83,8 +83,7 @@ def _follow(links: Sequence[Link], points: jax.Array, centre_mm: np.ndarray) -> 
     outside = jnp.zeros(points.shape[:-1], bool)
     for link in links:
         if not isinstance(link, tuple):
-            near = there @ link @ back
-            points = _times(near[:3, :3], points) + jnp.asarray(near[:3, 3], jnp.float32)
+            points = _affine(there @ link @ back, points)
             continue
         field, inverted = link
         near = there @ np.asarray(field.affine, np.float64)
@@ -149,9 +148,9 @@ def _moved(shift_mm: np.ndarray) -> np.ndarray:
 
 
 def _affine(matrix: AnyArray, points: AnyArray) -> Array:
-    return _times(matrix[:3, :3], points) + jnp.asarray(matrix, jnp.float32)[:3, 3].reshape(
-        (1,) * (points.ndim - 1) + (3,)
-    )
+    """A matrix [4, 4] applied to points [..., 3]."""
+    shift = jnp.broadcast_to(jnp.asarray(matrix, jnp.float32)[:3, 3], points.shape)
+    return _times(matrix[:3, :3], points) + shift
 
 
 def _times(matrix: AnyArray, vectors: AnyArray) -> Array:

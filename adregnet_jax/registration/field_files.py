@@ -96,9 +96,10 @@ def apply_to_image(
     image = read_image(image_path, labels=mode == "label", exact=mode == "nearest", prefer=prefer)
     reached = _warp(field, np.ones(image.shape, np.float32), image.affine, mode="nearest")
     if not np.any(reached):
+        kind = "field" if len(transforms) == 1 else "chain"
         raise UserError(
-            f"{image_path}: {_names(transforms)} doesn't lead into this image anywhere: does it belong to "
-            "another scan, or are the headers wrong?"
+            f"{image_path}: the {kind} {_names(transforms)} doesn't lead into this image anywhere: does it "
+            "belong to another scan, or are the headers wrong?"
         )
     values = _warped_values(field, image, mode)
     write_image(output, Image(values, np.asarray(field.affine)), overwrite=overwrite)

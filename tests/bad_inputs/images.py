@@ -319,7 +319,7 @@ ITK = [
     Case(
         "colour_mha",
         "adregnet info scan.mha",
-        mha(more="ElementNumberOfChannels = 3\n", content=bytes(5000)),
+        mha(kind="MET_UCHAR", more="ElementNumberOfChannels = 3\n", content=bytes(5000)),
         "voxels are vector.*; expected one real number each",
     ),
     Case("2d_mha", "adregnet info scan.mha", mha("6 7"), r"shape is \(6, 7\); expected a 3-D volume"),

@@ -518,14 +518,13 @@ def test_invert_and_compose(files, tmp_path):
     assert "two or more fields" in refusal("compose", small, "-o", tmp_path / "a.npz")
     other = files / "other.npz"
     write_field(other, DISPLACEMENT[:-1], AFFINE)
-    line = refusal("compose", small, other, "-o", tmp_path / "a.npz")
-    assert "different grids" in line
-    assert str(other) in line
+    succeed("compose", small, other, "-o", tmp_path / "a.npz")
+    assert read_field(tmp_path / "a.npz")[0].shape == DISPLACEMENT.shape
     write_field(files / "folded.npz", 8 * DISPLACEMENT, AFFINE)
     result = succeed("invert", files / "folded.npz", "-o", tmp_path / "b.npz")
     assert "no inverse where a field folds" in result.stderr
     assert "exists already" in refusal("invert", small, "-o", tmp_path / "b.npz")
-    assert names(tmp_path) == {"in", "inverse.nii.gz", "same.npz", "b.npz"}
+    assert names(tmp_path) == {"in", "inverse.nii.gz", "same.npz", "a.npz", "b.npz"}
 
 
 def test_convert(files, tmp_path):
@@ -541,7 +540,7 @@ def test_convert(files, tmp_path):
     write_matrix(tmp_path / "a.txt", MATRIX)
     succeed("convert", tmp_path / "a.txt", "-o", tmp_path / "b.tfm")
     np.testing.assert_allclose(read_matrix(tmp_path / "b.tfm"), MATRIX)
-    assert "kind of file not known" in refusal("convert", field, "-o", tmp_path / "a.mha")
+    assert "kind of file not known" in refusal("convert", field, "-o", tmp_path / "a.mat")
     line = refusal("convert", field, "--from", "learn2reg", "-o", tmp_path / "d.npz")
     assert "is not a displacement field" in line
 

@@ -90,6 +90,12 @@ def read_itk_file(path: Path) -> Any:
         raise UserError(f"{path}: not an image that can be read ({last_line(error)})") from None
 
 
+def is_vector_image(image: Any) -> bool:
+    """Whether the voxels of a SimpleITK image are vectors of three fractions, and not colours."""
+    kind = image.GetPixelIDTypeAsString()
+    return image.GetNumberOfComponentsPerPixel() == 3 and "float" in kind and "vector" in kind
+
+
 def _check_metaimage(path: Path) -> None:
     """Refuses files on which ITK would hang or write out of bounds.
 

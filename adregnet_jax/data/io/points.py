@@ -119,20 +119,19 @@ def _parse_markups(path: Path, text: str) -> list[list[float]]:
         units = markup.get("coordinateUnits", "mm")
         system = str(markup["coordinateSystem"])
         controls = list(enumerate(markup["controlPoints"], 1))
-        unplaced = [
-            f"{number} ({point.get('label') or 'no label'})" for number, point in controls if _is_unplaced(point)
-        ]
-        if unplaced:
-            raise UserError(
-                f"{path}: point {', '.join(unplaced[:3])} isn't placed: place it or delete it in 3D Slicer"
-            )
+        for number, point in controls:
+            if _is_unplaced(point):
+                label = f" ({point['label']})" if point.get("label") else ""
+                raise UserError(
+                    f"{path}: point {number}{label} isn't placed: place it or delete it in 3D Slicer"
+                )
         positions = [[float(value) for value in point["position"]] for _, point in controls]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise UserError(f"{path}: not one list of markups of 3D Slicer: export the points again") from None
     if units not in ("mm", ["mm", "mm", "mm"]):
         raise UserError(f"{path}: expected points in mm, got units {units}: export the points again")
     if wrong := [position for position in positions if len(position) != 3]:
-        raise UserError(f"{path}: expected three coordinates for each point, got {len(wrong[0])}")
+        raise UserError(f"{path}: expected points of three coordinates in mm, got {len(wrong[0])}")
     signs = _signs(path, system)
     return [[sign * value for sign, value in zip(signs, point, strict=True)] for point in positions]
 

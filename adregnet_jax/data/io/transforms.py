@@ -39,6 +39,7 @@ from adregnet_jax.data.io.images import ITK_SUFFIXES, NIFTI_SUFFIXES
 from adregnet_jax.data.io.itk import (
     LPS_TO_RAS,
     from_itk,
+    is_vector_image,
     itk_errors_as_os_errors,
     read_itk_file,
     simpleitk,
@@ -52,7 +53,7 @@ WRITTEN_SUFFIXES = (*NIFTI_SUFFIXES, ".npz", ".mha", ".nrrd", ".h5", ".tfm")
 MATRIX_SUFFIXES = (".txt", ".tfm", ".mat")
 TRANSFORM_SUFFIXES = (*FIELD_SUFFIXES, ".txt", ".mat")
 ITK_TRANSFORM_SUFFIXES = (".h5", ".tfm", ".txt", ".mat")
-SPLINE_SAMPLES = 4  # of a B-spline between its control points, along each axis
+SPLINE_SAMPLES = 8  # of a B-spline between its control points, along each axis
 INTENTS: dict[Format, int] = {"itk": 1007, "nifti": 1006, "learn2reg": 0, "spm": 1007, "niftyreg": 1007}
 # The programs name their files; NiftyReg's first parameter of the intent is the kind of transform.
 SPM_NAME, NIFTYREG_NAME = "Mapping", "NREG_TRANS"
@@ -355,10 +356,10 @@ def _read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     image = read_itk_file(path)
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
+    if image.GetDimension() != 3 or not is_vector_image(image):
         raise UserError(
-            f"{path}: is {image.GetDimension()}-D with {image.GetNumberOfComponentsPerPixel()} numbers per voxel,"
-            " not a displacement field; expected 3-D vectors in mm"
+            f"{path}: {image.GetDimension()}-D with voxels of {image.GetPixelIDTypeAsString()} is not a "
+            "displacement field; expected 3-D vectors of fractions, in mm"
         )
     displacement_mm, affine = from_itk(path, image)
     nifti.check_affine(path, affine)

@@ -209,7 +209,7 @@ def test_h5_files_that_are_not_a_field(tmp_path):
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_other_files(tmp_path):
-    for name in ("a.mha", "a"):
+    for name in ("a.mat", "a"):
         path = tmp_path / name
         assert "expected one of .nii" in refusal(lambda: read_field(path), path)  # noqa: B023
         assert "expected one of .nii" in refusal(lambda: write_field(path, DISPLACEMENT, AFFINE), path)  # noqa: B023
