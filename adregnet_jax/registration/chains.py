@@ -1,7 +1,7 @@
 """Chains of transforms on any grids: as one field, and on points.
 
 A point of the fixed world passes through the transforms in their order, as in ANTs: images come back from the
-last one to the first. Coordinates are computed in float32 relative to the centre of what is mapped.
+last one to the first. Coordinates are in float32, relative to the centre of the grid or of the points.
 """
 
 from __future__ import annotations

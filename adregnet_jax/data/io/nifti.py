@@ -23,7 +23,7 @@ from adregnet_jax.errors import UserError, one_line
 Prefer = Literal["sform", "qform"]
 FORMS_TOLERANCE = 0.05  # voxels: largest distance between corners placed by sform and by qform
 LABEL_TOLERANCE = 1e-3  # rounding of labels in files without scaling
-LARGEST_ROUNDING = 0.499  # in scaled files: halves are nobody's
+LARGEST_ROUNDING = 0.499  # in scaled files: halves stay ambiguous
 SHEAR_TOLERANCE = 1e-4  # largest cosine between axes that ITK takes for perpendicular
 MGH_SUFFIXES = (".mgz", ".mgh")
 PACKED_SUFFIXES = (".gz", ".bz2", ".zst", ".mgz")

@@ -71,7 +71,8 @@ def test_files_of_slicer_that_are_not_points(tmp_path):
     assert "markups" in refusal(tmp_path / "a.mrk.json", "{}")
     assert "markups" in refusal(tmp_path / "a.mrk.json", "not JSON")
     markup = {"coordinateSystem": "RAS", "coordinateUnits": "um", "controlPoints": [{"position": [1, 2, 3]}]}
-    for placed in ({"positionStatus": "undefined"}, {"position": []}, {"position": None}):
+    statuses: list[dict] = [{"positionStatus": "undefined"}, {"position": []}, {"position": None}]
+    for placed in statuses:
         point = {"label": "F-1", "position": [0.0, 0.0, 0.0]} | placed
         unplaced = json.dumps({"markups": [markup | {"coordinateUnits": "mm", "controlPoints": [point]}]})
         assert "point 1 (F-1) isn't placed" in refusal(tmp_path / "a.mrk.json", unplaced)
