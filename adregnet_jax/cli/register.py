@@ -35,7 +35,7 @@ MaskOption = Annotated[
 ]
 LabelsOption = Annotated[Path | None, typer.Option(metavar="FILE", help="Label map or RTSTRUCT, for Dice.")]
 LandmarksOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help=".csv (x,y,z), .fcsv or .mrk.json, for TRE.")
+    Path | None, typer.Option(metavar="FILE", help=".csv (x,y,z), .fcsv, .mrk.json or DICOM points, for TRE.")
 ]
 GIB = 2**30
 MEMORY_ADVICE = (

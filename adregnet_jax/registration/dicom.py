@@ -1,4 +1,4 @@
-"""DICOM around a registration: its results as objects, and structures as the labels that score it."""
+"""DICOM around a registration: its results as objects; structures and fiducials that score it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from adregnet_jax.data.dicom import headers
-from adregnet_jax.data.dicom.registration import deformable_registration, spatial_registration
+from adregnet_jax.data.dicom.fiducials import SUFFIX, read_fiducials
+from adregnet_jax.data.dicom.registration import LPS, deformable_registration, spatial_registration
 from adregnet_jax.data.dicom.series import (
     Series,
     check_can_be_derived,
@@ -99,6 +100,42 @@ def read_structure_labels(files: ScanFiles) -> tuple[dict[str, Image], dict[int,
         for scan in sets
     }
     return maps, dict(enumerate(names, 1))
+
+
+def read_dicom_landmarks(files: ScanFiles) -> dict[str, np.ndarray]:
+    """Landmarks from DICOM objects with marked points on two series, matched by name.
+
+    Returns:
+      [n, 3] RAS mm in the order of the names, by the names of their files, "fixed_landmarks" and
+      "moving_landmarks"; empty where the landmarks are files of another kind.
+
+    Raises:
+      UserError: one DICOM object and one file of another kind, scans that aren't DICOM folders, another frame
+        of reference, or no name in common.
+    """
+    paths = {"fixed": files.fixed_landmarks, "moving": files.moving_landmarks}
+    objects = {
+        scan: path for scan, path in paths.items() if path is not None and path.name.lower().endswith(SUFFIX)
+    }
+    if not objects:
+        return {}
+    if len(objects) == 1:
+        (path,) = objects.values()
+        raise UserError(f"{path} is a DICOM object: give one for each scan, or two lists of points")
+    found = {
+        scan: read_fiducials(path, read_series(files.given()[scan], series=files.series(scan)))
+        for scan, path in objects.items()
+    }
+    fixed, moving = (set(points) for points in found.values())
+    if not fixed & moving:
+        raise UserError(
+            f"{files.fixed_landmarks} and {files.moving_landmarks} have no marked point in common: "
+            f"{', '.join(sorted(fixed)) or 'none'}; {', '.join(sorted(moving)) or 'none'}"
+        )
+    return {
+        f"{scan}_landmarks": np.array([points[name] for name in sorted(fixed & moving)]) * LPS
+        for scan, points in found.items()
+    }
 
 
 def write_dicom(folder: Path, registered: RegisteredScans, pair: DicomPair) -> None:

@@ -15,7 +15,7 @@ from adregnet_jax.data.io.images import Image, read_image
 from adregnet_jax.data.io.nifti import Prefer, corners_apart_mm
 from adregnet_jax.data.io.points import read_points
 from adregnet_jax.errors import UserError
-from adregnet_jax.registration.dicom import read_structure_labels
+from adregnet_jax.registration.dicom import read_dicom_landmarks, read_structure_labels
 from adregnet_jax.registration.measure import ScanPair
 from adregnet_jax.registration.options import RegistrationOptions, ScanFiles
 from adregnet_jax.registration.results import RegisteredScans
@@ -57,7 +57,8 @@ def register_files(
         series also their structure sets, whose structures are matched by name.
       moving_labels: label map of the moving scan, on any grid.
       fixed_landmarks: points in RAS mm (.csv, .fcsv or .mrk.json), for the target registration error; with
-        `moving_landmarks`.
+        `moving_landmarks`. For two DICOM series also Spatial Fiducials or structure sets, whose points are
+        matched by name.
       moving_landmarks: the same anatomical points, in the same order.
       fixed_series: UID of the fixed series, in a DICOM folder that holds several.
       moving_series: likewise.
@@ -152,9 +153,10 @@ def _read_scans(files: ScanFiles, *, prefer: Prefer | None) -> tuple[ScanPair, d
     images: dict[str, Any] = {}
     points: dict[str, Any] = {}
     structures, names = read_structure_labels(files)
+    fiducials = read_dicom_landmarks(files)
     for name, path in files.given().items():
         if "landmarks" in name:
-            points[name] = read_points(path)
+            points[name] = fiducials[name] if name in fiducials else read_points(path)
         elif name in structures:
             images[name] = structures[name]
         else:

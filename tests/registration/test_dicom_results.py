@@ -13,7 +13,12 @@ from scipy import ndimage
 from adregnet_jax.data.io.images import Image, read_image, write_image
 from adregnet_jax.data.io.transforms import write_field
 from adregnet_jax.errors import UserError
-from adregnet_jax.registration.dicom import read_dicom_pair, read_structure_labels, write_dicom
+from adregnet_jax.registration.dicom import (
+    read_dicom_landmarks,
+    read_dicom_pair,
+    read_structure_labels,
+    write_dicom,
+)
 from adregnet_jax.registration.field import (
     DisplacementField,
     after_field,
@@ -289,3 +294,33 @@ def test_structures_are_labels_by_name(study, tmp_path):
     studies.write_rtstruct(files["moving_labels"], other, studies.headers_of(files["moving"]))
     with pytest.raises(UserError, match="no structure in common: Body, Heart, only fixed; Liver"):
         read_structure_labels(ScanFiles(**files))
+
+
+def test_marked_points_are_landmarks_by_name(study, tmp_path):
+    there = {"carina": (3, -4, 50), "apex": (-10, 2, 60)}
+    here = {"apex": (-9, 3, 61), "carina": (4, -3, 51), "only here": (0, 0, 50)}
+    points = studies.write_fiducials(tmp_path / "fixed.dcm", here)
+    moving = studies.headers_of(study / "moving")
+    other = studies.OTHER_FRAME
+    drawn = [(name, [1, 2, 3], [np.array([point], float)], "MARKER") for name, point in there.items()]
+    marked = studies.write_rtstruct(tmp_path / "moving.dcm", drawn, moving, frame=other)
+    scans = (study / "fixed", study / "moving")
+    files = ScanFiles(*scans, fixed_landmarks=points, moving_landmarks=marked)
+    found = read_dicom_landmarks(files)
+    np.testing.assert_array_equal(found["fixed_landmarks"], [[9, -3, 61], [-4, 3, 51]])
+    np.testing.assert_array_equal(found["moving_landmarks"], [[10, -2, 60], [-3, 4, 50]])
+    assert read_scans(files).fixed_landmarks.shape == (2, 3)
+
+    def refused(first, second=marked):
+        with pytest.raises(UserError) as caught:
+            read_dicom_landmarks(ScanFiles(*scans, fixed_landmarks=first, moving_landmarks=second))
+        return str(caught.value)
+
+    assert "give one for each scan" in refused(points, tmp_path / "moving.csv")
+    wrong = studies.write_fiducials(tmp_path / "wrong.dcm", here, frame=other)
+    assert f"in the frame of reference {other}, and" in refused(wrong)
+    line = studies.write_fiducials(tmp_path / "line.dcm", here, shape="LINE")
+    assert "fiducial 'apex' is a LINE; expected a point" in refused(line)
+    alone = studies.write_fiducials(tmp_path / "alone.dcm", {"other": (1, 2, 50)})
+    assert "no marked point in common: other; apex, carina" in refused(alone)
+    assert "its modality is CT; expected FID or RTSTRUCT" in refused(study / "fixed" / "im001.dcm")

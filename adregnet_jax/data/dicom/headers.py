@@ -92,21 +92,22 @@ def pydicom(path: str | Path) -> Any:
     return pydicom
 
 
-def read_object(path: Path, kind: str) -> Dataset:
-    """Reads one DICOM file of a modality, such as RTSTRUCT; its elements are parsed when they are used.
+def read_object(path: Path, *kinds: str) -> Dataset:
+    """Reads one DICOM file of certain modalities, such as RTSTRUCT; its elements are parsed on use.
 
     Raises:
       UserError: it isn't a DICOM file, is damaged, or has another modality.
     """
     module = pydicom(path)
+    kind = " or ".join(kinds)
     try:
         dataset = module.dcmread(path)
         modality = dataset.get("Modality")
     except (module.errors.InvalidDicomError, EOFError, ValueError, AttributeError, NotImplementedError):
-        raise UserError(f"{path}: not a DICOM file that can be read; expected an {kind}") from None
+        raise UserError(f"{path}: not a DICOM file that can be read; expected {kind}") from None
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror or error}): check the file") from None
-    if modality != kind:
+    if modality not in kinds:
         raise UserError(f"{path}: its modality is {modality or 'missing'}; expected {kind}")
     return dataset
 

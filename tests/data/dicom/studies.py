@@ -113,6 +113,24 @@ def write_rtstruct(path, structures, slices, *, frame=FRAME, kind="CLOSED_PLANAR
     return path
 
 
+def write_fiducials(path, points, *, frame=FRAME, shape="POINT"):
+    """Spatial Fiducials: points in LPS mm by name."""
+    made = header("FID", generate_uid())
+    made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.66.2", generate_uid()
+    made.ContentDate, made.ContentTime, made.ContentLabel = "20240519", "090000", "POINTS"
+    made.ContentDescription, made.ContentCreatorName, made.InstanceNumber = "", "", 1
+    group = Dataset()
+    group.FrameOfReferenceUID, group.FiducialSequence = frame, []
+    for name, point in points.items():
+        item = Dataset()
+        item.FiducialIdentifier, item.ShapeType = name, shape
+        item.NumberOfContourPoints, item.ContourData = 1, list(point)
+        group.FiducialSequence.append(item)
+    made.FiducialSetSequence = [group]
+    save(path, made)
+    return path
+
+
 def write_rtdose(path, doses, lps, *, scaling, frame=FRAME, bits=32, **of_header):
     """A dose in Gy, [x, y, z] on the axial grid `lps` [4, 4] voxel -> LPS mm."""
     made = header("RTDOSE", generate_uid(), **of_header)
