@@ -56,8 +56,11 @@ def carry_dose(dose: dose_files.Dose, field: SeriesField) -> tuple[np.ndarray, n
 
 
 def _sampled(values: np.ndarray, voxels: np.ndarray) -> np.ndarray:
-    """Values of a grid at voxels [3, ...], trilinear; 0 outside."""
-    return ndimage.map_coordinates(values, voxels, order=1, mode="constant")
+    """Values of a grid at voxels [3, ...], trilinear; 0 outside of its voxels."""
+    inside = np.ones(voxels.shape[1:], bool)
+    for along, size in zip(voxels, values.shape, strict=True):
+        inside &= (along >= -0.5) & (along <= size - 0.5)
+    return np.where(inside, ndimage.map_coordinates(values, voxels, order=1, mode="nearest"), np.float32(0))
 
 
 def _doses_in(shares: Shares, series: Series, values: np.ndarray, affine: np.ndarray) -> np.ndarray:

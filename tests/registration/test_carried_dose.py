@@ -9,13 +9,21 @@ import pytest
 import SimpleITK
 
 from adregnet_jax.data.dicom.dose import read_dose
+from adregnet_jax.data.io.transforms import write_field
 from adregnet_jax.errors import UserError
 from adregnet_jax.registration.carried_dose import write_carried_dose
+from adregnet_jax.registration.series_field import read_series_field
 from adregnet_jax.report.doses import cumulative, mean_dose
 from tests.data.dicom import studies
-from tests.registration.test_carried_structures import between, write_carried_study
+from tests.registration.test_carried_structures import (
+    FIXED_LPS,
+    FIXED_SHAPE,
+    between,
+    write_carried_study,
+)
 
 DOSE_LPS = nib.affines.from_matvec(np.diag([3.0, 2.5, 3.5]), [-42, -36, 12])
+RAS = np.diag([-1.0, -1, 1, 1])
 DOSE_SHAPE, SCALING = (28, 28, 16), 0.002
 
 
@@ -75,6 +83,24 @@ def test_the_dose_is_that_of_itk_on_the_same_grid(study, carried):
     assert before.SOPInstanceUID != after.SOPInstanceUID and "energy" in after.DoseComment
 
 
+def test_without_motion_the_dose_stays(study, tmp_path):
+    """Also at the border of its grid."""
+    write_field(tmp_path / "field.npz", np.zeros((*FIXED_SHAPE, 3), np.float32), RAS @ FIXED_LPS)
+    field = read_series_field(tmp_path / "field.npz", fixed=study / "fixed", moving=study / "moving")
+    write_carried_dose(study / "dose.dcm", field, tmp_path / "out")
+    before, after = (pydicom.dcmread(folder / "dose.dcm") for folder in (study, tmp_path / "out"))
+    assert np.abs(before.pixel_array.astype(int) - after.pixel_array.astype(int)).max() <= 1
+
+
+def test_the_largest_number_that_a_dose_can_store(study, tmp_path):
+    made = pydicom.dcmread(study / "dose.dcm")
+    made.PixelData = np.full(DOSE_SHAPE, 2**32 - 1, "<u4").tobytes()
+    made.DoseGridScaling = 60 / (2**32 - 1)
+    made.save_as(tmp_path / "dose.dcm")
+    write_carried_dose(tmp_path / "dose.dcm", between(study), tmp_path / "out")
+    assert read_dose(tmp_path / "out" / "dose.dcm").values[INNER].min() == pytest.approx(60)
+
+
 def test_frames_of_their_own_shift_the_grid(tmp_path):
     """The centre of the dose stays at its place in the anatomy."""
     folder = write_carried_study(tmp_path / "study")
@@ -83,7 +109,7 @@ def test_frames_of_their_own_shift_the_grid(tmp_path):
     )
     write_carried_dose(path, between(folder), tmp_path / "out")
     made = read_dose(tmp_path / "out" / "dose.dcm")
-    lps = np.diag([-1.0, -1, 1, 1]) @ made.affine
+    lps = RAS @ made.affine
     np.testing.assert_allclose(lps[:3, :3], DOSE_LPS[:3, :3])
     field = SimpleITK.ReadImage(str(folder / "field.nii.gz"), SimpleITK.sitkVectorFloat64)
     middle = (np.array(DOSE_SHAPE) - 1) / 2

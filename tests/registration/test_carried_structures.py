@@ -195,6 +195,25 @@ def test_anonymous_structures(study, tmp_path):
         assert studies.problems(tmp_path / "out" / "structures.dcm") == []
 
 
+def test_structures_on_sagittal_slices(tmp_path):
+    """Which are counted along their normal, towards the patient's right."""
+    lps = nib.affines.from_matvec([[0, 0, 2.5], [1.5, 0, 0], [0, -2.0, 0]], [-20, -30, 40])
+    series = read_series(studies.write_ct(tmp_path / "a", np.zeros((40, 36, 16), int), lps))
+    contours = tuple(ring((20, 11), (0, 5), x)[:, [2, 0, 1]] for x in (-10, -7.5, -5))
+    shares = shares_of(Structure(1, "disc", contours, np.empty((0, 3))), series)
+    np.testing.assert_array_equal(shares.corner[2] + np.arange(shares.values.shape[2]), [9, 10, 11])
+    assert shares.volume_mm3(series) == pytest.approx(3 * 2.5 * np.pi * 20 * 11, rel=2e-3)
+
+
+def test_a_structure_out_of_reach_is_empty_and_reported(study, tmp_path):
+    far = [("far", [1, 2, 3], [ring((3, 3), (300, 0), 31)], "ORGAN")]
+    moving = studies.headers_of(study / "moving")
+    path = studies.write_rtstruct(tmp_path / "far.dcm", far, moving, frame=studies.OTHER_FRAME)
+    with pytest.warns(UserWarning, match="leads nowhere into structure 'far'"):
+        (row,) = write_carried_structures(path, between(study), tmp_path / "out")
+    assert row["volume_after_cm3"] == 0
+
+
 def test_a_structure_drawn_on_every_second_slice_is_whole(study):
     """A ball of 15 mm on slices 2.5 mm apart; and a second piece, far above it, that stays apart."""
     heights = [6 + 2.5 * k for k in range(4, 26, 2)]

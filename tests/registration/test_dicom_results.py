@@ -10,6 +10,8 @@ import pytest
 import SimpleITK
 from scipy import ndimage
 
+from adregnet_jax.data.dicom import headers
+from adregnet_jax.data.dicom.registration import deformable_registration, spatial_registration
 from adregnet_jax.data.io.images import Image, read_image, write_image
 from adregnet_jax.data.io.transforms import write_field
 from adregnet_jax.errors import UserError
@@ -164,6 +166,27 @@ def test_the_matrix_of_the_affine_object_leads_from_the_moving_to_the_fixed_fram
             fixed_ras = np.array([5.0, -7, 30, 1])
             moving_lps = LPS_TO_RAS @ MATRIX @ fixed_ras
             np.testing.assert_allclose(values @ moving_lps, LPS_TO_RAS @ fixed_ras, atol=1e-6)
+
+
+def test_a_rigid_matrix_and_a_left_handed_grid(study, registered, tmp_path):
+    """The grid of the object is right-handed, as the standard has it, whatever the field's is."""
+    pair = read_dicom_pair(ScanFiles(study / "fixed", study / "moving"), anonymize=False)
+    series: dict[str, Any] = {"fixed": pair.fixed, "moving": pair.moving}
+    turn = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.02, -0.05), [1, 2, 3])
+    made = spatial_registration(turn, **series)
+    sequence = made.RegistrationSequence[1].MatrixRegistrationSequence[0].MatrixSequence
+    assert sequence[0].FrameOfReferenceTransformationMatrixType == "RIGID"
+    field = registered.field
+    affine = np.asarray(field.affine, float)
+    flipped = affine.copy()
+    flipped[:3, 2], flipped[:3, 3] = -affine[:3, 2], affine[:3, 3] + affine[:3, 2] * (field.shape[2] - 1)
+    displacement = np.asarray(field.displacement)[:, :, ::-1] * np.float32([1, 1, -1])
+    for name, arguments in (("a", (np.asarray(field.displacement), affine)), ("b", (displacement, flipped))):
+        made = deformable_registration(*arguments, matrix=np.eye(4), **series)
+        headers.write_object(tmp_path / f"{name}.dcm", made, anonymize=False)
+    points = nib.affines.apply_affine(FIXED_LPS, np.random.default_rng(3).uniform(2, 9, (10, 3)))
+    one, other = (mapped_by_the_standard(tmp_path / f"{name}.dcm", points) for name in "ab")
+    np.testing.assert_allclose(one, other, atol=1e-3)
 
 
 def test_itk_reads_the_warped_series(written, registered):

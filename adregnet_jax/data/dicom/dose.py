@@ -136,8 +136,9 @@ def dose_object(
             made.GridFrameOffsetVector = [headers.decimal(value) for value in offsets + shift_mm[2]]
     made.DoseComment = COMMENT
     kind = "i" if dataset.get("PixelRepresentation", 0) else "u"
-    stored = np.round(values / float(dataset.DoseGridScaling))
-    stored = stored.transpose(2, 1, 0).astype(f"<{kind}{int(dataset.BitsAllocated) // 8}")
+    dtype = np.dtype(f"<{kind}{int(dataset.BitsAllocated) // 8}")
+    stored = np.round(values.astype(np.float64) / float(dataset.DoseGridScaling))
+    stored = np.clip(stored, np.iinfo(dtype).min, np.iinfo(dtype).max).transpose(2, 1, 0).astype(dtype)
     made.PixelData = np.ascontiguousarray(stored).tobytes()
     made["PixelData"].VR = "OW"
     return made

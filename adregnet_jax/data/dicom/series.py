@@ -273,7 +273,7 @@ def _storage(values: np.ndarray, common: Dataset) -> tuple[float, float, tuple[i
     Those of the source are kept where all slices share them and they hold the values. A slope that is coarser
     than a thousandth of the range is replaced.
     """
-    slope, intercept = float(common.get("RescaleSlope", 1)), float(common.get("RescaleIntercept", 0))
+    slope, intercept = float(common.get("RescaleSlope") or 1), float(common.get("RescaleIntercept") or 0)
     signed = int(common.get("PixelRepresentation", 1))
     low, high = float(values.min()), float(values.max())
     bounds = STORED_RANGE[signed]
