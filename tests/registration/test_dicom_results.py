@@ -180,7 +180,7 @@ def test_a_rigid_matrix_and_a_left_handed_grid(study, registered, tmp_path):
     affine = np.asarray(field.affine, float)
     flipped = affine.copy()
     flipped[:3, 2], flipped[:3, 3] = -affine[:3, 2], affine[:3, 3] + affine[:3, 2] * (field.shape[2] - 1)
-    displacement = np.asarray(field.displacement)[:, :, ::-1] * np.float32([1, 1, -1])
+    displacement = np.asarray(field.displacement)[:, :, ::-1] * np.array([1, 1, -1], np.float32)
     for name, arguments in (("a", (np.asarray(field.displacement), affine)), ("b", (displacement, flipped))):
         made = deformable_registration(*arguments, matrix=np.eye(4), **series)
         headers.write_object(tmp_path / f"{name}.dcm", made, anonymize=False)
