@@ -13,7 +13,7 @@ from scipy import ndimage
 from adregnet_jax.data.dicom import headers
 from adregnet_jax.data.dicom.registration import deformable_registration, spatial_registration
 from adregnet_jax.data.io.images import Image, read_image, write_image
-from adregnet_jax.data.io.transforms import write_field
+from adregnet_jax.data.io.transforms import write_field, write_matrix
 from adregnet_jax.errors import UserError
 from adregnet_jax.registration.dicom import (
     read_dicom_landmarks,
@@ -222,6 +222,34 @@ def test_other_programs_warp_to_the_same_image(study, registered, written, tmp_p
     studies.subprocess.run(command, check=True, capture_output=True)
     theirs = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "warped.nrrd")))
     assert np.abs(ours - theirs)[inside == 1].max() < limit
+
+
+def test_another_program_writes_the_same_registrations(study, registered, written, tmp_path):
+    """Both kinds of objects by plastimatch, from ITK's files of the matrix and of the field."""
+    studies.needs("plastimatch")
+    write_matrix(tmp_path / "affine.txt", MATRIX)
+    displacement = np.asarray(registered.field.displacement)
+    write_field(tmp_path / "field.nii.gz", displacement, np.asarray(registered.field.affine))
+    field = SimpleITK.ReadImage(str(tmp_path / "field.nii.gz"), SimpleITK.sitkVectorFloat32)
+    SimpleITK.WriteImage(field, str(tmp_path / "field.mha"))
+    theirs = {}
+    for name in ("affine.txt", "field.mha"):
+        command = ["plastimatch", "xf-convert", "--input", str(tmp_path / name)]
+        command += ["--output-dicom", str(tmp_path / f"of_{name}")]
+        command += ["--fixed-rcs", str(study / "fixed"), "--moving-rcs", str(study / "moving")]
+        studies.subprocess.run(command, check=True, capture_output=True)
+        (theirs[name],) = (tmp_path / f"of_{name}").iterdir()
+    found = []
+    for path in (theirs["affine.txt"], written / "affine.dcm"):
+        made = pydicom.dcmread(path)
+        (item,) = [i for i in made.RegistrationSequence if i.FrameOfReferenceUID == studies.OTHER_FRAME]
+        (matrix,) = item.MatrixRegistrationSequence[0].MatrixSequence
+        found.append(np.array(matrix.FrameOfReferenceTransformationMatrix, float))
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+    points = nib.affines.apply_affine(FIXED_LPS, np.random.default_rng(6).uniform(1, 10, (20, 3)))
+    objects = (theirs["field.mha"], written / "registration.dcm")
+    other, ours = (mapped_by_the_standard(path, points) for path in objects)
+    np.testing.assert_allclose(ours, other, atol=0.01)
 
 
 def test_the_warped_series_is_derived(study, written):
