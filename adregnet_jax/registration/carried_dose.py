@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from adregnet_jax.atomic import new_folder
 from adregnet_jax.data.dicom import dose as dose_files
-from adregnet_jax.data.dicom import headers, structures
+from adregnet_jax.data.dicom import structures
+from adregnet_jax.data.dicom.files import write_object
 from adregnet_jax.data.dicom.series import Series
 from adregnet_jax.data.dicom.structures import Shares, Structure
 from adregnet_jax.registration.carried_structures import (
@@ -135,7 +136,7 @@ def write_carried_dose(
             found = [dataclasses.replace(one, name=names.get(one.number, one.name)) for one in found]
         values, affine = carry_dose(dose, field)
         made = dose_files.dose_object(values, affine, source=dose, fixed=field.fixed)
-        headers.write_object(temporary / "dose.dcm", made, anonymize=anonymize)
+        write_object(temporary / "dose.dcm", made, anonymize=anonymize)
         if not found:
             return []
         compared = [

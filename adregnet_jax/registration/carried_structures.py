@@ -17,8 +17,10 @@ from jaxtyping import Float
 from scipy import ndimage
 
 from adregnet_jax.atomic import new_folder
-from adregnet_jax.data.dicom import headers, structures
+from adregnet_jax.data.dicom import structures
+from adregnet_jax.data.dicom.files import write_object
 from adregnet_jax.data.dicom.polygons import area, outlines
+from adregnet_jax.data.dicom.structure_set import structure_set
 from adregnet_jax.data.dicom.structures import Shares, Structure
 from adregnet_jax.errors import UserError
 from adregnet_jax.provenance import __version__
@@ -144,14 +146,14 @@ def write_carried_structures(
     with new_folder(output, own=FILES, overwrite=overwrite) as temporary:
         dataset, found = read_structures_of(path, field, only=only)
         carried = carry_structures(found, field)
-        made = structures.structure_set(
+        made = structure_set(
             dataset,
             {each.before.number: each.contours for each in carried},
             {each.before.number: each.points_lps for each in carried},
             fixed=field.fixed,
             description=DESCRIPTION,
         )
-        headers.write_object(temporary / "structures.dcm", made, anonymize=anonymize)
+        write_object(temporary / "structures.dcm", made, anonymize=anonymize)
         names = structures.anonymous_names(dataset) if anonymize else {}
         volumes = [each.row(field) for each in carried]
         for row, each in zip(volumes, carried, strict=True):

@@ -8,16 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from adregnet_jax.data.dicom import headers
+from adregnet_jax.data.dicom.derived import check_can_be_derived, derived_series, reached_slices
 from adregnet_jax.data.dicom.fiducials import SUFFIX, read_fiducials
+from adregnet_jax.data.dicom.files import write_object
 from adregnet_jax.data.dicom.registration import LPS, deformable_registration, spatial_registration
-from adregnet_jax.data.dicom.series import (
-    Series,
-    check_can_be_derived,
-    derived_series,
-    reached_slices,
-    read_series,
-)
+from adregnet_jax.data.dicom.series import Series, read_series
 from adregnet_jax.data.dicom.structures import check_frame, is_structure_set, label_map, read_structures
 from adregnet_jax.data.io.images import Image
 from adregnet_jax.errors import UserError
@@ -163,7 +158,7 @@ def write_dicom(folder: Path, registered: RegisteredScans, pair: DicomPair) -> N
         description=f"Resampled to another series by deformable registration, linear; adregnet {__version__}",
     )
     for number, made in enumerate(slices, 1):
-        headers.write_object(folder / "warped" / f"{number:04d}.dcm", made, anonymize=pair.anonymize)
+        write_object(folder / "warped" / f"{number:04d}.dcm", made, anonymize=pair.anonymize)
     matrix = np.asarray(registered.matrix, np.float64)
     before_matrix = registered.field
     if moved := not np.allclose(matrix, np.eye(4)):
@@ -187,4 +182,4 @@ def write_dicom(folder: Path, registered: RegisteredScans, pair: DicomPair) -> N
     if moved:
         objects["affine.dcm"] = spatial_registration(matrix, fixed=fixed, moving=moving)
     for name, made in objects.items():
-        headers.write_object(folder / name, made, anonymize=pair.anonymize)
+        write_object(folder / name, made, anonymize=pair.anonymize)

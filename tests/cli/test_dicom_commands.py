@@ -1,6 +1,7 @@
 """The commands on DICOM studies: the files they write, the input they refuse."""
 
 import json
+import sys
 from unittest.mock import create_autospec
 
 import pydicom
@@ -117,3 +118,10 @@ def test_dose_prints_means_and_writes_a_folder(planned, tmp_path):
     assert "add --structures" in refusal(*command, "--only", "Lungs")
     assert adregnet(*command, "--overwrite").exit_code == 0
     assert {each.name for each in (tmp_path / "out").iterdir()} == {"dose.dcm"}
+
+
+def test_missing_pydicom_is_reported_with_the_command_to_install_it(planned, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    series = ("--fixed", planned / "fixed", "--moving", planned / "moving")
+    command = ("contours", planned / "structures.dcm", planned / "field.nii.gz", *series)
+    assert "pip install 'adregnet-jax[dicom]'" in refusal(*command, "-o", tmp_path / "out")

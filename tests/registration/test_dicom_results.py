@@ -10,7 +10,7 @@ import pytest
 import SimpleITK
 from scipy import ndimage
 
-from adregnet_jax.data.dicom import headers
+from adregnet_jax.data.dicom.files import write_object
 from adregnet_jax.data.dicom.registration import deformable_registration, spatial_registration
 from adregnet_jax.data.io.images import Image, read_image, write_image
 from adregnet_jax.data.io.transforms import write_field, write_matrix
@@ -183,7 +183,7 @@ def test_a_rigid_matrix_and_a_left_handed_grid(study, registered, tmp_path):
     displacement = np.asarray(field.displacement)[:, :, ::-1] * np.array([1, 1, -1], np.float32)
     for name, arguments in (("a", (np.asarray(field.displacement), affine)), ("b", (displacement, flipped))):
         made = deformable_registration(*arguments, matrix=np.eye(4), **series)
-        headers.write_object(tmp_path / f"{name}.dcm", made, anonymize=False)
+        write_object(tmp_path / f"{name}.dcm", made, anonymize=False)
     points = nib.affines.apply_affine(FIXED_LPS, np.random.default_rng(3).uniform(2, 9, (10, 3)))
     one, other = (mapped_by_the_standard(tmp_path / f"{name}.dcm", points) for name in "ab")
     np.testing.assert_allclose(one, other, atol=1e-3)

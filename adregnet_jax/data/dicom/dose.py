@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from adregnet_jax.data.dicom import headers
-from adregnet_jax.data.dicom.series import SERIES_NUMBERS, SLICE_TOLERANCE, Series
+from adregnet_jax.data.dicom import files, headers
+from adregnet_jax.data.dicom.headers import SERIES_NUMBERS
+from adregnet_jax.data.dicom.series import SLICE_TOLERANCE, Series
 from adregnet_jax.data.io.itk import LPS_TO_RAS
 from adregnet_jax.errors import UserError, one_line
 
@@ -21,6 +22,7 @@ CLASS = "1.2.840.10008.5.1.4.1.1.481.2"
 COMMENT = "Pulled back by deformable registration; energy isn't conserved"  # at most 64 characters
 # Attributes that no longer hold for a dose on another anatomy.
 OUTDATED = (
+    "DerivationDescription",
     "DVHSequence",
     "DVHNormalizationDoseValue",
     "DVHNormalizationPoint",
@@ -51,7 +53,7 @@ def read_dose(path: Path) -> Dose:
     Raises:
       UserError: not a readable RTDOSE, no grid or no scaling, uneven frames, or compressed without a decoder.
     """
-    dataset = headers.read_object(path, "RTDOSE")
+    dataset = files.read_object(path, "RTDOSE")
     dataset.remove_private_tags()  # decodes all text with its own character set
     if not dataset.get("DoseGridScaling"):
         raise UserError(
@@ -124,6 +126,7 @@ def dose_object(
     headers.identify(
         made, sop_class=CLASS, series=headers.new_uid(), number=number, description="Dose carried over"
     )
+    headers.add_equipment(made)
     made.ContentDate, made.ContentTime = made.SeriesDate, made.SeriesTime
     made.FrameOfReferenceUID = fixed.frame_of_reference
     made.PositionReferenceIndicator = fixed.slices[0].get("PositionReferenceIndicator", "")

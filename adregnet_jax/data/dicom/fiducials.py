@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from adregnet_jax.data.dicom import headers
+from adregnet_jax.data.dicom import files
 from adregnet_jax.data.dicom.series import Series
 from adregnet_jax.data.dicom.structures import check_frame, read_structures
 from adregnet_jax.errors import UserError
@@ -30,7 +30,7 @@ def read_fiducials(path: Path, series: Series) -> dict[str, Float[np.ndarray, " 
     Raises:
       UserError: another kind of object, another frame of reference, or points in pixels of an image.
     """
-    dataset = headers.read_object(path, FIDUCIALS, STRUCTURES)
+    dataset = files.read_object(path, FIDUCIALS, STRUCTURES)
     if dataset.Modality == STRUCTURES:
         dataset, structures = read_structures(path)
         check_frame(path, dataset, series)
@@ -56,7 +56,7 @@ def _point(path: Path, item: Any) -> np.ndarray:
     if kind != "POINT" or "ContourData" not in item:
         where = "in pixels of an image" if kind == "POINT" else f"a {kind}"
         raise UserError(f"{path}: fiducial {_name(item)!r} is {where}; expected a point in mm")
-    numbers = headers.numbers(item, "ContourData")
+    numbers = files.numbers(item, "ContourData")
     if numbers.shape != (3,):
         raise UserError(f"{path}: fiducial {_name(item)!r} has {numbers.size} coordinates; expected 3")
     return numbers

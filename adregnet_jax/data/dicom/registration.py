@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float
 
 from adregnet_jax.data.dicom import headers
-from adregnet_jax.data.dicom.series import SERIES_NUMBERS, Series
+from adregnet_jax.data.dicom.headers import SERIES_NUMBERS
+from adregnet_jax.data.dicom.series import Series
 from adregnet_jax.data.io.itk import LPS_TO_RAS
 
 if TYPE_CHECKING:

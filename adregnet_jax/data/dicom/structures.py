@@ -1,8 +1,7 @@
-"""RT Structure Sets: read as contours and as shares of voxels, written with contours on another series."""
+"""Structures of radiotherapy: read as contours and as shares of the voxels of a series."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
@@ -14,19 +13,17 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import ndimage
 
-from adregnet_jax.data.dicom import headers
+from adregnet_jax.data.dicom import files
+from adregnet_jax.data.dicom.anonymity import anonymous
 from adregnet_jax.data.dicom.polygons import coverage
-from adregnet_jax.data.dicom.series import SERIES_NUMBERS, Series
+from adregnet_jax.data.dicom.series import Series
 from adregnet_jax.errors import UserError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 CLOSED, POINT = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"), "POINT"
 OFF_SLICE = 0.1  # of the distance between slices: how far a contour may lie from its slice
-CONTOUR_DATA = 0x30060050
-DIGITS = 3  # of written coordinates in mm: DICOM's decimals have at most 16 characters
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +74,7 @@ def read_structures(path: Path, *, only: Sequence[str] = ()) -> tuple[Dataset, l
     Raises:
       UserError: not a readable RTSTRUCT, no such structure, or open contours.
     """
-    dataset = headers.read_object(path, "RTSTRUCT")
+    dataset = files.read_object(path, "RTSTRUCT")
     names = {
         int(item.ROINumber): str(item.get("ROIName", ""))
         for item in dataset.get("StructureSetROISequence", [])
@@ -104,7 +101,9 @@ def _structure(path: Path, number: int, name: str, drawing: Any) -> Structure:
     for item in drawing.get("ContourSequence", []):
         kind = str(item.get("ContourGeometricType", ""))
         try:
-            corners = headers.numbers(item, "ContourData").reshape(-1, 3)
+            corners = files.numbers(item, "ContourData").reshape(-1, 3)
+            if not np.isfinite(corners).all():
+                raise ValueError
         except (KeyError, ValueError):
             raise UserError(
                 f"{path}: a contour of structure {name!r} isn't a list of points: export it again"
@@ -125,7 +124,7 @@ def _structure(path: Path, number: int, name: str, drawing: Any) -> Structure:
 
 def anonymous_names(dataset: Dataset) -> dict[int, str]:
     """The names of structures by their numbers, as they are in an anonymous copy of their structure set."""
-    items = headers.anonymous(dataset).StructureSetROISequence
+    items = anonymous(dataset).StructureSetROISequence
     return {int(item.ROINumber): str(item.ROIName) for item in items}
 
 
@@ -218,7 +217,7 @@ def is_structure_set(path: Path) -> bool:
     """Whether a path is a file with an RT Structure Set, by its name and its header."""
     if not path.is_file() or path.suffix.lower() != ".dcm":
         return False
-    module = headers.pydicom(path)
+    module = files.pydicom(path)
     try:
         return module.dcmread(path, specific_tags=["Modality"]).get("Modality") == "RTSTRUCT"
     except (module.errors.InvalidDicomError, OSError, EOFError, ValueError):
@@ -241,116 +240,3 @@ def label_map(
         box = tuple(slice(c, c + n) for c, n in zip(shares.corner, shares.values.shape, strict=True))
         labels[box][shares.values > 0.5] = number
     return labels
-
-
-def structure_set(
-    source: Dataset,
-    contours: Mapping[int, Sequence[tuple[int, Float[np.ndarray, "_n 2"]]]],
-    points: Mapping[int, Float[np.ndarray, "_m 3"]],
-    *,
-    fixed: Series,
-    description: str,
-) -> Dataset:
-    """A structure set with the structures of another one, contours on the slices of a series.
-
-    Args:
-      source: names, colours and observations come from it.
-      contours: by ROI number; of each contour the slice and the corners [n, 2] in pixels of the series.
-      points: [m, 3] LPS mm, by ROI number.
-      fixed: has the slices, the patient and the study.
-      description: how the contours were made.
-    """
-    made = headers.with_patient_and_study(source, fixed.slices[0], without=("ROIContourSequence",))
-    header = fixed.slices[0]
-    number = int(source.get("SeriesNumber") or 0) + SERIES_NUMBERS
-    headers.identify(
-        made, sop_class=CLASS, series=headers.new_uid(), number=number, description="Structures carried over"
-    )
-    made.StructureSetDate, made.StructureSetTime = made.SeriesDate, made.SeriesTime
-    made.FrameOfReferenceUID = fixed.frame_of_reference
-    made.PositionReferenceIndicator = header.get("PositionReferenceIndicator", "")
-    made.ReferencedFrameOfReferenceSequence = [_frame(fixed)]
-    made.PredecessorStructureSetSequence = [headers.reference(source)]
-    kept = {*contours, *points}
-    made.StructureSetROISequence = [
-        _definition(item, fixed, description)
-        for item in source.StructureSetROISequence
-        if int(item.ROINumber) in kept
-    ]
-    made.RTROIObservationsSequence = [
-        copy.deepcopy(item)
-        for item in source.get("RTROIObservationsSequence", [])
-        if int(item.ReferencedROINumber) in kept
-    ]
-    made.ROIContourSequence = [
-        _contours(item, contours, points, fixed)
-        for item in source.get("ROIContourSequence", [])
-        if int(item.ReferencedROINumber) in kept
-    ]
-    return made
-
-
-def _frame(fixed: Series) -> Dataset:
-    """The series that contours are drawn on, within its study and its frame of reference."""
-    from pydicom.dataset import Dataset
-
-    series = Dataset()
-    series.SeriesInstanceUID = fixed.slices[0].SeriesInstanceUID
-    series.ContourImageSequence = [headers.reference(header) for header in fixed.slices]
-    study = Dataset()
-    study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"  # a study, as PS3.3 C.8.8.5 refers to it
-    study.ReferencedSOPInstanceUID = fixed.slices[0].StudyInstanceUID
-    study.RTReferencedSeriesSequence = [series]
-    frame = Dataset()
-    frame.FrameOfReferenceUID = fixed.frame_of_reference
-    frame.RTReferencedStudySequence = [study]
-    return frame
-
-
-def _definition(item: Dataset, fixed: Series, description: str) -> Dataset:
-    made = copy.deepcopy(item)
-    made.ReferencedFrameOfReferenceUID = fixed.frame_of_reference
-    made.ROIGenerationAlgorithm = "AUTOMATIC"
-    made.ROIGenerationDescription = description
-    made.pop("ROIVolume", None)
-    return made
-
-
-def _contours(
-    item: Dataset,
-    contours: Mapping[int, Sequence[tuple[int, np.ndarray]]],
-    points: Mapping[int, np.ndarray],
-    fixed: Series,
-) -> Dataset:
-    """An item of ROIContourSequence: number and colour as before, contours anew."""
-    from pydicom.dataset import Dataset
-
-    made = Dataset()
-    number = int(item.ReferencedROINumber)
-    made.ReferencedROINumber = number
-    if "ROIDisplayColor" in item:
-        made.ROIDisplayColor = item.ROIDisplayColor
-    drawn = [
-        _contour(
-            CLOSED[0], nib.affines.apply_affine(fixed.lps, np.c_[polygon, np.full(len(polygon), k)]), fixed, k
-        )
-        for k, polygon in contours.get(number, ())
-    ]
-    drawn += [_contour(POINT, point[None], fixed, None) for point in points.get(number, ())]
-    for count, contour in enumerate(drawn, 1):
-        contour.ContourNumber = count
-    if drawn:
-        made.ContourSequence = drawn
-    return made
-
-
-def _contour(kind: str, corners_mm: np.ndarray, fixed: Series, k: int | None) -> Dataset:
-    from pydicom.dataset import Dataset
-
-    made = Dataset()
-    if k is not None:
-        made.ContourImageSequence = [headers.reference(fixed.slices[k])]
-    made.ContourGeometricType = kind
-    made.NumberOfContourPoints = len(corners_mm)
-    made[CONTOUR_DATA] = headers.decimals(corners_mm, CONTOUR_DATA, digits=DIGITS)
-    return made

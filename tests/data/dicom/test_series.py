@@ -5,8 +5,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from adregnet_jax.data.dicom import headers
-from adregnet_jax.data.dicom.series import check_can_be_derived, derived_series, read_series
+from adregnet_jax.data.dicom.derived import check_can_be_derived, derived_series
+from adregnet_jax.data.dicom.files import write_object
+from adregnet_jax.data.dicom.series import read_series
 from adregnet_jax.data.io.images import read_image
 from adregnet_jax.errors import UserError
 from tests.data.dicom import studies
@@ -141,7 +142,7 @@ def test_an_mr_series_is_derived(tmp_path):
         values = volume.astype(np.float32)
         slices = derived_series(values, reached, fixed=series, moving=series, description="copied")
         for k, derived in enumerate(slices):
-            headers.write_object(tmp_path / f"{k}.dcm", derived, anonymize=False)
+            write_object(tmp_path / f"{k}.dcm", derived, anonymize=False)
             assert studies.problems(tmp_path / f"{k}.dcm") == []
         stored = slices[2].get("RescaleSlope", 1) * slices[2].pixel_array.T + slices[2].get(
             "RescaleIntercept", 0
