@@ -48,6 +48,8 @@ OUTDATED = (
     "ContentDate",
     "ContentTime",
 )
+# Attributes that an image must have, and that are empty where slices differ.
+EMPTIED = ("EchoTime", "EchoTrainLength", "InversionTime", "KVP", "RepetitionTime", "ScanOptions")
 STORED_RANGE = {0: (0, 2**16 - 1), 1: (-(2**15), 2**15 - 1)}  # of 16 bits, by the pixel representation
 COARSEST = 1000  # steps of the stored values, at least, between the least and the largest value
 
@@ -107,7 +109,10 @@ def _common_header(series: Series) -> Dataset:
     for element in list(common):
         overlay = element.tag.group in headers.OVERLAY_GROUPS
         dropped = element.tag.is_private or overlay or element.keyword in (*OUTDATED, *GEOMETRY)
-        if dropped or any(other.get(element.tag) != element for other in series.slices[1:]):
+        differs = not dropped and any(other.get(element.tag) != element for other in series.slices[1:])
+        if differs and element.keyword in EMPTIED:
+            element.value = None
+        elif dropped or differs:
             del common[element.tag]
     headers.complete_study(common)
     return common
@@ -124,10 +129,12 @@ def _storage(values: np.ndarray, common: Dataset) -> tuple[float, float, tuple[i
     low, high = float(values.min()), float(values.max())
     bounds = STORED_RANGE[signed]
     fits = bounds[0] <= (low - intercept) / slope and (high - intercept) / slope <= bounds[1]
-    if not fits or 0 < high - low < slope * COARSEST:
+    replaced = not fits or 0 < high - low < slope * COARSEST
+    if replaced:
         signed, bounds = 0, STORED_RANGE[0]
-        common.RescaleIntercept = headers.decimal(low)
-        common.RescaleSlope = headers.decimal((high - low or 1) / bounds[1])
+        slope, intercept = (high - low or 1) / bounds[1], low
+    if replaced or common.Modality == "CT":  # which must have them
+        common.RescaleIntercept, common.RescaleSlope = headers.decimal(intercept), headers.decimal(slope)
         slope, intercept = float(common.RescaleSlope), float(common.RescaleIntercept)
     if signed != common.get("PixelRepresentation", 1):
         common.pop("PixelPaddingValue", None)
@@ -164,7 +171,8 @@ def _derived_slice(
         if keyword not in made:
             setattr(made, keyword, None)
     kinds = [str(kind) for kind in common.get("ImageType", [])]
-    made.ImageType = ["DERIVED", "SECONDARY", kinds[2] if len(kinds) > 2 else "OTHER"]
+    usual = "AXIAL" if common.Modality == "CT" else "OTHER"
+    made.ImageType = ["DERIVED", "SECONDARY", kinds[2] if len(kinds) > 2 else usual]
     made.InstanceNumber = number
     made.AcquisitionNumber = None
     made.ContentDate, made.ContentTime = made.SeriesDate, made.SeriesTime

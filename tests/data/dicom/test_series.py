@@ -148,3 +148,22 @@ def test_an_mr_series_is_derived(tmp_path):
             "RescaleIntercept", 0
         )
         np.testing.assert_allclose(stored, values[..., 2], atol=float(np.ptp(values)) / 1000)
+
+
+def test_slices_that_differ_in_all_they_may(tmp_path):
+    """A slope for each slice, a changing tube voltage, and a type without its third value."""
+    studies.needs("dciodvfy")
+    for number, path in enumerate(sorted(studies.write_ct(tmp_path / "a", VALUES, LPS).iterdir())):
+        made = pydicom.dcmread(path)
+        made.KVP, made.RescaleSlope, made.RescaleIntercept = 100 + number, 1 + number / 4, -1000 - number
+        made.ImageType = ["ORIGINAL", "PRIMARY"]
+        made.save_as(path)
+    series = read_series(tmp_path / "a")
+    values = read_image(tmp_path / "a").values
+    reached = np.stack([np.arange(6), np.arange(6)], axis=-1)
+    (tmp_path / "out").mkdir()
+    slices = derived_series(values, reached, fixed=series, moving=series, description="copied")
+    for k, derived in enumerate(slices):
+        write_object(tmp_path / "out" / f"{k}.dcm", derived, anonymize=False)
+        assert studies.problems(tmp_path / "out" / f"{k}.dcm") == []
+    np.testing.assert_allclose(read_image(tmp_path / "out").values, values, atol=float(np.ptp(values)) / 1000)
