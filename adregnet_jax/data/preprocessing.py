@@ -7,11 +7,14 @@ landmarks are both transformed by these two, so that landmarks stay exact to flo
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Num, Shaped
 from scipy import ndimage
 
 from adregnet_jax.errors import UserError
 
+PADDING_BELOW_HU = -1100.0  # air has -1000
+PADDING_SHARE = 1e-3  # of a scan, at least, that has the value of the padding
+PADDING_ALIKE = 0.9  # of the voxels below air, at least, that have this value
 AIR_BELOW_HU = -400.0  # lung, bowel gas and the air outside; soft tissue and the couch's shell are above
 CONTRAST_BINS = 64
 OTHER_CONTRAST = 0.05  # gain in correlation
@@ -19,19 +22,88 @@ SEARCH_SPACING_MM = 3.0  # body and lungs are searched for on a coarse grid: fas
 
 
 def rescale_percentiles(
-    volume: Num[np.ndarray, ...], name: str, low: float = 0.5, high: float = 99.5
+    volume: Num[np.ndarray, ...],
+    name: str,
+    low: float = 0.5,
+    high: float = 99.5,
+    *,
+    counted: Bool[np.ndarray, ...] | None = None,
 ) -> Float[np.ndarray, ...]:
-    """Clips a volume at two percentiles of all its voxels and maps them to [0, 1] (section IV-A).
+    """Clips a volume at two percentiles of its voxels and maps them to [0, 1] (section IV-A).
 
-    A scan in which both percentiles coincide (mostly background) is scaled from its minimum to its maximum.
-    Raises UserError, naming the scan, where all voxels are equal.
+    Args:
+      volume: of any shape.
+      name: used in messages.
+      low, high: the percentiles.
+      counted: the voxels that take part, as from `counted_voxels`; None: all.
+
+    Returns:
+      float32. A scan in which both percentiles coincide (mostly background) is scaled from its minimum to its
+      maximum.
+
+    Raises:
+      UserError: all voxels are equal.
     """
-    bottom, top = np.percentile(volume, [low, high])
+    return rescale_window(volume, *percentile_window(volume, name, low, high, counted=counted))
+
+
+def percentile_window(
+    volume: Num[np.ndarray, ...],
+    name: str,
+    low: float = 0.5,
+    high: float = 99.5,
+    *,
+    counted: Bool[np.ndarray, ...] | None = None,
+) -> tuple[float, float]:
+    """The intensities that `rescale_percentiles` maps to 0 and 1.
+
+    Args:
+      volume: of any shape.
+      name: used in messages.
+      low, high: the percentiles.
+      counted: the voxels that take part; None: all.
+
+    Returns:
+      The lower and the upper intensity, which differ.
+
+    Raises:
+      UserError: all voxels are equal.
+    """
+    taken = volume if counted is None else volume[counted]
+    bottom, top = np.percentile(taken, [low, high])
     if bottom == top:
-        bottom, top = volume.min(), volume.max()
+        bottom, top = taken.min(), taken.max()
+    if bottom == top and counted is not None:
+        return percentile_window(volume, name, low, high)
     if bottom == top:
         raise UserError(f"{name}: every voxel is {bottom:g}; expected an image: check the file")
-    return rescale_window(volume, float(bottom), float(top))
+    return float(bottom), float(top)
+
+
+def counted_voxels(
+    volume: Num[np.ndarray, "x y z"], mask: Shaped[np.ndarray, "x y z"] | None = None
+) -> Bool[np.ndarray, "x y z"] | None:
+    """The voxels that say what intensities a scan has: those in its mask, without padding.
+
+    Scanners fill what lies outside of their circle of view with a value such as -2048 or -32768, below air.
+
+    Args:
+      volume: [x, y, z].
+      mask: [x, y, z], 0 where the scan doesn't count, or None.
+
+    Returns:
+      [x, y, z], or None where all voxels count.
+    """
+    counted = None if mask is None else mask > 0
+    least = volume.min()
+    if least < PADDING_BELOW_HU:
+        below = volume < PADDING_BELOW_HU
+        same = np.count_nonzero(volume == least)
+        share = np.count_nonzero(below)
+        # Noise and phases have few voxels of one value.
+        if same >= PADDING_SHARE * volume.size and same >= PADDING_ALIKE * share and share < volume.size:
+            counted = ~below if counted is None else counted & ~below
+    return counted if counted is None or counted.any() else None
 
 
 def rescale_window(volume: Num[np.ndarray, ...], low: float, high: float) -> Float[np.ndarray, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from scipy import ndimage
 from adregnet_jax import metrics
 from adregnet_jax.data.io.images import Image
 from adregnet_jax.data.pair import Pair
-from adregnet_jax.data.preprocessing import rescale_percentiles, rescale_window
+from adregnet_jax.data.preprocessing import counted_voxels, percentile_window, rescale_window
 from adregnet_jax.errors import UserError
 from adregnet_jax.ops.sampling import warp, warp_labels
 from adregnet_jax.registration import ladder
@@ -178,14 +178,12 @@ def measure_scans(
     displacement = np.asarray(field.displacement)
     field = DisplacementField(displacement, np.asarray(field.affine))
     identity = ladder.zero_field(field.shape, field.affine)
-    low, high = np.percentile(scans.moving.values, PERCENTILES)
-    if low == high:
-        low, high = scans.moving.values.min(), scans.moving.values.max()
+    fixed = rescale_window(scans.fixed.values, *_window(scans.fixed, scans.fixed_mask))
+    low, high = _window(scans.moving, scans.moving_mask)
     images = {
-        "before": rescale_window(_on_fixed_grid(scans.moving, identity), float(low), float(high)),
-        "after": rescale_window(warped.values, float(low), float(high)),
+        "before": rescale_window(_on_fixed_grid(scans.moving, identity), low, high),
+        "after": rescale_window(warped.values, low, high),
     }
-    fixed = rescale_percentiles(scans.fixed.values, scans.fixed.name)
 
     before, after = (
         _similarity(fixed, image, mask=_overlap(scans, by), modality=modality)
@@ -217,16 +215,24 @@ def measure_scans(
     )
 
 
-def _on_fixed_grid(
-    image: Image, field: DisplacementField, *, mode: Literal["linear", "nearest"] = "linear"
-) -> Shaped[np.ndarray, "x y z"]:
-    return ladder.warp_image(field, image.values, image.affine, mode=mode)
+def _on_fixed_grid(image: Image, field: DisplacementField) -> Shaped[np.ndarray, "x y z"]:
+    """The image pulled back, with its least value where it doesn't reach."""
+    least = image.values.min()
+    return ladder.warp_image(field, image.values - least, image.affine) + least
+
+
+def _window(scan: Image, mask: Image | None) -> tuple[float, float]:
+    """The intensities that are shown as black and white."""
+    if np.ptp(scan.values) == 0:
+        return float(scan.values.min()), float(scan.values.min()) + 1
+    counted = counted_voxels(scan.values, None if mask is None else mask.values)
+    return percentile_window(scan.values, scan.name, *PERCENTILES, counted=counted)
 
 
 def _overlap(scans: ScanPair, field: DisplacementField) -> Shaped[np.ndarray, "x y z"]:
     """The voxels of the fixed scan, in its mask, that the field maps into the moving scan."""
     everywhere = Image(np.ones(scans.moving.shape, np.float32), scans.moving.affine)
-    overlap = _on_fixed_grid(everywhere, field, mode="nearest") > 0
+    overlap = ladder.warp_image(field, everywhere.values, everywhere.affine, mode="nearest") > 0
     return overlap if scans.fixed_mask is None else overlap & (scans.fixed_mask.values > 0)
 
 

@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from adregnet_jax.config import AffineConfig, InstanceConfig
 from adregnet_jax.data.io.images import Image
-from adregnet_jax.data.preprocessing import rescale_percentiles
+from adregnet_jax.data.preprocessing import counted_voxels, rescale_percentiles
 from adregnet_jax.errors import UserError
 from adregnet_jax.registration import ladder
 from adregnet_jax.registration.adapter import predict_displacement
@@ -101,11 +101,13 @@ def register_scans(
         affine = instance = network = None
     if not (apart and affine):
         _check_overlap(fixed, moving)
-    scans = [
-        (scan.values if constant else rescale_percentiles(scan.values, scan.name)).astype(np.float32)
-        for scan in pair
-    ]
     masks = [_mask(fixed_mask, fixed), _mask(moving_mask, moving)]
+    scans = [
+        scan.values.astype(np.float32)
+        if constant
+        else rescale_percentiles(scan.values, scan.name, counted=counted_voxels(scan.values, mask))
+        for scan, mask in zip(pair, masks, strict=True)
+    ]
     scale = preset_scale(fixed.spacing_mm)
     if scale != 1:
         fixed, moving = pair = (_scaled(fixed, scale), _scaled(moving, scale))

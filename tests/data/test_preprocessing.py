@@ -10,6 +10,42 @@ from adregnet_jax.data import preprocessing
 from adregnet_jax.errors import UserError
 
 
+def in_a_circle(padding, *, noise=20.0):
+    """A made-up CT: air, a body of water with denser parts, and padding outside the circle of view."""
+    x, y, _ = np.meshgrid(*(np.linspace(-1, 1, n) for n in (40, 40, 6)), indexing="ij")
+    radius = np.hypot(x, y)
+    values = np.where(radius < 0.6, np.where(np.hypot(x - 0.2, y) < 0.15, 800.0, 20.0), -1000.0)
+    values += np.random.default_rng(0).normal(0, noise, values.shape)
+    return np.where(radius > 1, padding, values).astype(np.float32), radius
+
+
+@pytest.mark.parametrize("padding", [-2048, -3024, -32768])
+def test_padding_does_not_count(padding):
+    volume, radius = in_a_circle(padding)
+    counted = preprocessing.counted_voxels(volume)
+    np.testing.assert_array_equal(counted, radius <= 1)
+    low, high = preprocessing.percentile_window(volume, "scan", counted=counted)
+    assert -1080 < low < -1000 and 700 < high < 900
+    scaled = preprocessing.rescale_percentiles(volume, "scan", counted=counted)
+    assert scaled[radius > 1].max() == 0
+    assert 0.5 < scaled[radius < 0.6].mean() < 0.65
+    mask = radius < 0.6
+    np.testing.assert_array_equal(preprocessing.counted_voxels(volume, mask), mask)
+
+
+def test_scans_without_padding_count_everywhere():
+    random = np.random.default_rng(0)
+    for volume in (
+        in_a_circle(-1000)[0],
+        in_a_circle(0)[0],
+        random.normal(0, 2000, (20, 20, 20)).astype(np.float32),  # a phase or noise around 0
+        np.full((4, 4, 4), -2048.0, np.float32),
+    ):
+        assert preprocessing.counted_voxels(volume) is None
+    mask = np.zeros((4, 4, 4))
+    assert preprocessing.counted_voxels(np.zeros((4, 4, 4), np.float32), mask) is None  # empty
+
+
 def test_percentiles_map_to_zero_and_one():
     volume = np.arange(1000, dtype=np.float32).reshape(10, 10, 10)
     scaled = preprocessing.rescale_percentiles(volume, "scan")

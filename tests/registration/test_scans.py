@@ -131,6 +131,26 @@ def test_the_same_arrays_give_the_same_displacement(scans, registered):
         register_scans(fixed, moving, affine=None, instance=INSTANCE, fixed_mask=aside)
 
 
+def test_padding_changes_nothing(scans):
+    """Outside of a circle of view, where a scanner has no data, is as good as air."""
+    fixed, moving = (
+        dataclasses.replace(scan, values=np.maximum(5 * scan.values - 1000, -1000)) for scan in scans
+    )
+    corner = np.hypot(*np.ogrid[-1:1:24j, -1:1:30j])[..., None] > 1.2
+    padded = dataclasses.replace(moving, values=np.where(corner, np.float32(-32768), moving.values))
+    found = register_scans(fixed, padded, affine=None, instance=INSTANCE)
+    expected = register_scans(fixed, moving, affine=None, instance=INSTANCE)
+    inner = (slice(6, -6),) * 3
+    difference = np.subtract(found.field.displacement, expected.field.displacement)[inner]
+    assert np.abs(difference).max() < 0.2
+    assert np.abs(expected.field.displacement[inner]).max() > 1
+    # The pictures keep the contrast of the body, and paint what the moving scan doesn't reach as air.
+    shown = found.measurement
+    assert np.ptp(shown.warped[inner]) > 0.5
+    far = dataclasses.replace(moving, affine=moving.affine + 20 * np.eye(4, k=3))
+    assert register_scans(fixed, far, affine=None, instance=INSTANCE).measurement.moving.min() == 0
+
+
 def test_scans_of_other_contrast(scans):
     fixed, moving = scans
     inverted = dataclasses.replace(
