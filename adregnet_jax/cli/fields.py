@@ -182,6 +182,12 @@ def convert(
         Format | None,
         typer.Option("--format", help="Format of a NIfTI field to write. Default: itk.", show_default=False),
     ] = None,
+    moving: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="IMAGE", help="The field is a warp of FSL, of this moving image.", show_default=False
+        ),
+    ] = None,
     prefer: PreferOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -194,6 +200,13 @@ def convert(
     for option, name, path in (("--from", from_format, field), ("--format", format, output)):
         if name and not path.name.endswith(NIFTI_SUFFIXES):
             raise UserError(f"{option} {name} applies to a NIfTI file, and {path} isn't one: drop it")
+    if moving is not None:
+        if reference or from_format:
+            raise UserError("--moving reads a warp of FSL on its own grid: drop --reference and --from")
+        warp = transforms.read_fsl_warp(field, moving=moving)
+        written = format or "itk"
+        transforms.write_field(output, warp.displacement, warp.affine, format=written, overwrite=overwrite)
+        return
     if reference is None and not field.name.endswith(transforms.ITK_TRANSFORM_SUFFIXES):
         displacement, affine = transforms.read_field(field, format=from_format)  # needs no JAX
         transforms.write_field(output, displacement, affine, format=format or "itk", overwrite=overwrite)

@@ -163,7 +163,7 @@ def test_scans_of_other_contrast(scans):
         for found in (points, warp_points(result.field, points))
     )
     assert after < 0.5 * before
-    # Only the foreground is compared, here as masks.
+    # Only the foreground is compared, as with masks, which choose the intensity window, too.
     masks = {
         f"{which}_mask": dataclasses.replace(
             scan, values=scipy.ndimage.binary_fill_holes(scan.values != 0).astype(np.uint8)
@@ -171,7 +171,9 @@ def test_scans_of_other_contrast(scans):
         for which, scan in (("fixed", fixed), ("moving", inverted))
     }
     masked = register_scans(fixed, inverted, affine=None, instance=INSTANCE, **masks)
-    np.testing.assert_allclose(result.field.displacement, masked.field.displacement, atol=1e-4)
+    found = [np.asarray(warp_points(one.field, points)) for one in (result, masked)]
+    assert np.linalg.norm(truth_mm(points) - found[1], axis=-1).mean() < 0.5 * before
+    assert np.linalg.norm(found[0] - found[1], axis=-1).mean() < 0.2 * before
 
 
 def test_masked_out_regions_have_no_influence(scans):

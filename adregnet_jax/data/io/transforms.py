@@ -6,7 +6,7 @@ the fixed to the moving world, which is how ITK and ANTs resample an image too. 
 - `.nii`, `.nii.gz`, format "itk": (x, y, z, 1, 3), intent 1007 (vector), mm towards left, posterior,
   superior: for ITK, ANTs, 3D Slicer, nitransforms.
 - `.nii`, `.nii.gz`, format "nifti": the same with intent 1006 (displacement vector), mm towards right,
-  anterior, superior.
+  anterior, superior. SynthMorph's (x, y, z, 3) has no such intent, and is read if the format is given.
 - `.nii`, `.nii.gz`, format "learn2reg": (x, y, z, 3) in voxels, for the evaluation of Learn2Reg.
 - `.nii`, `.nii.gz`, format "spm": (x, y, z, 1, 3), intent 1007 with the name `Mapping`: positions in the
   moving world, mm towards right, anterior, superior, as in the `y_` files of SPM.
@@ -57,6 +57,7 @@ SPLINE_SAMPLES = 8  # of a B-spline between its control points, along each axis
 INTENTS: dict[Format, int] = {"itk": 1007, "nifti": 1006, "learn2reg": 0, "spm": 1007, "niftyreg": 1007}
 # The programs name their files; NiftyReg's first parameter of the intent is the kind of transform.
 SPM_NAME, NIFTYREG_NAME = "Mapping", "NREG_TRANS"
+FSL_INTENTS = {2006: "displacements", 2007: "splines", 2008: "cosines", 2009: "quadratic splines"}
 NIFTYREG_POSITIONS, NIFTYREG_DISPLACEMENT = 0, 1
 NIFTYREG_OTHERS = {
     2: "a grid of spline control points",
@@ -115,6 +116,49 @@ def read_transform(path: str | Path, *, format: Format | None = None) -> tuple[P
         elif not abs(np.linalg.det(part[:3, :3])) > 0:
             raise UserError(f"{path}: the matrix can't be inverted: write it again")
     return tuple(parts)
+
+
+def read_fsl_warp(path: str | Path, *, moving: str | Path) -> Field:
+    """Reads a warp of FSL, whose numbers are mm in FSL's coordinates: voxel times spacing.
+
+    Their first axis is reversed where an affine doesn't mirror. Numbers that vary less without the positions
+    of their own voxels are taken for positions, others for displacements.
+
+    Args:
+      path: a warp as written by `fnirt --fout`, with the header of its reference.
+      moving: the moving image, whose grid the warp depends on.
+
+    Raises:
+      UserError: not such a warp, splines instead of a field, or an image that can't be read.
+    """
+    path, moving = Path(path), Path(moving)
+    image, other = nifti.open_image(path), nifti.open_image(moving)
+    intent = int(image.header["intent_code"])
+    if intent in FSL_INTENTS and intent != 2006:
+        raise UserError(
+            f"{path}: holds coefficients of {FSL_INTENTS[intent]}: write a field by fnirtfileutils"
+        )
+    if len(image.shape) != 4 or image.shape[3] != 3:
+        raise UserError(f"{path}: shape is {image.shape}; expected a warp of FSL, (x, y, z, 3)")
+    vectors = nifti.voxels(path, image).astype(np.float64)
+    shape = nifti.volume_shape(path, image.shape[:3])
+    moving_shape = nifti.volume_shape(moving, other.shape[:3])
+    fixed_mm = _positions_mm(shape, _fsl_affine(shape, image.affine))
+    relative = (
+        vectors.reshape(-1, 3).std(axis=0).sum() <= (vectors - fixed_mm).reshape(-1, 3).std(axis=0).sum()
+    )
+    there = np.linalg.inv(_fsl_affine(moving_shape, other.affine))
+    moving_voxels = nib.affines.apply_affine(there, vectors + fixed_mm if relative else vectors)
+    shift_mm = nib.affines.apply_affine(other.affine, moving_voxels) - _positions_mm(shape, image.affine)
+    return Field(nifti.image_values(path, _to_voxels(shift_mm, image.affine)), image.affine)
+
+
+def _fsl_affine(shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+    """[4, 4] voxel -> mm of FSL."""
+    scale = np.diag([*nib.affines.voxel_sizes(affine), 1.0])
+    if np.linalg.det(affine[:3, :3]) > 0:
+        scale[0] = [-scale[0, 0], 0, 0, (shape[0] - 1) * scale[0, 0]]
+    return scale
 
 
 def write_field(
@@ -304,8 +348,15 @@ def _read_nifti(path: Path, format: Format | None) -> tuple[np.ndarray, np.ndarr
     shape, intent = image.shape, int(image.header["intent_code"])
     if format in (None, "niftyreg"):
         format = _nifti_format(path, image) or format
-    expected = (*shape[:3], 3) if format == "learn2reg" else (*shape[:3], 1, 3)
-    if format is None or shape != expected:
+    expected = [(*shape[:3], 3) if format == "learn2reg" else (*shape[:3], 1, 3)]
+    if format == "nifti":  # SynthMorph leaves the axis of time out
+        expected.append((*shape[:3], 3))
+    if format is None and intent in FSL_INTENTS:
+        raise UserError(
+            f"{path}: a warp of FSL is not a displacement field by itself: it depends on the moving image: "
+            "convert it first (adregnet convert --moving IMAGE)"
+        )
+    if format is None or shape not in expected:
         raise UserError(
             f"{path}: shape {shape} with intent {intent} is not a displacement field; expected"
             " (x, y, z, 1, 3) with intent 1007 (ITK, LPS mm) or 1006 (RAS mm), (x, y, z, 3) with intent 0"

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from adregnet_jax.data.io.transforms import Format, read_field, read_matrix, write_field, write_matrix
+from adregnet_jax.data.io.transforms import (
+    Format,
+    read_field,
+    read_fsl_warp,
+    read_matrix,
+    write_field,
+    write_matrix,
+)
 from adregnet_jax.errors import UserError
 
 AFFINE = np.eye(4)
@@ -125,6 +132,41 @@ def test_fields_of_spm_and_niftyreg(tmp_path):
     for parameter, kind in [(2.0, "spline control points"), (3.0, "velocities"), (np.nan, "NREG_TRANS")]:
         path = named(tmp_path / "a.nii", still_mm, "NREG_TRANS", parameter)
         assert kind in refusal(lambda path=path: read_field(path), path)
+
+
+def reversed_first(points, shape, affine):
+    """FSL's mm of points given by voxel times spacing, or the other way around."""
+    if np.linalg.det(affine[:3, :3]) < 0:
+        return points
+    far_mm = (shape[0] - 1) * nib.affines.voxel_sizes(affine)[0]
+    return points * [-1, 1, 1] + [far_mm, 0, 0]
+
+
+@pytest.mark.parametrize("mirrored", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_warps_of_fsl(tmp_path, mirrored, absolute):
+    """FSL's mm are voxel times spacing, the first axis reversed where the affine doesn't mirror."""
+    flips = [np.diag([-1.0 if flip else 1.0, 1, 1, 1]) for flip in mirrored]
+    affine, moving_affine = AFFINE @ flips[0], np.diag([2.0, 2.5, 1.5, 1.0]) @ flips[1]
+    moving_affine[:3, 3] = [-9, 4, 2]
+    shape, moving_shape = (5, 4, 3), (8, 7, 6)
+    moving = tmp_path / "moving.nii"
+    nib.save(nib.Nifti1Image(np.zeros(moving_shape, np.float32), moving_affine), moving)
+
+    grid = np.moveaxis(np.indices(shape), 0, -1)
+    fixed_mm = reversed_first(grid * nib.affines.voxel_sizes(affine), shape, affine)
+    shift_mm = np.random.default_rng(0).normal([1.0, -2, 3], 0.3, fixed_mm.shape)
+    image = nib.Nifti1Image((absolute * fixed_mm + shift_mm).astype(np.float32), affine)
+    image.header.set_intent(2006)
+    path = tmp_path / "warp.nii.gz"
+    nib.save(image, path)
+
+    sizes = nib.affines.voxel_sizes(moving_affine)
+    voxels = reversed_first(fixed_mm + shift_mm, moving_shape, moving_affine) / sizes
+    field = read_fsl_warp(path, moving=moving)
+    there = nib.affines.apply_affine(field.affine, grid + field.displacement)
+    np.testing.assert_allclose(there, nib.affines.apply_affine(moving_affine, voxels), atol=1e-4)
+    assert "depends on the moving image" in refusal(lambda: read_field(path), path)
 
 
 @pytest.mark.parametrize(
