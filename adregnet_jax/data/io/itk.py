@@ -52,10 +52,6 @@ def simpleitk(path: Path) -> Any:
 
 def to_itk(path: Path, values: np.ndarray, affine: np.ndarray) -> Any:
     """A SimpleITK image of [x, y, z], or of vectors from [x, y, z, c]."""
-    if nifti.is_sheared(affine):
-        raise UserError(
-            f"{path}: the axes of this grid aren't perpendicular, which ITK can't hold: write .nii.gz or .npz"
-        )
     spacing_mm = nib.affines.voxel_sizes(affine)
     lps = LPS_TO_RAS @ affine
     channels = range(3, values.ndim)

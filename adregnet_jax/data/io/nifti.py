@@ -24,7 +24,7 @@ Prefer = Literal["sform", "qform"]
 FORMS_TOLERANCE = 0.05  # voxels: largest distance between corners placed by sform and by qform
 LABEL_TOLERANCE = 1e-3  # rounding of labels in files without scaling
 LARGEST_ROUNDING = 0.499  # in scaled files: halves stay ambiguous
-SHEAR_TOLERANCE = 1e-4  # largest cosine between axes that ITK takes for perpendicular
+SHEAR_TOLERANCE = 2e-4  # largest cosine between axes that ITK takes for perpendicular
 MGH_SUFFIXES = (".mgz", ".mgh")
 PACKED_SUFFIXES = (".gz", ".bz2", ".zst", ".mgz")
 LARGEST_EXPANSION = 100  # of a compressed file that expands to more than LARGEST_EXPANDED
@@ -92,6 +92,12 @@ def make_image(
     """A NIfTI image with units of mm; an MGH image, where the name of the file asks for it."""
     if str(path).endswith(MGH_SUFFIXES):
         return nib.MGHImage(values, affine)
+    if is_sheared(affine):
+        warnings.warn(
+            "the axes of the grid aren't perpendicular: ITK, ANTs and 3D Slicer can't read it as NIfTI, but "
+            "as .mha, .nrrd and .h5",
+            stacklevel=2,
+        )
     image = nib.Nifti1Image(values, affine, dtype=values.dtype)
     image.header.set_xyzt_units("mm")
     return image
@@ -284,7 +290,7 @@ def corners_apart_mm(
 
 
 def is_sheared(affine: Real[np.ndarray, "4 4"]) -> bool:
-    """Whether the axes of a grid aren't perpendicular, so that ITK can't hold it."""
+    """Whether the axes of a grid aren't perpendicular, so that ITK can't read it as NIfTI."""
     directions = affine[:3, :3] / nib.affines.voxel_sizes(affine)
     return bool(np.abs(directions.T @ directions - np.eye(3)).max() > SHEAR_TOLERANCE)
 

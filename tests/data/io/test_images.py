@@ -180,10 +180,11 @@ def test_a_gantry_tilt_in_the_sform(tmp_path):
     np.testing.assert_allclose(read.affine, placed_by_itk(path), atol=1e-5)
     tilted = read_image(path, prefer="sform")
     np.testing.assert_allclose(tilted.affine, sheared, atol=1e-5)
-    write_image(tmp_path / "b.nii.gz", tilted)
+    with pytest.warns(UserWarning, match="ITK, ANTs and 3D Slicer can't read it as NIfTI"):
+        write_image(tmp_path / "b.nii.gz", tilted)
     np.testing.assert_allclose(read_image(tmp_path / "b.nii.gz").affine, sheared, atol=1e-5)
-    path = tmp_path / "b.mha"
-    assert "aren't perpendicular, which ITK can't hold" in refusal(lambda: write_image(path, tilted), path)
+    write_image(tmp_path / "b.mha", tilted)
+    np.testing.assert_allclose(placed_by_itk(tmp_path / "b.mha"), sheared, atol=1e-5)
 
 
 @pytest.mark.parametrize("spacing_mm", [(2.0, 3.0, 4.0), (3e-5, 3e-5, 3e-5)])
