@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from adregnet_jax.ops.resampling import resize, resize_displacement
     from adregnet_jax.ops.sampling import sample, sample_at_points, warp, warp_labels
     from adregnet_jax.registration.affine import align_affine
+    from adregnet_jax.registration.assessment.assess import assess
+    from adregnet_jax.registration.assessment.verdict import Assessment
     from adregnet_jax.registration.field import (
         DisplacementField,
         compose_fields,
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "AdRegNet": "nn.adregnet",
+    "Assessment": "registration.assessment.verdict",
     "DisplacementField": "registration.field",
     "Image": "data.io.images",
     "Prediction": "nn.prediction",
@@ -81,6 +84,7 @@ _MODULE_OF = {
     "VoxelMorph": "nn.voxelmorph",
     "align": "registration.instance",
     "align_affine": "registration.affine",
+    "assess": "registration.assessment.assess",
     "blocked_attention": "ops.attention",
     "box_mean": "ops.filters",
     "compose": "ops.composition",
@@ -123,6 +127,7 @@ _MODULE_OF = {
 __all__ = [
     "AdRegNet",
     "AffineConfig",
+    "Assessment",
     "Config",
     "DisplacementField",
     "Image",
@@ -141,6 +146,7 @@ __all__ = [
     "__version__",
     "align",
     "align_affine",
+    "assess",
     "blocked_attention",
     "box_mean",
     "compose",

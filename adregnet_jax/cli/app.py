@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from adregnet_jax.cli.assess import assess
 from adregnet_jax.cli.batch import batch
 from adregnet_jax.cli.dicom import contours, dose
 from adregnet_jax.cli.execution import INTERRUPTED, TERMINATED, termination_as_exit
@@ -62,7 +63,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    *(register, batch, apply, invert, compose, convert, contours, dose, info),
+    *(register, batch, assess, apply, invert, compose, convert, contours, dose, info),
     *(sample, warmup, export, pack),
 ):
     app.command()(command)

@@ -13,13 +13,15 @@ import typer
 
 from adregnet_jax.cli.options import (
     REGISTRATION_FIELDS,
+    VERDICT_STATUS,
     CompositeOption,
     DeviceOption,
+    FailOnOption,
     in_option_words,
     registration_options,
     takes_registration_options,
 )
-from adregnet_jax.cli.register import MEMORY_ADVICE, register_to_folder
+from adregnet_jax.cli.register import MEMORY_ADVICE, accepted, check_fail_on, register_to_folder
 from adregnet_jax.errors import UserError
 from adregnet_jax.registration.options import RegistrationOptions, ScanFiles
 
@@ -31,6 +33,10 @@ REQUIRED = ("fixed", "moving")
 OPTIONAL = tuple(name for name in ScanFiles.__dataclass_fields__ if name not in REQUIRED)
 RESULTS = "results.csv"
 MEASURES = (
+    "verdict",
+    "score",
+    "error_mm",
+    "error_90_mm",
     "similarity_measure",
     "similarity_before",
     "similarity",
@@ -63,6 +69,7 @@ def batch(
     ],
     device: DeviceOption = None,
     h5: CompositeOption = False,
+    fail_on: FailOnOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Register finished pairs again.")] = False,
     **choices: Any,
 ) -> None:
@@ -73,11 +80,12 @@ def batch(
     If a pair fails, its error is recorded, the others are still registered, and the exit status is 1.
     """
     options = registration_options(choices)
+    check_fail_on(fail_on, options)
     rows = read_pairs(pairs)
     from adregnet_jax.cli.execution import load_network, start_jax
 
     chosen = start_jax(device)
-    failed = register_batch(
+    results = register_batch(
         rows,
         output,
         options,
@@ -86,9 +94,15 @@ def batch(
         composite=h5,
         overwrite=overwrite,
     )
+    failed = sum(row["status"] == "failed" for row in results)
     print(f"{len(rows) - failed} of {len(rows)} pairs registered, see {output / RESULTS}")
+    if options.assess != "off":
+        verdicts = [row["verdict"] for row in results if row["status"] != "failed"]
+        print(", ".join(f"{verdicts.count(name)} {name}" for name in ("pass", "check", "fail")))
     if failed:
         raise typer.Exit(1)
+    if fail_on and not all(accepted({"results": row}, fail_on) for row in results):
+        raise typer.Exit(VERDICT_STATUS)
 
 
 def read_pairs(path: Path) -> list[NamedPair]:
@@ -132,14 +146,14 @@ def register_batch(
     device: Any,
     composite: bool,
     overwrite: bool,
-) -> int:
+) -> list[Row]:
     """Registers each pair into its own folder, and rewrites results.csv after each.
 
     A pair with a summary.json is left unchanged. If its files or options have changed since, it is recorded
     as failed.
 
     Returns:
-      The number of failures.
+      The rows of results.csv.
     """
     from adregnet_jax.atomic import write_errors_as_user_errors, write_file
     from adregnet_jax.cli.execution import show_stages
@@ -174,7 +188,7 @@ def register_batch(
             if rows[-1]["status"] == "failed":
                 print(f"{prefix}failed: {rows[-1]['message']}", file=sys.stderr)
             write_file(output / RESULTS, to_csv(rows))
-    return sum(row["status"] == "failed" for row in rows)
+    return rows
 
 
 def _pair(path: Path, line: int, cells: dict[str, Any]) -> NamedPair:

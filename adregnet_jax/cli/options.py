@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 import typer
 
@@ -35,6 +35,12 @@ FixedSeriesOption = Annotated[
 ]
 MovingSeriesOption = Annotated[str | None, typer.Option("--moving-series", metavar="UID", help="Likewise.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
+
+FailOnOption = Annotated[
+    Literal["check", "fail"] | None,
+    typer.Option(help="Exit with status 3 if the verdict is this or worse.", show_default=False),
+]
+VERDICT_STATUS = 3  # of a command whose result --fail-on doesn't accept
 
 # Fields of RegistrationOptions that `register` and `batch` offer.
 REGISTRATION_FIELDS = tuple(RegistrationOptions.__dataclass_fields__)

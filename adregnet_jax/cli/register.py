@@ -13,9 +13,11 @@ import typer
 
 from adregnet_jax.cli.options import (
     REGISTRATION_FIELDS,
+    VERDICT_STATUS,
     AnonymizeOption,
     CompositeOption,
     DeviceOption,
+    FailOnOption,
     FixedSeriesOption,
     MovingSeriesOption,
     OverwriteOption,
@@ -65,6 +67,7 @@ def register(
     ] = False,
     anonymize: AnonymizeOption = False,
     preview: Annotated[bool, typer.Option("--preview", help="Write preview.png and nothing else.")] = False,
+    fail_on: FailOnOption = None,
     overwrite: OverwriteOption = False,
     **choices: Any,
 ) -> None:
@@ -77,6 +80,7 @@ def register(
         raise UserError("--anonymize applies to DICOM objects: add --dicom, or drop it")
     if preview and dicom:
         raise UserError("--preview writes one picture and no DICOM objects: drop it or --dicom")
+    check_fail_on(fail_on, options)
     try:
         files = ScanFiles(
             fixed=fixed,
@@ -121,6 +125,19 @@ def register(
         )
     print(as_text(summary["results"]))
     print(f"Written to {output}" + ("/preview.png" if preview else ""))
+    if fail_on and not accepted(summary, fail_on):
+        raise typer.Exit(VERDICT_STATUS)
+
+
+def check_fail_on(fail_on: str | None, options: RegistrationOptions) -> None:
+    if fail_on and options.assess == "off":
+        raise UserError(f"--fail-on {fail_on} needs a verdict: drop --assess off")
+
+
+def accepted(summary: dict[str, Any], fail_on: str) -> bool:
+    """Whether the verdict in a summary is better than `fail_on`; no verdict counts as "check"."""
+    verdict = summary["results"].get("verdict") or "check"
+    return verdict == "pass" or (verdict == "check" and fail_on == "fail")
 
 
 def memory_advice(files: ScanFiles, options: RegistrationOptions, device: Any) -> str:
@@ -209,7 +226,14 @@ def register_to_folder(
         )
         on_stage("writing")
         interruptible(
-            lambda: write_results(temporary, registered, composite=composite, preview=preview, dicom=dicom),
+            lambda: write_results(
+                temporary,
+                registered,
+                composite=composite,
+                preview=preview,
+                error=options.assess == "full",
+                dicom=dicom,
+            ),
             device,
         )
     return registered.summary()

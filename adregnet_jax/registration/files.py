@@ -15,6 +15,7 @@ from adregnet_jax.data.io.images import Image, read_image
 from adregnet_jax.data.io.nifti import Prefer, corners_apart_mm
 from adregnet_jax.data.io.points import read_points
 from adregnet_jax.errors import UserError
+from adregnet_jax.registration.assessment.assess import assess_measured
 from adregnet_jax.registration.dicom import read_dicom_landmarks, read_structure_labels
 from adregnet_jax.registration.measure import ScanPair
 from adregnet_jax.registration.options import RegistrationOptions, ScanFiles
@@ -24,7 +25,7 @@ from adregnet_jax.weights.packed import load_pretrained
 from adregnet_jax.weights.trained_network import TrainedNetwork
 
 GRID_TOLERANCE = 0.01  # voxels: affines are stored as float32
-STAGES = ("reading", "affine", "deformable", "inverse", "scoring")
+STAGES = ("reading", "affine", "deformable", "inverse", "scoring", "assessing")
 
 
 def register_files(
@@ -127,7 +128,22 @@ def register_files(
     began = time.perf_counter()
     registered.measurement  # noqa: B018 -- computed here, so that its time counts
     seconds["scoring"] = time.perf_counter() - began
-    return registered
+    if options.assess == "off":
+        return registered
+
+    say("assessing")
+    began = time.perf_counter()
+    assessment = assess_measured(
+        scans,
+        registered.field,
+        registered.measurement,
+        modality=registered.modality,
+        effort=options.assess,
+    )
+    seconds["assessing"] = time.perf_counter() - began
+    judged = dataclasses.replace(registered, assessment=assessment)
+    judged.__dict__["measurement"] = registered.measurement  # computed already
+    return judged
 
 
 def _path(name: str | Path | None) -> Path | None:

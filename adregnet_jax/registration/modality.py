@@ -39,7 +39,7 @@ def same_contrast(
     extent_mm = float(np.prod(np.multiply(fixed.shape, spacing_mm))) ** (1 / 3)
     width = extent_mm / VOXELS / np.asarray(spacing_mm)
     fixed, moving = (ndimage.gaussian_filter(scan, width / 2) for scan in (fixed, moving))
-    both = (fixed > FOREGROUND * _otsu(fixed)) & (moving > FOREGROUND * _otsu(moving))
+    both = (fixed > FOREGROUND * otsu_threshold(fixed)) & (moving > FOREGROUND * otsu_threshold(moving))
     if mask is not None:
         both &= mask > 0
     a, b = fixed[both], moving[both]
@@ -61,7 +61,7 @@ def _monotony(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(np.arange(len(means)), means)[0, 1])
 
 
-def _otsu(values: np.ndarray) -> float:
+def otsu_threshold(values: np.ndarray) -> float:
     """The threshold between dark and bright with the greatest variance between the two classes."""
     counts, edges = np.histogram(values, BINS)
     centres = (edges[1:] + edges[:-1]) / 2

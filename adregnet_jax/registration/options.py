@@ -17,8 +17,9 @@ Modality = Literal["auto", "mono", "multi"]
 Subjects = Literal["auto", "same", "different", "any"]
 Effort = Literal["fast", "default", "thorough"]
 Prefer = Literal["sform", "qform"]  # as data.io.nifti.Prefer, which loads NumPy
+Assess = Literal["off", "fast", "full"]
 
-CHOICES = {"method": Method, "modality": Modality, "subjects": Subjects, "effort": Effort}
+CHOICES = {"method": Method, "modality": Modality, "subjects": Subjects, "effort": Effort, "assess": Assess}
 AFFINE = "affine."  # prefix of the settings of the affine step
 COUPLES = (("fixed_labels", "moving_labels"), ("fixed_landmarks", "moving_landmarks"))
 
@@ -52,6 +53,7 @@ class RegistrationOptions:
         Prefer | None,
         "Which form places NIfTI files whose sform and qform disagree. Default: as ITK chooses.",
     ] = None
+    assess: Annotated[Assess, "The verdict on the result: full looks closer, writes error.nii.gz."] = "fast"
     settings: Annotated[
         Mapping[str, Any],
         "Change a field of InstanceConfig, as in smoothness=0.5, or AffineConfig, as in affine.kind=rigid.",

@@ -30,8 +30,11 @@ FILES = (
     "report.html",
     "summary.json",
     "preview.png",
+    "error.nii.gz",
 )
 COLUMNS = (
+    tables.Column("verdict", "{verdict}, score {score:.2f}"),
+    tables.Column("predicted error", "{error_mm:.3g} mm (90 % below {error_90_mm:.3g})"),
     tables.Column("similarity", "{similarity_measure}"),
     tables.Column("before", "{similarity_before:.3f}"),
     tables.Column("after", "{similarity:.3f}"),
@@ -66,6 +69,7 @@ def write_results(
     *,
     composite: bool = False,
     preview: bool = False,
+    error: bool = False,
     dicom: DicomPair | None = None,
 ) -> None:
     """Writes the files of a result into an existing folder.
@@ -79,6 +83,7 @@ def write_results(
       preview: write preview.png alone.
       dicom: the series of the scans, for DICOM objects in `dicom/`; whether they, the report and the summary
         are anonymous.
+      error: also write error.nii.gz, the predicted error, where there is a verdict.
     """
     if preview:
         (folder / "preview.png").write_bytes(png(_figure(registered)))
@@ -96,6 +101,9 @@ def write_results(
     if composite:
         before_affine = np.asarray(after_field(registered.field, np.linalg.inv(matrix)).displacement)
         write_field(folder / "field.h5", before_affine, affine, matrix=np.asarray(registered.matrix))
+    assessment = registered.assessment
+    if assessment is not None and assessment.error_mm is not None and error:
+        write_image(folder / "error.nii.gz", Image(assessment.error_mm, affine))
     anonymous = dicom is not None and dicom.anonymize
     if dicom is not None:
         write_dicom(folder / "dicom", registered, dicom)
@@ -115,7 +123,8 @@ def write_results(
 def as_text(row: tables.Row) -> str:
     """The measurements for the terminal, one a line."""
     cells = [(column.heading, column.text(row)) for column in COLUMNS]
-    return "\n".join(f"{heading:<17}{text}" for heading, text in cells if text != "-")
+    lines = [f"{heading:<17}{text}" for heading, text in cells if text != "-"]
+    return "\n".join(lines + [f"- {reason}" for reason in row.get("reasons") or ()])
 
 
 def _figure(registered: RegisteredScans) -> Figure:

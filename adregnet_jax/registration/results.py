@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from adregnet_jax.data.io.images import Image
+from adregnet_jax.registration.assessment.verdict import Assessment
 from adregnet_jax.registration.field import DisplacementField
 from adregnet_jax.registration.measure import Measurement, ScanPair, measure_scans
 from adregnet_jax.registration.options import Modality
@@ -61,6 +62,7 @@ class RegisteredScans:
       seconds: by stage, compilation included.
       evidence: why the deformation is as smooth as it is; None where its smoothness was given, or there is no
         instance optimisation.
+      assessment: the verdict; None where none was asked for.
       record: "sources", "options" and "network", as summary.json stores them; empty for scans that don't come
         from files.
     """
@@ -73,6 +75,7 @@ class RegisteredScans:
     modality: Modality
     seconds: dict[str, float]
     evidence: Evidence | None = None
+    assessment: Assessment | None = None
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
@@ -85,9 +88,13 @@ class RegisteredScans:
         return measure_scans(self.scans, self.field, self.warped, modality=self.modality)
 
     def summary(self) -> dict[str, Any]:
-        """The record, the measurements and choices ("results") and the seconds by stage, for JSON."""
+        """The record, the measurements, choices and verdict ("results"), evidence and seconds, for JSON."""
         results = self.measurement.row | {"modality": self.modality} | self._evidence_row()
-        return {**self.record, "results": results, "seconds": dict(self.seconds)}
+        judged = {}
+        if self.assessment is not None:
+            results |= self.assessment.row()
+            judged = {"evidence": self.assessment.record()["evidence"]}
+        return {**self.record, "results": results, **judged, "seconds": dict(self.seconds)}
 
     def _evidence_row(self) -> dict[str, Any]:
         if self.evidence is None:
@@ -105,6 +112,7 @@ class RegisteredScans:
         overwrite: bool = False,
         composite: bool = False,
         preview: bool = False,
+        error: bool = False,
     ) -> None:
         """Writes a folder with images, fields, affine matrix, numbers and report: complete or not at all.
 
@@ -113,6 +121,7 @@ class RegisteredScans:
           overwrite: replace the results of an earlier registration. Other files are never replaced.
           composite: also write field.h5, an ITK composite of field and affine; needs SimpleITK.
           preview: write preview.png and nothing else.
+          error: also write error.nii.gz, the predicted error in mm, where there is a verdict.
 
         Raises:
           UserError: the folder isn't empty, or can't be written.
@@ -121,4 +130,4 @@ class RegisteredScans:
         from adregnet_jax.registration.result_files import FILES, write_results  # loads Matplotlib
 
         with new_folder(Path(folder), own=FILES, overwrite=overwrite) as temporary:
-            write_results(temporary, self, composite=composite, preview=preview)
+            write_results(temporary, self, composite=composite, preview=preview, error=error)

@@ -14,6 +14,7 @@ from scipy import ndimage
 from adregnet_jax.config import InstanceConfig
 from adregnet_jax.data.io.images import Image
 from adregnet_jax.registration import ladder
+from adregnet_jax.registration.assessment.assess import assess_measured
 from adregnet_jax.registration.evidence import weigh_evidence
 from adregnet_jax.registration.instance import compile_on_rungs
 from adregnet_jax.registration.options import RegistrationOptions
@@ -106,6 +107,14 @@ def compile_ahead(
         if on_stage:
             on_stage("scoring")
         registered.measurement  # noqa: B018 -- for its programs
+        if options.assess != "off":
+            assess_measured(
+                registered.scans,
+                registered.field,
+                registered.measurement,
+                modality=registered.modality,
+                effort=options.assess,
+            )
         if instance is not None:
             if on_stage:
                 on_stage("optimisation")

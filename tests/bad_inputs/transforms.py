@@ -225,4 +225,38 @@ TRANSFORMS = [
         text("m.txt", ""),
         "apply to fields in NIfTI files, not to a matrix",
     ),
+    Case(
+        "judged_on_another_grid",
+        "adregnet assess scan.nii scan.nii field.nii.gz",
+        make_all(scan(), field(displacement=np.zeros((5, 7, 8, 3), np.float32))),
+        "the field has \\(5, 7, 8\\) voxels.*expected a field on the grid of the fixed scan",
+    ),
+    Case(
+        "judged_with_another_scan",
+        "adregnet assess scan.nii far.nii field.nii.gz",
+        make_all(
+            scan(),
+            field(),
+            scan("far.nii", affine=np.array([[2.0, 0, 0, 9e4], [0, 2, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]])),
+        ),
+        "doesn't lead into .*far.nii anywhere",
+    ),
+    Case(
+        "judged_with_a_mask_of_another_scan",
+        "adregnet assess scan.nii scan.nii field.nii.gz --fixed-mask mask.nii",
+        make_all(scan(), field(), scan("mask.nii", np.ones((4, 4, 4), np.uint8))),
+        "the mask is \\(4, 4, 4\\) voxels, its scan .* expected one grid",
+    ),
+    Case(
+        "judged_flat",
+        "adregnet assess scan.nii flat.nii field.nii.gz",
+        make_all(scan(), field(), scan("flat.nii", np.ones(SHAPE, np.float32))),
+        "flat.nii: every voxel has the same value: there is nothing to judge by",
+    ),
+    Case(
+        "verdict_without_one",
+        "adregnet register scan.nii scan.nii -o out --assess off --fail-on fail",
+        scan(),
+        "--fail-on fail needs a verdict: drop --assess off",
+    ),
 ]

@@ -134,6 +134,18 @@ def test_zoo(tmp_path):
     assert points["inverse mean"] <= points["inverse 99 %"] < 0.2
 
 
+def test_assessment(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    make = ["make", str(rows), "--synthetic", "1", "--voxels", "24", "--kinds", "truth", "folds"]
+    command = [sys.executable, "benchmarks/assessment.py", *make]
+    environment = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    table = rows_of("assessment", tmp_path / "table.json", "report", str(rows))
+    found = {row["kind"]: row for row in table}
+    assert found["all good"]["results"] == 2 and found["folds"]["results"] == 2
+    assert found["folds"]["fail"] == "100 %" and found["folds"]["AUC"] == 1
+
+
 def test_training_step(tmp_path):
     rows = rows_of("training_step", tmp_path / "table.json", "--shape", "8", "8", "8", "--channels", "2")
     measures = ["trace", "compile", "step"]

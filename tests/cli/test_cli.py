@@ -35,6 +35,8 @@ from adregnet_jax.data.io.transforms import read_field, read_matrix, write_field
 from adregnet_jax.data.preprocessing import rescale_percentiles
 from adregnet_jax.errors import UserError
 from adregnet_jax.nn.models import make_model
+from adregnet_jax.registration.assessment.assess import assess_measured
+from adregnet_jax.registration.assessment.verdict import Assessment
 from adregnet_jax.registration.field import DisplacementField, after_field, warp_image, warp_points
 from adregnet_jax.registration.measure import Measurement, ScanPair, measure_scans
 from adregnet_jax.registration.network import register
@@ -178,7 +180,10 @@ def test_register_writes_what_was_found(files, scans, tmp_path):
     assert results["tre_mm"] < 0.01 < 2 < results["tre_before_mm"]
     assert results["landmarks"] == 20
     assert results["jacobian_min"] < 1 < results["jacobian_max"]
-    assert summary["seconds"].keys() == {"reading", "affine", "deformable", "inverse", "scoring"}
+    stages = {"reading", "affine", "deformable", "inverse", "scoring", "assessing"}
+    assert summary["seconds"].keys() == stages
+    assert results["verdict"] in ("pass", "check", "fail")
+    assert "held_fine" in summary["evidence"]
     assert summary["origin"]["versions"].keys() >= {"adregnet_jax", "jax", "python"}
     assert summary["options"]["method"] == "both" and summary["network"].startswith("pretrained (")
     assert summary["options"]["instance"]["similarity"] == "ncc"
@@ -230,10 +235,71 @@ def nothing_measured(monkeypatch):
     nothing = create_autospec(measure_scans, return_value=Measurement({}, *[None] * 6))
     monkeypatch.setattr("adregnet_jax.registration.results.measure_scans", nothing)
     monkeypatch.setattr("adregnet_jax.registration.result_files.as_text", lambda row: "")
+    judge = create_autospec(assess_measured, return_value=None)
+    monkeypatch.setattr("adregnet_jax.registration.files.assess_measured", judge)
     write = create_autospec(
         write_results, side_effect=lambda folder, *_, **__: (folder / "preview.png").touch()
     )
     monkeypatch.setattr("adregnet_jax.registration.result_files.write_results", write)
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Sets the verdict of all registrations."""
+
+    def give(verdict):
+        assessment = Assessment(verdict, 0.25, ("the field folds in 9 % of the foreground",))
+        judge = create_autospec(assess_measured, return_value=assessment)
+        monkeypatch.setattr("adregnet_jax.registration.files.assess_measured", judge)
+
+    return give
+
+
+@pytest.mark.parametrize(
+    ("verdict", "fail_on", "status"),
+    [
+        ("pass", "check", 0),
+        ("check", "check", 3),
+        ("check", "fail", 0),
+        ("fail", "fail", 3),
+        (None, "check", 3),
+        (None, "fail", 0),
+    ],
+)
+def test_the_verdict_is_printed_and_decides_the_exit_status(
+    files, scans, judged, tmp_path, verdict, fail_on, status
+):
+    judged(verdict)
+    result = run(*pair(files), "--output", tmp_path / "out", "--fail-on", fail_on)
+    assert result.exit_code == status, result.output
+    assert "- the field folds in 9 % of the foreground" in result.stdout
+    assert ("score 0.25" in result.stdout) == (verdict is not None)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["results"]["verdict"] == verdict
+
+
+def test_assess_off_gives_no_verdict(files, scans, tmp_path):
+    printed = succeed(*pair(files), "--output", tmp_path / "out", "--assess", "off").stdout
+    assert "verdict" not in printed
+    assert "verdict" not in json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
+    line = refusal(*pair(files), "--output", tmp_path / "b", "--assess", "off", "--fail-on", "fail")
+    assert "--fail-on fail needs a verdict" in line
+
+
+def test_assess_full_writes_the_predicted_error(files, scans, tmp_path):
+    succeed(*pair(files), "--output", tmp_path / "out", "--assess", "full")
+    assert names(tmp_path / "out") == WRITTEN | {"error.nii.gz"}
+    assert read_image(tmp_path / "out" / "error.nii.gz").shape == SHAPE
+
+
+def test_a_batch_has_its_verdicts_in_the_table(files, scans, judged, tmp_path):
+    judged("check")
+    (files / "pairs.csv").write_text("fixed,moving\nfixed.nii.gz,moving.nii.gz\n")
+    result = run("batch", files / "pairs.csv", "--output", tmp_path / "out", "--fail-on", "check")
+    assert result.exit_code == 3, result.output
+    assert "0 pass, 1 check, 0 fail" in result.stdout
+    with (tmp_path / "out" / "results.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert (row["verdict"], row["score"]) == ("check", "0.25")
 
 
 def test_options_reach_the_worker(files, scans, nothing_measured, tmp_path):

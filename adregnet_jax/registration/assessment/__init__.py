@@ -1,0 +1,1 @@
+"""How far a registration can be trusted: evidence from the scans and the field alone, and a verdict."""

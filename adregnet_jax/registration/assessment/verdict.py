@@ -1,0 +1,183 @@
+"""From evidence to a verdict: marks, a score, and reasons in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from adregnet_jax.registration.assessment import rule
+
+Verdict = Literal["pass", "check", "fail"]
+VERDICTS: tuple[Verdict, ...] = ("pass", "check", "fail")
+WORTH_SAYING = 0.2  # the least penalty that is a reason
+SHARPNESS = 6.0  # of the bend at a mark's threshold, in inverse penalties
+
+
+class Mark(NamedTuple):
+    """One kind of evidence against a registration.
+
+    Attributes:
+      value: what is measured, from the numbers of the evidence; more is worse.
+      words: what it means, with the numbers.
+    """
+
+    value: Callable[[Mapping[str, float]], float]
+    words: Callable[[Mapping[str, float]], str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Assessment:
+    """What speaks for and against a registration.
+
+    Attributes:
+      verdict: "pass", "check" or "fail"; None where the scans are too small, or too flat, for one.
+      score: 0 to 1; None without a verdict.
+      reasons: in words, with their numbers, the strongest first.
+      evidence: the numbers that were found, by name.
+      error_mm: [x, y, z], predicted distance by which the field misses, on the fixed grid; None without a
+        verdict. It is smooth, and a prediction from block matching, not a bound.
+    """
+
+    verdict: Verdict | None
+    score: float | None
+    reasons: tuple[str, ...]
+    evidence: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    error_mm: Float[np.ndarray, "x y z"] | None = None
+
+    def row(self) -> dict[str, Any]:
+        """The columns of a table of results, with JSON's types."""
+        return {
+            "verdict": self.verdict,
+            "score": None if self.score is None else round(self.score, 3),
+            "error_mm": _rounded(self.evidence.get("error_mm")),
+            "error_90_mm": _rounded(self.evidence.get("error_90_mm")),
+            "reasons": list(self.reasons),
+        }
+
+    def record(self) -> dict[str, Any]:
+        """`row` with the evidence, for JSON."""
+        return self.row() | {"evidence": {name: _rounded(n, 4) for name, n in self.evidence.items()}}
+
+    def fails(self, level: Literal["check", "fail"]) -> bool:
+        """Whether the verdict is this one or worse; a registration without a verdict has not passed."""
+        if self.verdict is None:
+            return level == "check"
+        return VERDICTS.index(self.verdict) >= VERDICTS.index(level)
+
+
+MARKS: dict[str, Mark] = {
+    "residual": Mark(
+        lambda n: n["expected_fine"],
+        lambda n: (
+            f"{1 - n['held_fine']:.0%} of the textured blocks fit better elsewhere, by 1.5 voxels of "
+            f"{n['voxel_mm']:.3g} mm or more"
+        ),
+    ),
+    "unlike": Mark(
+        lambda n: 1 - n["similarity_coarse"],
+        lambda n: f"the correlation in textured blocks is {n['similarity_coarse']:.2f}",
+    ),
+    "worse": Mark(
+        lambda n: max(0.0, n["similarity_before_fine"] - n["similarity_fine"]),
+        lambda n: (
+            f"the correlation in textured blocks fell from {n['similarity_before_fine']:.2f} to "
+            f"{n['similarity_fine']:.2f}"
+        ),
+    ),
+    "opposite": Mark(
+        lambda n: n["opposite_fine"],
+        lambda n: (
+            f"{n['opposite_fine']:.0%} of the textured blocks have the opposite contrast: if the scans have "
+            "different contrasts, register with modality multi"
+        ),
+    ),
+    "disjoint": Mark(
+        lambda n: 1 - n["overlap"],
+        lambda n: f"the foregrounds share {n['overlap']:.2f} of their union",
+    ),
+    "departed": Mark(
+        lambda n: max(0.0, n["overlap_before"] - n["overlap"]),
+        lambda n: f"overlap of the foregrounds fell from {n['overlap_before']:.2f} to {n['overlap']:.2f}",
+    ),
+    "outside": Mark(
+        lambda n: n["outside"],
+        lambda n: f"{n['outside']:.0%} of the foreground lies outside of the moving scan",
+    ),
+    "bend": Mark(
+        lambda n: n["sd_log_jacobian"],
+        lambda n: (
+            f"volumes change unevenly: Jacobian {n['jacobian_1_percent']:.2f} to "
+            f"{n['jacobian_99_percent']:.2f} (1st to 99th percentile)"
+        ),
+    ),
+    "folds": Mark(
+        lambda n: n["folded"],
+        lambda n: f"the field folds in {n['folded']:.1%} of the foreground",
+    ),
+    "scale": Mark(
+        lambda n: abs(math.log(max(n["linear_determinant"], 1e-3))),
+        lambda n: (
+            f"the linear part of the field changes volumes by a factor of {n['linear_determinant']:.2f}"
+        ),
+    ),
+    "stretch": Mark(
+        lambda n: max(math.log(max(n["stretch_max"], 1e-3)), -math.log(max(n["stretch_min"], 1e-3))),
+        lambda n: (
+            f"the linear part of the field stretches lengths by {n['stretch_min']:.2f} to "
+            f"{n['stretch_max']:.2f}"
+        ),
+    ),
+}
+
+
+def judge(numbers: Mapping[str, float], *, error_mm: Float[np.ndarray, "x y z"] | None = None) -> Assessment:
+    """The verdict on the numbers of `evidence.gather_evidence`.
+
+    The score is `exp(-sum of penalties)`: each mark counts from about a threshold on, in proportion to what
+    exceeds it. No mark can make up for another.
+
+    Args:
+      numbers: by name.
+      error_mm: becomes that of the assessment.
+    """
+    penalties = penalties_of(numbers)
+    score = math.exp(-sum(penalties.values()))
+    verdict: Verdict = "pass" if score >= rule.PASS else "check" if score >= rule.CHECK else "fail"
+    worst = sorted(
+        (name for name in penalties if penalties[name] >= WORTH_SAYING), key=lambda n: -penalties[n]
+    )
+    reasons = [MARKS[name].words(numbers) for name in worst]
+    if verdict == "pass":
+        reasons.append(
+            f"{numbers['held_fine']:.0%} of the textured blocks fit best within 1.5 voxels of "
+            f"{numbers['voxel_mm']:.3g} mm of where the field puts them"
+        )
+    return Assessment(verdict, score, tuple(reasons), dict(numbers), error_mm)
+
+
+def penalties_of(numbers: Mapping[str, float]) -> dict[str, float]:
+    """How much each of `MARKS` counts against a registration, 0 or more."""
+    penalties = {}
+    for name, mark in MARKS.items():
+        threshold, weight = rule.MARKS[name]
+        bend = SHARPNESS * weight
+        without = np.logaddexp(0, -bend * threshold)  # a value of 0 costs nothing
+        penalties[name] = (
+            float(np.logaddexp(0, bend * (mark.value(numbers) - threshold)) - without) / SHARPNESS
+        )
+    return penalties
+
+
+def too_little(voxels: int, fewest: int) -> Assessment:
+    """The assessment of scans without enough to look at."""
+    reason = f"too small or too flat for a verdict: {voxels} voxels have texture, {fewest} are needed"
+    return Assessment(None, None, (reason,))
+
+
+def _rounded(value: float | None, digits: int = 2) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(float(value), digits)
