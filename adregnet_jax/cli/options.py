@@ -87,7 +87,7 @@ def in_option_words(message: str) -> str:
     """Replaces arguments with options in a message of the library: apart=True becomes --apart."""
     message = re.sub(r"\b(affine|apart|rigid)=(True|False)", _flag, message)
     message = message.replace("(reference=GRID)", "(--reference GRID)")
-    return re.sub(r'\b(method|prefer)="(\w+)"', r"--\1 \2", message)
+    return re.sub(r'\b(method|mode|prefer)="(\w+)"', r"--\1 \2", message)
 
 
 def _flag(found: re.Match[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,7 +94,9 @@ def apply_to_image(
     """
     _check_new(output, overwrite)
     field = _on_grid(transforms, load_links(transforms), reference, prefer)
-    image = read_image(image_path, labels=mode == "label", exact=mode == "nearest", prefer=prefer)
+    image = read_image(image_path, labels=mode == "label", exact=True, prefer=prefer)
+    if mode in ("linear", "cubic"):
+        image = _as_float32(image)
     reached = _warp(field, np.ones(image.shape, np.float32), image.affine, mode="nearest")
     if not np.any(reached):
         kind = "field" if len(transforms) == 1 else "chain"
@@ -103,6 +106,17 @@ def apply_to_image(
         )
     values = _warped_values(field, image, mode)
     write_image(output, Image(values, np.asarray(field.affine)), overwrite=overwrite)
+
+
+def _as_float32(image: Image) -> Image:
+    """The image for interpolation, with a warning where whole numbers are rounded."""
+    values = image.values.astype(np.float32)
+    if image.values.dtype.kind in "iu" and not np.array_equal(values, image.values):
+        warnings.warn(
+            f'{image.name}: whole numbers above 2^24 are rounded: mode="nearest" or mode="label" keep them',
+            stacklevel=2,
+        )
+    return dataclasses.replace(image, values=values)
 
 
 def _warped_values(field: DisplacementField, image: Image, mode: Interpolation) -> np.ndarray:
@@ -119,7 +133,7 @@ def _warped_values(field: DisplacementField, image: Image, mode: Interpolation) 
         found = np.asarray(_warp(field, numbers, image.affine, mode=mode))
         taken = np.where(found > 0, values.ravel()[found - 1], values.min())
         whole = taken.dtype.kind == "f" and np.array_equal(values, np.round(values))
-        return taken.astype(np.int32) if whole else taken
+        return taken.astype(np.int64) if whole and np.abs(values).max() < 2**63 else taken
     outside = values.min()
     return np.asarray(_warp(field, values - outside, image.affine, mode=mode) + outside)
 

@@ -217,6 +217,8 @@ TRANSFORMS = [
         "no grid in the fixed world.*--reference GRID",
     ),
     Case("no_argument", "adregnet convert", nothing, "Missing argument"),
+    Case("structures_alone", "adregnet contours s.dcm f.npz -o out", nothing, "Missing option '--fixed'"),
+    Case("dose_alone", "adregnet dose d.dcm f.npz -o out", nothing, "Missing option '--fixed'"),
     Case("unknown_command", "adregnet regster", nothing, "No such command"),
     Case("unknown_option", "adregnet info scan.nii --jsn", scan(), "No such option"),
     Case(

@@ -536,6 +536,21 @@ def test_apply_to_images(files, tmp_path):
     assert names(tmp_path) == {"in", "a.nii.gz", "nearest.nii.gz", "label.nii.gz"}
 
 
+def test_apply_keeps_whole_numbers(files, tmp_path):
+    """Also those that float32 or int32 would change."""
+    ids = np.array([0, 2**24 + 1, 614454277, 2**40 + 1])[np.round(MOVING).astype(int) % 4]
+    for number, values in enumerate((ids, ids.astype(np.float64))):
+        path = tmp_path / f"{number}.nii"
+        nib.save(nib.Nifti1Image(values, MOVING_AFFINE, dtype=values.dtype), path)
+        for mode in ("nearest", "label") if values.dtype.kind == "i" else ("nearest",):
+            out = tmp_path / f"{number}_{mode}.nii.gz"
+            succeed("apply", files / "field.nii.gz", path, "-o", out, "--mode", mode)
+            found = np.asanyarray(nib.Nifti1Image.from_filename(out).dataobj)
+            assert set(np.unique(found)) == set(np.unique(ids))
+    with pytest.warns(UserWarning, match=r"whole numbers above 2\^24 are rounded"):
+        succeed("apply", files / "field.nii.gz", tmp_path / "0.nii", "-o", tmp_path / "linear.nii")
+
+
 def test_apply_to_points(files, tmp_path):
     out = tmp_path / "a.mrk.json"
     succeed("apply", files / "field.nii.gz", files / "fixed.csv", "-o", out)

@@ -91,6 +91,28 @@ def test_what_jax_says_is_recognised():
         jnp.zeros(2**47).block_until_ready()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on the address space are enforced by Linux")
+def test_an_allocation_beyond_a_limit_of_the_system_is_recognised():
+    """As with `prlimit --as`."""
+    program = """
+import resource
+import jax.numpy as jnp
+from adregnet_jax.launch.devices import memory_errors_as_user_errors
+
+jnp.ones(8).block_until_ready()
+with open("/proc/self/statm") as file:
+    limit = int(file.read().split()[0]) * resource.getpagesize() + 2**29
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+with memory_errors_as_user_errors("take less"):
+    jnp.ones(2**29).block_until_ready()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("UserError: out of memory: take less")
+
+
 def test_the_device_is_named_with_its_memory(monkeypatch):
     class Card:
         platform, device_kind = "gpu", "NVIDIA A2"

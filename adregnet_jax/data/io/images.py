@@ -97,10 +97,7 @@ def read_image(
             values, affine, _ = nifti.read_volume(path, prefer=prefer, exact=exact)
         return Image(values, affine, str(path))
     values, affine = _read_itk(path, series)
-    if labels:
-        values = nifti.label_values(path, values)
-    elif not (exact and values.dtype.kind in "iu"):
-        values = nifti.image_values(path, values)
+    values = nifti.label_values(path, values) if labels else nifti.image_values(path, values, exact=exact)
     return Image(values, affine, str(path))
 
 

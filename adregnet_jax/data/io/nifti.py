@@ -51,8 +51,11 @@ def read_volume(path: str | Path, *, prefer: Prefer | None = None, exact: bool =
     """
     image = open_image(path, prefer=prefer)
     values = _volume_voxels(path, image)
-    values = values if exact and values.dtype.kind in "iu" else image_values(path, values)
-    return values, image.affine, nib.affines.voxel_sizes(image.affine)
+    return (
+        image_values(path, values, exact=exact),
+        image.affine,
+        nib.affines.voxel_sizes(image.affine),
+    )
 
 
 def read_labels(path: str | Path, *, prefer: Prefer | None = None) -> Volume:
@@ -115,8 +118,13 @@ def _within_int32(values: np.ndarray) -> bool:
     return values.size == 0 or (int(values.min()) >= -(2**31) and int(values.max()) < 2**31)
 
 
-def image_values(path: str | Path, values: np.ndarray) -> np.ndarray:
-    """Converts values to float32; refuses NaN and infinity."""
+def image_values(path: str | Path, values: np.ndarray, *, exact: bool = False) -> np.ndarray:
+    """Converts values to float32; refuses NaN and infinity.
+
+    With `exact`, whole numbers stay as they are if float32 would round them, as do integers of any size.
+    """
+    if exact and values.dtype.kind in "iu":
+        return values
     bad = values.size - np.count_nonzero(np.isfinite(values))
     if bad:
         raise UserError(f"{path}: {bad} of {values.size} voxels are NaN or infinite: replace them, e.g. by 0")
@@ -125,6 +133,8 @@ def image_values(path: str | Path, values: np.ndarray) -> np.ndarray:
     if not np.isfinite(result).all():
         largest = float(np.abs(values).max())
         raise UserError(f"{path}: values go up to {largest:.3g}, beyond float32: rescale them")
+    if exact and not np.array_equal(result, values) and np.array_equal(values, np.round(values)):
+        return values
     return result
 
 

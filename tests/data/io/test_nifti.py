@@ -204,6 +204,11 @@ def test_whole_numbers_beyond_float32(tmp_path):
         assert nifti.read_volume(path)[0].dtype == np.float32
         nifti.write_volume(tmp_path / "again.nii", nifti.read_labels(path)[0], AFFINE)
         np.testing.assert_array_equal(nifti.read_labels(tmp_path / "again.nii")[0], stored)
+    doubles = save(tmp_path / "doubles.nii", ids.astype(np.float64))
+    np.testing.assert_array_equal(nifti.read_volume(doubles, exact=True)[0], ids)
+    np.testing.assert_array_equal(nifti.read_labels(doubles)[0], ids)
+    assert nifti.read_volume(doubles)[0].dtype == np.float32
+    assert nifti.read_volume(save(tmp_path / "fractions.nii", ids / 3), exact=True)[0].dtype == np.float32
 
 
 def scaled_labels(path, stored, slope, inter=0.0):
