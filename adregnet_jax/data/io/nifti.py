@@ -216,9 +216,13 @@ def open_image(path: str | Path, *, prefer: Prefer | None = None) -> Any:
 
 def _load(path: str | Path) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # nibabel doesn't close files of .mgh
-            image: Any = nib.load(path)  # nibabel types it as an image without voxels
+        image: Any  # nibabel types it as an image without voxels
+        if str(path).lower().endswith(".mgh"):
+            with warnings.catch_warnings():  # which makes Python repeat warnings that it has shown
+                warnings.simplefilter("ignore", ResourceWarning)  # nibabel doesn't close these files
+                image = nib.load(path)
+        else:
+            image = nib.load(path)
         if isinstance(image, nib.Nifti1Image):
             _forms(image)
     except FileNotFoundError:
