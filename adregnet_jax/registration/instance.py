@@ -31,10 +31,11 @@ from adregnet_jax.losses import (
 from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.composition import exponential
 from adregnet_jax.ops.filters import box_mean
+from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.jacobian import jacobian_determinant
 from adregnet_jax.ops.mind import mind_ssc
 from adregnet_jax.ops.resampling import resize_displacement
-from adregnet_jax.ops.sampling import warp
+from adregnet_jax.ops.sampling import Padding, warp
 from adregnet_jax.ops.search import search_displacement
 from adregnet_jax.registration import ladder
 from adregnet_jax.registration.results import Registration
@@ -44,7 +45,9 @@ SEARCH_RADIUS = 6  # most voxels of the search: its memory grows with the cube
 LOGARITHM_STEPS = 8
 ADAM_EPSILON = 1e-2  # keeps control points with far smaller gradients from following noise
 MIN_SHAPE = (2, 2, 2)  # grid of a displacement that is zero everywhere
-Features = dict[str, jax.Array]  # [b, x, y, z, c] of fixed, moving and their masks, on one level
+# Of one level: "fixed", "moving" and masks, [b, x, y, z, c], and "to_moving" where the moving scan has a grid
+# of its own: [b, 3, 4], from fixed to moving voxels of the level.
+Features = dict[str, jax.Array]
 Shape = tuple[int, int, int]
 
 
@@ -53,8 +56,17 @@ class _Plan(NamedTuple):
 
     factors: tuple[Shape, ...]  # voxels along each axis of the scan that a voxel of each level spans
     multiple: Shape  # of which the scan's size must be one
+    moving_factors: tuple[Shape, ...]  # likewise of the moving scan
+    moving_multiple: Shape
     pooling: int  # voxels of the coarsest level that one voxel of the search spans, along each axis
     radius: Shape  # of the search, in its voxels
+
+
+class MovingGrid(NamedTuple):
+    """The grid of a moving scan that isn't the fixed one."""
+
+    matrix: Float[np.ndarray, "4 4"]  # from voxels of the fixed scan to voxels of the moving scan
+    spacing_mm: Sequence[float]  # as the fixed scan's
 
 
 class _Weights(NamedTuple):
@@ -125,20 +137,39 @@ def align_on_rungs(
     spacing_mm: Sequence[float],
     start: Float[np.ndarray, "x y z 3"] | None,
     fixed_mask: Shaped[np.ndarray, "x y z"] | None,
-    moving_mask: Shaped[np.ndarray, "x y z"] | None,
+    moving_mask: Shaped[np.ndarray, "x2 y2 z2"] | None,
     config: InstanceConfig,
+    to_moving: MovingGrid | None = None,
 ) -> tuple[Float[np.ndarray, "x y z 3"], Float[np.ndarray, "x y z 3"] | None]:
     """`align` for one pair, compiled once for all sizes on the same rungs (`registration.ladder`).
 
     Spacings and smoothness need no program of their own either, unless levels and search take other numbers
     of voxels.
 
+    Args:
+      fixed: [x, y, z], intensities in [0, 1].
+      moving: [x, y, z], or [x2, y2, z2] with `to_moving`.
+      spacing_mm: voxel size of the fixed scan along each axis.
+      start: [x, y, z, 3] in voxels of the fixed scan, or None.
+      fixed_mask: [x, y, z], 0 where the fixed scan doesn't count, or None.
+      moving_mask: on the moving grid, likewise. With `to_moving`, nothing beyond the grid counts either, but
+        without a mask its outermost voxels repeat.
+      config: as for `align`.
+      to_moving: the grid of the moving scan; None: that of the fixed one. The moving scan is then interpolated
+        once, where one that was resampled before would be blurred anew by each displacement.
+
     Returns:
-      Displacement and inverse (None unless `config.diffeomorphic`) in voxels.
+      Displacement and inverse (None unless `config.diffeomorphic`) in voxels of the fixed scan: the moving
+      voxel of p is `to_moving.matrix` times p + u(p).
     """
-    arrays = [None if a is None else ladder.pad(a) for a in (fixed, moving, start, fixed_mask, moving_mask)]
-    numbers, static = _on_rungs(fixed.shape, spacing_mm, config)
-    displacement, inverse = _aligned_on_rungs(*arrays, *numbers, **static)
+    if to_moving is not None and (config.similarity == "mind" or config.symmetric):
+        raise ValueError("MIND and symmetric comparison need both scans on one grid")
+    # Beyond the scan, a mask on its own grid is 0.
+    outside = "border" if to_moving is None else "zeros"
+    padded_mask = None if moving_mask is None else ladder.pad(moving_mask, outside=outside)
+    arrays = [None if a is None else ladder.pad(a) for a in (fixed, moving, start, fixed_mask)]
+    numbers, static = _on_rungs(fixed.shape, spacing_mm, config, to_moving, moving.shape)
+    displacement, inverse = _aligned_on_rungs(*arrays, padded_mask, *numbers, **static)
     return (
         ladder.crop(displacement, fixed.shape),
         None if inverse is None else ladder.crop(inverse, fixed.shape),
@@ -157,8 +188,8 @@ def compile_on_rungs(
     """Compiles the program of `align_on_rungs`, into JAX's cache on disk, without running it.
 
     Args:
-      shape: (x, y, z) of the scans.
-      spacing_mm: of the scans.
+      shape: (x, y, z) of both scans.
+      spacing_mm: of both scans.
       started: whether there will be a start.
       fixed_masked: whether there will be a mask of the fixed scan.
       moving_masked: whether there will be a mask of the moving scan.
@@ -170,20 +201,33 @@ def compile_on_rungs(
     scan = jax.ShapeDtypeStruct(ladder.rungs(shape), jnp.float32)
     start = jax.ShapeDtypeStruct((*scan.shape, 3), jnp.float32) if started else None
     masks = (scan if masked else None for masked in (fixed_masked, moving_masked))
-    numbers, static = _on_rungs(shape, spacing_mm, config)
+    to_moving = None
+    if has_own_grid(config):
+        to_moving = MovingGrid(np.eye(4), tuple(spacing_mm))
+    numbers, static = _on_rungs(shape, spacing_mm, config, to_moving, shape)
     return _aligned_on_rungs.lower(scan, scan, start, *masks, *numbers, **static).compile()
 
 
+def has_own_grid(config: InstanceConfig) -> bool:
+    """Whether the moving scan may keep its grid: descriptors and a symmetric comparison need the fixed one."""
+    return config.similarity != "mind" and not config.symmetric
+
+
 def _on_rungs(
-    shape: Sequence[int], spacing_mm: Sequence[float], config: InstanceConfig
-) -> tuple[tuple[np.ndarray, ...], dict[str, Any]]:
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    config: InstanceConfig,
+    to_moving: MovingGrid | None,
+    moving_shape: Sequence[int],
+) -> tuple[tuple[np.ndarray | None, ...], dict[str, Any]]:
     """The last arguments of `_aligned_on_rungs`: numbers, and what it is compiled for."""
-    plan = _plan(ladder.rungs(shape), spacing_mm, config)
+    plan = _plan(ladder.rungs(shape), spacing_mm, config, to_moving and to_moving.spacing_mm)
     # What `align` would pad the scans to. Only this counts in the regularisation.
     size = [-(-n // m) * m for n, m in zip(shape, plan.multiple, strict=True)]
     numbers = (
         np.array(shape, np.int32),
         *(np.array(number, np.float32) for number in (spacing_mm, math.prod(size), config.smoothness)),
+        None if to_moving is None else np.asarray(to_moving.matrix, np.float32)[:3],
     )
     # Whether there is a search and a regularisation: how much is in the plan and in the numbers.
     compiled = dataclasses.replace(
@@ -203,6 +247,7 @@ def _aligned_on_rungs(
     spacing_mm: jax.Array,
     voxels: jax.Array,
     smoothness: jax.Array,
+    to_moving: jax.Array | None,
     *,
     plan: _Plan,
     config: InstanceConfig,
@@ -228,6 +273,7 @@ def _aligned_on_rungs(
         config=config,
         scan=batch(scan.astype(fixed.dtype)),
         voxels=voxels,
+        to_moving=to_moving,
     )
     return found.displacement[0], None if found.inverse is None else found.inverse[0]
 
@@ -245,53 +291,74 @@ def _aligned(
     config: InstanceConfig,
     scan: jax.Array | None = None,
     voxels: jax.Array | None = None,
+    to_moving: jax.Array | None = None,
 ) -> Registration:
     """`align` with arguments that fit.
 
     With `scan` [1, x, y, z, 1], 0 in padding, which repeats the borders of images and masks, and `voxels`,
-    the number of those that count in the regularisation.
+    the number of those that count in the regularisation. With `to_moving` [3, 4], the moving scan has a grid
+    of its own.
     """
     shape = fixed.shape[1:4]
-    padding = ((0, 0), *((0, -n % m) for n, m in zip(shape, plan.multiple, strict=True)), (0, 0))
+
+    def padding(volume: AnyArray, multiple: Shape) -> list[tuple[int, int]]:
+        missing = [(0, -n % m) for n, m in zip(volume.shape[1:4], multiple, strict=True)]
+        return [(0, 0), *missing, (0, 0)]
+
     # Padding doesn't count; images and start repeat their edges into it.
     inside = jnp.ones_like(fixed) if fixed_mask is None else (fixed_mask > 0).astype(fixed.dtype)
-    scans = {
-        "fixed": jnp.pad(fixed, padding, mode="edge"),
-        "moving": jnp.pad(moving, padding, mode="edge"),
-        "fixed_mask": jnp.pad(inside, padding),
+    around, around_moving = padding(fixed, plan.multiple), padding(moving, plan.moving_multiple)
+    fixed_scans = {
+        "fixed": jnp.pad(fixed, around, mode="edge"),
+        "fixed_mask": jnp.pad(inside, around),
     }
+    moving_scans = {"moving": jnp.pad(moving, around_moving, mode="edge")}
     if moving_mask is not None:
-        scans["moving_mask"] = jnp.pad((moving_mask > 0).astype(fixed.dtype), padding)
+        moving_scans["moving_mask"] = jnp.pad((moving_mask > 0).astype(fixed.dtype), around_moving)
     if start is not None:
-        start = jnp.pad(start, padding, mode="edge")
+        start = jnp.pad(start, around, mode="edge")
 
-    levels = [{name: _pooled(scan, factor) for name, scan in scans.items()} for factor in plan.factors]
+    def levels_of_both() -> list[Features]:
+        levels = []
+        for factor, moving_factor in zip(plan.factors, plan.moving_factors, strict=True):
+            level = {name: _pooled(scan, factor) for name, scan in fixed_scans.items()}
+            if to_moving is None:
+                level |= {name: _pooled(scan, factor) for name, scan in moving_scans.items()}
+            else:
+                level |= {name: _overlapping(scan, moving_factor) for name, scan in moving_scans.items()}
+                between = _between_levels(to_moving, factor, moving_factor)
+                level["to_moving"] = jnp.broadcast_to(between, (len(fixed), 3, 4))
+            levels.append(level)
+        return levels
+
+    levels = levels_of_both()
     if start is None:
         masked = not (fixed_mask is None and moving_mask is None)
         start = _searched(levels[0], plan, config, masked=masked)
     share: jax.Array | float = 1.0
     if scan is not None and voxels is not None:
         # Only from here on: the search would take displacements of what doesn't count from the others.
-        scans["fixed_mask"] = jnp.pad(inside * scan, padding)
-        if moving_mask is not None:
-            scans["moving_mask"] *= jnp.pad(scan, padding)
-        levels = [{name: _pooled(scan, factor) for name, scan in scans.items()} for factor in plan.factors]
+        fixed_scans["fixed_mask"] = jnp.pad(inside * scan, around)
+        if moving_mask is not None and to_moving is None:
+            moving_scans["moving_mask"] *= jnp.pad(scan, around)
+        levels = levels_of_both()
         # The similarity is a mean over what counts, the regularisation one over all voxels.
-        share = voxels / math.prod(scans["fixed"].shape[1:4])
+        share = voxels / math.prod(fixed_scans["fixed"].shape[1:4])
     method = _diffeomorphism if config.diffeomorphic else _small_deformation
     spacings_mm = [spacing_mm * np.array(factor) for factor in plan.factors]
     displacement, inverse = method(levels, start, spacings_mm, _Weights(share, smoothness), config)
     crop = (slice(None), *(slice(0, n) for n in shape))
 
     def finest(field: jax.Array) -> jax.Array:
-        return resize_displacement(field, scans["fixed"].shape[1:4])[crop]
+        return resize_displacement(field, fixed_scans["fixed"].shape[1:4])[crop]
 
     displacement = finest(displacement)
     if config.unfold and not config.diffeomorphic:  # which has no folds, and an inverse to agree with
         displacement = _unfolded(displacement)
+    whole = {} if to_moving is None else {"to_moving": to_moving[None]}
     return Registration(
         displacement,
-        warp(moving, displacement),
+        _pulled_back(moving, displacement, whole),
         inverse=None if inverse is None else finest(inverse),
     )
 
@@ -419,13 +486,14 @@ def _energy(
     config: InstanceConfig,
 ) -> jax.Array:
     """The minimised energy: dissimilarity and regularisation."""
+    grids = {name: matrix for name, matrix in features.items() if name == "to_moving"}
     similarity = functools.partial(_dissimilarity, config=config)
     fixed, moving = features["fixed"], features["moving"]
     fixed_mask, moving_mask = features["fixed_mask"], features.get("moving_mask")
-    total = similarity(fixed, moving, forth, fixed_mask, moving_mask)
+    total = similarity(fixed, moving, forth, fixed_mask, moving_mask, grids)
     if back is not None:
         inside = jnp.ones_like(fixed_mask) if moving_mask is None else moving_mask
-        total = (total + similarity(moving, fixed, back, inside, fixed_mask)) / 2
+        total = (total + similarity(moving, fixed, back, inside, fixed_mask, {})) / 2
     total = weights.similarity * total
     spacings_mm = jnp.asarray(spacing_mm, forth.dtype)[None]
     if config.smoothness:
@@ -443,13 +511,17 @@ def _dissimilarity(
     displacement: jax.Array,
     still_mask: jax.Array,
     moving_mask: jax.Array | None,
+    grids: Features,
     *,
     config: InstanceConfig,
 ) -> jax.Array:
-    warped = warp(moving, displacement)
+    warped = _pulled_back(moving, displacement, grids)
     mask = still_mask
     if moving_mask is not None:
-        mask = mask * (warp(moving_mask, jax.lax.stop_gradient(displacement)) > 0.5)
+        # Nothing beyond a grid of the moving scan's own counts.
+        padding: Padding = "zeros" if grids else "border"
+        there = _pulled_back(moving_mask, jax.lax.stop_gradient(displacement), grids, padding=padding)
+        mask = mask * (there > 0.5)
     if config.similarity == "ncc":
         return ncc_loss(still, warped, window=config.ncc_window, floor=config.ncc_floor, mask=mask)
     if config.similarity == "mi":
@@ -457,7 +529,34 @@ def _dissimilarity(
     return ssd_loss(still, warped, mask=mask)
 
 
-def _plan(shape: Sequence[int], spacing_mm: Sequence[float], config: InstanceConfig) -> _Plan:
+def _pulled_back(
+    scan: AnyArray, displacement: jax.Array, grids: Features, *, padding: Padding = "border"
+) -> jax.Array:
+    """[b, x, y, z, c]: the moving scan, which has a grid of its own if `grids` has "to_moving"."""
+    if "to_moving" in grids:
+        fixed = identity_grid(displacement.shape[1:4])
+        there = fixed + displacement
+        matrix = grids["to_moving"]
+        points = jnp.einsum("bij,bxyzj->bxyzi", matrix[..., :3], there, precision="highest")
+        displacement = points + matrix[:, None, None, None, :, 3] - fixed
+    return warp(scan, displacement, padding=padding)
+
+
+def _between_levels(to_moving: jax.Array, factor: Shape, moving_factor: Shape) -> jax.Array:
+    """[3, 4], from `_pooled` voxels of the fixed scan to `_overlapping` ones of the moving scan."""
+    forth, back = np.array(factor, np.float32), np.array(moving_factor, np.float32)
+    stride = np.array(_strides(moving_factor), np.float32)
+    linear, offset = to_moving[:, :3], to_moving[:, 3]
+    offset = (linear @ ((forth - 1) / 2) + offset - (back - 1) / 2) / stride
+    return jnp.concatenate([linear * forth / stride[:, None], offset[:, None]], axis=1)
+
+
+def _plan(
+    shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    config: InstanceConfig,
+    moving_spacing_mm: Sequence[float] | None = None,
+) -> _Plan:
     factors = tuple(axis_factors(factor, spacing_mm) for factor in config.factors)
     finest_mm = min(np.multiply(spacing_mm, factors[0]))
     pooling = max(SEARCH_POOLING, math.ceil(config.search_range_mm / SEARCH_RADIUS / finest_mm))
@@ -469,13 +568,27 @@ def _plan(shape: Sequence[int], spacing_mm: Sequence[float], config: InstanceCon
         np.ceil(config.search_range_mm / np.multiply(spacing_mm, searched)), np.array(grid) - 1
     )
     rx, ry, rz = radius.astype(int).tolist()
-    return _Plan(factors, (x, y, z), pooling, (rx, ry, rz))
+    if moving_spacing_mm is None:
+        return _Plan(factors, (x, y, z), factors, (x, y, z), pooling, (rx, ry, rz))
+    # Voxels of a level as large as those of the fixed scan.
+    width_mm = [min(np.multiply(spacing_mm, factor)) for factor in factors]
+    own = tuple(axis_factors(width / min(moving_spacing_mm), moving_spacing_mm) for width in width_mm)
+    u, v, w = (math.lcm(*column) for column in zip(*map(_strides, own), strict=True))
+    return _Plan(factors, (x, y, z), own, (u, v, w), pooling, (rx, ry, rz))
 
 
 def _searched(level: Features, plan: _Plan, config: InstanceConfig, *, masked: bool) -> jax.Array:
     """The start: the displacement of the discrete search on its own grid, or zeros without a search."""
     if not config.search_range_mm:
         return jnp.zeros((len(level["fixed"]), *MIN_SHAPE, 3))
+    if "to_moving" in level:
+        still = jnp.zeros((*level["fixed"].shape[:4], 3))
+        paddings: dict[str, Padding] = {"moving": "border", "moving_mask": "zeros"}
+        level = level | {
+            name: _pulled_back(level[name], still, level, padding=padding)
+            for name, padding in paddings.items()
+            if name in level
+        }
     pooling = (plan.pooling,) * 3
     fixed, moving = (_pooled(mind_ssc(level[name]), pooling) for name in ("fixed", "moving"))
     masks = {}
@@ -528,7 +641,29 @@ def _pooled(scan: jax.Array, factor: Shape) -> jax.Array:
     return jnp.mean(scan.reshape(b, *split, c), axis=(2, 4, 6))
 
 
-def axis_factors(factor: int, spacing_mm: Sequence[float]) -> Shape:
+def _overlapping(scan: jax.Array, factor: Shape) -> jax.Array:
+    """[b, x, y, z, c] averaged over blocks of `factor` voxels, a new one beginning in the middle of the last.
+
+    Interpolation between blocks that only touch would blur them by as much as a block.
+    """
+    strides = _strides(factor)
+    scan = _pooled(scan, strides)
+    for axis, (size, stride) in enumerate(zip(factor, strides, strict=True), start=1):
+        width = size // stride
+        after = [(0, width - 1 if n == axis else 0) for n in range(5)]
+        padded = jnp.pad(scan, after, mode="edge")
+        parts = [jax.lax.slice_in_dim(padded, n, n + scan.shape[axis], axis=axis) for n in range(width)]
+        scan = sum(parts[1:], start=parts[0]) / width
+    return scan
+
+
+def _strides(factor: Shape) -> Shape:
+    """Half of each factor, or 1 if it is odd."""
+    x, y, z = (1 if size % 2 else size // 2 for size in factor)
+    return x, y, z
+
+
+def axis_factors(factor: float, spacing_mm: Sequence[float]) -> Shape:
     """Voxels along each axis that span `factor` times the finest spacing."""
     x, y, z = (max(1, round(factor * min(spacing_mm) / size)) for size in spacing_mm)
     return x, y, z

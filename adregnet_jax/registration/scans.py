@@ -25,7 +25,7 @@ from adregnet_jax.registration import ladder
 from adregnet_jax.registration.adapter import predict_displacement
 from adregnet_jax.registration.affine import align_affine_on_rungs
 from adregnet_jax.registration.evidence import weigh_evidence
-from adregnet_jax.registration.instance import align_on_rungs
+from adregnet_jax.registration.instance import MovingGrid, align_on_rungs, has_own_grid
 from adregnet_jax.registration.measure import ScanPair
 from adregnet_jax.registration.modality import same_contrast
 from adregnet_jax.registration.options import Modality
@@ -150,6 +150,13 @@ def register_scans(
             runs = None if instance is None else 1
             displacement = predict_displacement(network, known, moved, tile=tile, runs=runs)
         if instance is not None:
+            to_moving = None
+            if has_own_grid(instance):
+                to_voxels = np.linalg.inv(moving.affine)
+                to_moving = MovingGrid(to_voxels @ matrix @ fixed.affine, moving.spacing_mm.round(4).tolist())
+                moved = scans[1]
+                if moved_mask is not None:
+                    moved_mask = np.ones(moving.shape, np.float32) if masks[1] is None else masks[1]
             displacement, reverse = align_on_rungs(
                 scans[0],
                 moved,
@@ -158,6 +165,7 @@ def register_scans(
                 moving_mask=moved_mask,
                 spacing_mm=spacing_mm,
                 config=instance,
+                to_moving=to_moving,
             )
         field = dataclasses.replace(field, displacement=displacement)
         if reverse is None:
