@@ -39,6 +39,8 @@ MEASURES = (
     "error_90_mm",
     "similarity_measure",
     "similarity_before",
+    "similarity_affine",
+    "similarity_network",
     "similarity",
     "folded_percent",
     "folded_volume_percent",

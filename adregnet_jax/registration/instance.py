@@ -132,7 +132,7 @@ def align(
 
 def align_on_rungs(
     fixed: Float[np.ndarray, "x y z"],
-    moving: Float[np.ndarray, "x y z"],
+    moving: Float[np.ndarray, "x2 y2 z2"],
     *,
     spacing_mm: Sequence[float],
     start: Float[np.ndarray, "x y z 3"] | None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ from adregnet_jax.registration.field import DisplacementField
 from adregnet_jax.registration.options import Modality
 from adregnet_jax.report import tables
 
+STAGES = ("affine", "network")  # of a registration, after which the similarity is measured
 PERCENTILES = (0.5, 99.5)  # of the intensities, between which two scans are compared
 
 _warp_nearest = jax.jit(functools.partial(warp, mode="nearest"))
@@ -160,15 +162,21 @@ def mean_dice(
 
 
 def measure_scans(
-    scans: ScanPair, field: DisplacementField, warped: Image, *, modality: Modality
+    scans: ScanPair,
+    field: DisplacementField,
+    warped: Image,
+    *,
+    modality: Modality,
+    stages: Mapping[str, DisplacementField] = MappingProxyType({}),
 ) -> Measurement:
-    """Everything measured on two registered scans, before and after.
+    """Everything measured on two registered scans, before and after, and their similarity in between.
 
     Args:
         scans: the scans, where their headers put them, and what they are scored by.
         field: on the fixed grid, from the fixed to the moving world.
         warped: the moving scan pulled back by it.
         modality: "mono" compares the scans by NCC, "multi" by mutual information.
+        stages: the fields after some of `STAGES`, as `field`.
 
     Raises:
         UserError: a field that is not finite.
@@ -180,23 +188,24 @@ def measure_scans(
     identity = ladder.zero_field(field.shape, field.affine)
     fixed = rescale_window(scans.fixed.values, *_window(scans.fixed, scans.fixed_mask))
     low, high = _window(scans.moving, scans.moving_mask)
-    images = {
-        "before": rescale_window(_on_fixed_grid(scans.moving, identity), low, high),
-        "after": rescale_window(warped.values, low, high),
-    }
+    window = functools.partial(rescale_window, low=low, high=high)
+    moving, after = window(_on_fixed_grid(scans.moving, identity)), window(warped.values)
 
-    before, after = (
-        _similarity(fixed, image, mask=_overlap(scans, by), modality=modality)
-        for image, by in zip(images.values(), (identity, field), strict=True)
-    )
+    def similarity(image: np.ndarray, by: DisplacementField) -> float | None:
+        return _similarity(fixed, image, mask=_overlap(scans, by), modality=modality)
+
+    between: tables.Row = {f"similarity_{stage}": None for stage in STAGES}
+    for stage, by in stages.items():
+        between[f"similarity_{stage}"] = similarity(window(_on_fixed_grid(scans.moving, by)), by)
     # The metrics are compiled once for all scans on the same rungs of the ladder.
     continued = ladder.pad(displacement, outside="linear")
     inside = ladder.pad(np.ones(displacement.shape[:3], bool), outside="zeros")
     jacobian = metrics.jacobian_statistics(continued, mask=inside)
     row: tables.Row = {
         "similarity_measure": "NCC" if modality == "mono" else "mutual information",
-        "similarity_before": before,
-        "similarity": after,
+        "similarity_before": similarity(moving, identity),
+        **between,
+        "similarity": similarity(after, field),
         "folded_percent": jacobian["folded_percent"],
         "folded_volume_percent": metrics.folded_volume_percent(continued, mask=inside),
         "jacobian_min": jacobian["minimum"],
@@ -207,8 +216,8 @@ def measure_scans(
     return Measurement(
         row,
         fixed=fixed,
-        moving=images["before"],
-        warped=images["after"],
+        moving=moving,
+        warped=after,
         displacement=displacement,
         jacobian=ladder.crop(metrics.jacobian(continued), displacement.shape[:3]),
         warped_labels=warped_labels,

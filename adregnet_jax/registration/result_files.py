@@ -37,6 +37,8 @@ COLUMNS = (
     tables.Column("predicted error", "{error_mm:.3g} mm (90 % below {error_90_mm:.3g})"),
     tables.Column("similarity", "{similarity_measure}"),
     tables.Column("before", "{similarity_before:.3f}"),
+    tables.Column("affine", "{similarity_affine:.3f}"),
+    tables.Column("network", "{similarity_network:.3f}"),
     tables.Column("after", "{similarity:.3f}"),
     tables.Column("landmarks", "{landmarks:.0f}"),
     tables.Column("TRE before, mm", "{tre_before_mm:.2f} ({tre_before_sd_mm:.2f})"),
@@ -54,10 +56,11 @@ LABEL_COLUMNS = (
 )
 PROTOCOL = """\
 Similarity: global NCC, or mutual information in nats for different contrasts, of intensities between the
-0.5 and 99.5 percentiles, where the scans overlap. TRE: distance between the mapped fixed landmarks and the
-moving ones, mean (sample SD). Dice: mean over the labels; moving labels warped as one trilinear image a
-label, the largest wins. Jacobian: determinant of the whole map, affine included; folded: 0 or less by
-central differences; folded volume: by tetrahedra. "Before": the scans where their headers put them."""
+0.5 and 99.5 percentiles, where the scans overlap; after the affine step and the network where more
+followed. TRE: distance between the mapped fixed landmarks and the moving ones, mean (sample SD). Dice:
+mean over the labels; moving labels warped as one trilinear image a label, the largest wins. Jacobian:
+determinant of the whole map, affine included; folded: 0 or less by central differences; folded volume: by
+tetrahedra. "Before": the scans where their headers put them."""
 
 
 IDENTIFYING = ("command", "host")  # parts of the origin that can name a person or a place

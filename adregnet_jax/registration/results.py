@@ -60,6 +60,7 @@ class RegisteredScans:
       warped: the moving scan on the fixed grid, float32, with its least value where it doesn't reach.
       modality: how the scans were compared: "mono" or "multi".
       seconds: by stage, compilation included.
+      stages: the fields after the stages that came before the last, by their names: "affine", "network".
       evidence: why the deformation is as smooth as it is; None where its smoothness was given, or there is no
         instance optimisation.
       assessment: the verdict; None where none was asked for.
@@ -74,6 +75,7 @@ class RegisteredScans:
     warped: Image
     modality: Modality
     seconds: dict[str, float]
+    stages: Mapping[str, DisplacementField] = dataclasses.field(default_factory=dict)
     evidence: Evidence | None = None
     assessment: Assessment | None = None
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -85,7 +87,7 @@ class RegisteredScans:
         Raises:
           UserError: a field that is not finite.
         """
-        return measure_scans(self.scans, self.field, self.warped, modality=self.modality)
+        return measure_scans(self.scans, self.field, self.warped, modality=self.modality, stages=self.stages)
 
     def summary(self) -> dict[str, Any]:
         """The record, the measurements, choices and verdict ("results"), evidence and seconds, for JSON."""

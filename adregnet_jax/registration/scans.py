@@ -121,6 +121,9 @@ def register_scans(
     field = ladder.zero_field(fixed.shape, fixed.affine)
     back = field
     evidence = None
+    stages = {}
+    if affine is not None and not (instance is None and network is None):
+        stages["affine"] = ladder.after_field(field, matrix)
     if contrast == "multi":
         masks = [_foreground(scan, mask) for scan, mask in zip(pair, masks, strict=True)]
         network = network if instance is None else None
@@ -149,6 +152,9 @@ def register_scans(
             # The optimisation finds detail by itself: the first run is enough of a start.
             runs = None if instance is None else 1
             displacement = predict_displacement(network, known, moved, tile=tile, runs=runs)
+            if instance is not None:
+                predicted = dataclasses.replace(field, displacement=displacement)
+                stages["network"] = ladder.after_field(predicted, matrix)
         if instance is not None:
             to_moving = None
             if has_own_grid(instance):
@@ -194,6 +200,7 @@ def register_scans(
         warped=Image(warped, fixed.affine, moving.name),
         modality=contrast,
         seconds=seconds,
+        stages=stages,
         evidence=evidence,
     )
 

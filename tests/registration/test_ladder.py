@@ -16,7 +16,7 @@ from adregnet_jax.registration import field as fields
 from adregnet_jax.registration import ladder
 from adregnet_jax.registration.affine import align_affine, align_affine_on_rungs
 from adregnet_jax.registration.field import DisplacementField
-from adregnet_jax.registration.instance import align, align_on_rungs
+from adregnet_jax.registration.instance import MovingGrid, align, align_on_rungs
 from adregnet_jax.registration.measure import ScanPair
 from adregnet_jax.registration.scans import register_scans
 from adregnet_jax.registration.warmup import count_compilations, describe_rungs
@@ -136,6 +136,50 @@ def test_the_optimisation_is_nearly_that_of_unpadded_scans(masked):
     assert np.linalg.norm(found[body], axis=-1).mean() > 0.5
     assert difference[body].mean() < 0.02  # voxels
     assert difference.mean() < 0.1
+
+
+def test_a_moving_scan_on_its_own_grid_is_interpolated_once():
+    """Exchanged axes and a larger grid change nothing."""
+    shape, spacing_mm = (37, 33, 17), (1.0, 1.0, 2.0)
+    fixed, _ = scan_pair(shape, spacing_mm)
+    motion = np.roll(fixed.values, 1, axis=1)
+    config = dataclasses.replace(INSTANCE, search_range_mm=0.0)
+
+    def found(moving, matrix, moving_spacing_mm=spacing_mm, mask=None):
+        to_moving = MovingGrid(matrix, moving_spacing_mm)
+        options: dict[str, Any] = {"spacing_mm": spacing_mm, "start": None, "fixed_mask": None}
+        return align_on_rungs(
+            fixed.values, moving, moving_mask=mask, config=config, to_moving=to_moving, **options
+        )[0]
+
+    def difference(displacement):
+        """Mean in the body; at the borders, where averages have other neighbours, it is larger."""
+        return np.linalg.norm(displacement - expected, axis=-1)[fixed.values > 0].mean()
+
+    expected = found(motion, np.eye(4))
+    assert difference(0) > 0.5
+    # Exchanged axes. Mirrored ones would take the other one-sided gradient where a sample is on a voxel.
+    matrix = np.eye(4)[[2, 0, 1, 3]]
+    assert difference(found(motion.transpose(2, 0, 1), matrix, (2.0, 1.0, 1.0))) < 0.01
+    assert difference(found(motion, np.eye(4), mask=np.ones(shape, np.float32))) < 0.05
+    moved = np.eye(4)
+    moved[1, 3] = 4
+    assert difference(found(np.pad(motion, [(0, 0), (4, 0), (0, 0)], mode="edge"), moved)) < 0.01
+
+
+def test_mind_needs_both_scans_on_one_grid():
+    fixed, _ = scan_pair(*SIZES["first"])
+    with pytest.raises(ValueError, match="need both scans on one grid"):
+        align_on_rungs(
+            fixed.values,
+            fixed.values,
+            spacing_mm=(1.0, 1.0, 1.0),
+            start=None,
+            fixed_mask=None,
+            moving_mask=None,
+            config=dataclasses.replace(INSTANCE, similarity="mind"),
+            to_moving=MovingGrid(np.eye(4), (1.0, 1.0, 1.0)),
+        )
 
 
 @pytest.mark.parametrize(("modality", "masked"), [("mono", False), ("multi", True)])

@@ -238,6 +238,16 @@ def test_nothing_to_register_by_is_refused(scans):
         register_scans(*scans, affine=None, instance=None)
 
 
+def test_the_similarity_after_each_stage(scans, registered):
+    row = registered.measurement.row
+    assert row["similarity_before"] < row["similarity"] and row["similarity_affine"] < row["similarity"]
+    assert row["similarity_network"] is None
+    assert set(registered.stages) == {"affine"}
+    alone = register_scans(*scans, affine=AFFINE, instance=None)
+    assert alone.measurement.row["similarity_affine"] is None  # nothing follows
+    np.testing.assert_allclose(alone.measurement.row["similarity"], row["similarity_affine"], atol=1e-4)
+
+
 def test_results_are_finite_arrays(registered):
     for leaf in jax.tree.leaves((registered.field, registered.inverse)):
         assert np.isfinite(leaf).all()
