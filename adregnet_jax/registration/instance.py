@@ -155,8 +155,8 @@ def align_on_rungs(
       moving_mask: on the moving grid, likewise. With `to_moving`, nothing beyond the grid counts either, but
         without a mask its outermost voxels repeat.
       config: as for `align`.
-      to_moving: the grid of the moving scan; None: that of the fixed one. The moving scan is then interpolated
-        once, where one that was resampled before would be blurred anew by each displacement.
+      to_moving: the grid of the moving scan; None: that of the fixed one. On its own grid a scan is
+        interpolated once; one that was resampled before would be blurred anew by each displacement.
 
     Returns:
       Displacement and inverse (None unless `config.diffeomorphic`) in voxels of the fixed scan: the moving
@@ -209,7 +209,7 @@ def compile_on_rungs(
 
 
 def has_own_grid(config: InstanceConfig) -> bool:
-    """Whether the moving scan may keep its grid: descriptors and a symmetric comparison need the fixed one."""
+    """Whether the moving scan may keep its grid, which MIND and a symmetric comparison don't allow."""
     return config.similarity != "mind" and not config.symmetric
 
 
