@@ -190,6 +190,7 @@ def register_scans(
         fixed, moving = given
         field = dataclasses.replace(field, affine=fixed.affine)
         inverse = dataclasses.replace(inverse, affine=moving.affine)
+        stages = {name: dataclasses.replace(by, affine=fixed.affine) for name, by in stages.items()}
         matrix = np.array(matrix, np.float64)
         matrix[:3, 3] /= scale
     return RegisteredScans(
