@@ -1,5 +1,8 @@
 """Chains of transforms next to SimpleITK, which passes points through its own files."""
 
+import shutil
+import subprocess
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -139,6 +142,22 @@ def test_images_of_vectors_and_grids_of_other_programs(files, suffix):
         np.testing.assert_allclose(
             through_itk([as_itk(files / f"ours{suffix}")], points), expected, atol=1e-4
         )
+
+
+@pytest.mark.skipif(shutil.which("plastimatch") is None, reason="plastimatch is not installed")
+def test_fields_of_plastimatch(tmp_path):
+    shift, path = "5 -6 7", tmp_path / "vf.mha"
+    grid = ["--dim", "20 21 22", "--spacing", "2 2 2", "--origin", "-20 -20 -20"]
+    command = ["plastimatch", "synth-vf", "--xf-trans", shift, *grid, "--output", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    found, _ = chain_points(links(path), np.array([[1.0, 2, 3]]))
+    np.testing.assert_allclose(found, [[1 - 5, 2 + 6, 3 + 7]], atol=1e-4)  # RAS
+    assert run("convert", path, "-o", tmp_path / "ours.nrrd").exit_code == 0
+    printed = subprocess.run(
+        ["plastimatch", "stats", str(tmp_path / "ours.nrrd")], check=True, capture_output=True, text=True
+    )
+    (mean,) = (line.split()[1:] for line in printed.stdout.splitlines() if line.startswith("Mean:"))
+    np.testing.assert_allclose(np.array(mean, float), [5, -6, 7], atol=1e-3)
 
 
 def test_images_come_back_as_by_itk(files):
