@@ -134,6 +134,19 @@ def test_zoo(tmp_path):
     assert points["inverse mean"] <= points["inverse 99 %"] < 0.2
 
 
+def test_no_motion(tmp_path):
+    texture = scipy.ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(26, 24, 22)), 1.5)
+    nifti.write_volume(
+        tmp_path / "scan.nii.gz", (1 + 2 * texture).astype(np.float32), np.diag([2.0, 2, 2, 1])
+    )
+    options = ["--changes", "noise", "crop", "--options", "method=instance", "effort=fast"]
+    rows = rows_of("no_motion", tmp_path / "table.json", str(tmp_path / "scan.nii.gz"), *options)
+    assert [row["change"] for row in rows] == ["noise", "crop"]
+    for row in rows:
+        assert row["affine mm"] < 1 and row["mean mm"] <= row["99 % mm"] < 2  # half a voxel, and one
+        assert row["contrast"] == "mono"
+
+
 def test_assessment(tmp_path):
     rows = tmp_path / "rows.jsonl"
     make = ["make", str(rows), "--synthetic", "1", "--voxels", "24", "--kinds", "truth", "folds"]
