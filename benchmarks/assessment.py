@@ -369,7 +369,7 @@ def read_rows(paths):
 
 
 def judge_row(row):
-    if not row["numbers"] or row["numbers"].keys() == {"textured_voxels"}:
+    if not row["numbers"] or "held_fine" not in row["numbers"]:
         return {}
     found = verdict.judge(row["numbers"])
     return {"score": found.score, "verdict": found.verdict}

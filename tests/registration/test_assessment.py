@@ -163,6 +163,12 @@ def test_another_scan_fails(scan):
     assert assess(scan, other, field(still()), modality="mono").verdict == "fail"
 
 
+def test_unlike_scans_of_different_contrast_are_to_be_checked(scan):
+    other = Image(np.abs(texture(SHAPE, seed=3, width=2.5)), AFFINE, "other")
+    assert assess(scan, other, field(still()), modality="multi").verdict == "check"
+    assert assess(scan, other, field(shrunk(0.05)), modality="multi").verdict == "fail"
+
+
 def test_opposite_contrast_fails_as_one_contrast_alone(scan):
     inverted = Image(scan.values.max() - scan.values, AFFINE, "inverted")
     failed = assess(scan, inverted, field(still()), modality="mono")

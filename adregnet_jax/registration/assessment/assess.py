@@ -113,7 +113,7 @@ def assess_measured(
     if any(np.ptp(scan.values) == 0 for scan in (scans.fixed, scans.moving)):
         return verdict.too_little(0, FEWEST_VOXELS)
     evidence = gather(scans, field, measurement, modality=modality, effort=effort)
-    if evidence.numbers.keys() == {"textured_voxels"}:
+    if "held_fine" not in evidence.numbers:
         return verdict.too_little(int(evidence.numbers["textured_voxels"]), FEWEST_VOXELS)
     error_mm = predict_error_mm(evidence, scans.fixed.shape)
     fine = evidence.levels[0]
@@ -145,7 +145,7 @@ def gather(
         signed = same_contrast(
             measurement.fixed, measurement.warped, spacing_mm=fixed.spacing_mm.tolist(), mask=inside * seen
         )
-    return gather_evidence(
+    evidence = gather_evidence(
         ladder.pad(measurement.fixed),
         ladder.pad(measurement.moving),
         ladder.pad(measurement.warped),
@@ -159,6 +159,9 @@ def gather(
         signed=signed,
         voxels=FULL_VOXELS if effort == "full" else VOXELS,
     )
+    # A wrong field can make two scans of one contrast look like two contrasts: that has to be known.
+    evidence.numbers["across_contrasts"] = float(modality == "multi")
+    return evidence
 
 
 def _counts(scan: Image, mask: Image | None) -> Float[np.ndarray, "x y z"]:

@@ -15,6 +15,8 @@ from adregnet_jax.registration.assessment import rule
 Verdict = Literal["pass", "check", "fail"]
 VERDICTS: tuple[Verdict, ...] = ("pass", "check", "fail")
 WORTH_SAYING = 0.2  # the least penalty that is a reason
+# Marks that compare intensities. Across contrasts they alone fail nothing: what is aligned can look unlike.
+OF_IMAGES = ("residual", "unlike", "worse", "opposite", "disjoint", "departed")
 SHARPNESS = 6.0  # of the bend at a mark's threshold, in inverse penalties
 
 
@@ -170,6 +172,10 @@ def penalties_of(numbers: Mapping[str, float]) -> dict[str, float]:
         penalties[name] = (
             float(np.logaddexp(0, bend * (mark.value(numbers) - threshold)) - without) / SHARPNESS
         )
+    of_images = sum(penalties[name] for name in OF_IMAGES)
+    if numbers["across_contrasts"] and of_images > rule.MOST_ACROSS_CONTRASTS:
+        for name in OF_IMAGES:
+            penalties[name] *= rule.MOST_ACROSS_CONTRASTS / of_images
     return penalties
 
 
