@@ -105,17 +105,31 @@ def load_network(weights: Path | None, device: Any) -> TrainedNetwork:
 
 @contextlib.contextmanager
 def show_stages(total: int) -> Iterator[Callable[[str], None]]:
-    """Yields a function that shows the name of each of `total` stages on stderr, with a bar on a terminal."""
+    """Yields a function that announces each of `total` stages on stderr, with a bar on a terminal.
+
+    When a stage ends, the line of the next one says how long it took.
+    """
     from rich.console import Console
 
     console = Console(file=sys.stderr)
     began = time.monotonic()
+    running: list[tuple[str, float]] = []  # the stage that began last, and when
+
+    def took() -> str:
+        if not running:
+            return ""
+        stage, since = running.pop()
+        return f"{stage} took {time.monotonic() - since:.1f} s"
+
     if not console.is_terminal:
 
         def show(stage: str) -> None:
-            print(f"{time.monotonic() - began:6.1f} s  {stage}", file=sys.stderr, flush=True)
+            ended = f" ({last})" if (last := took()) else ""
+            print(f"{time.monotonic() - began:6.1f} s  {stage}{ended}", file=sys.stderr, flush=True)
+            running.append((stage, time.monotonic()))
 
         yield show
+        show("done")
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -123,4 +137,13 @@ def show_stages(total: int) -> Iterator[Callable[[str], None]]:
     columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), name)
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=total, completed=-1)  # the first stage ends when the second begins
-        yield lambda stage: progress.update(task, description=stage, advance=1)
+
+        def advance(stage: str) -> None:
+            if ended := took():
+                progress.print(ended, markup=False, highlight=False)
+            running.append((stage, time.monotonic()))
+            progress.update(task, description=stage, advance=1)
+
+        yield advance
+        if ended := took():
+            progress.print(ended, markup=False, highlight=False)
