@@ -191,7 +191,9 @@ def test_no_mark_makes_up_for_another(perfect):
     numbers = dict(perfect.evidence)
     before = penalties_of(numbers)
     after = penalties_of(numbers | {"outside": 0.9})
-    assert after["outside"] > before["outside"]
+    assert (
+        before["outside"] < after["outside"] == rule.MOST_OUTSIDE < -np.log(rule.CHECK)
+    )  # not alone a failure
     assert all(after[name] == before[name] for name in MARKS if name != "outside")
 
 

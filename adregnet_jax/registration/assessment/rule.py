@@ -19,6 +19,7 @@ MARKS: dict[str, tuple[float, float]] = {
 }
 PASS = 0.6  # the least score that passes
 CHECK = 0.3  # below, the registration fails
+MOST_OUTSIDE = 1.1  # penalty of "outside": a scan that shows a part of the other can be aligned, but check it
 MOST_ACROSS_CONTRASTS = 1.1  # penalty of all that compares intensities, for scans of different contrast
 
 # The error of a block by the distance that its matches expect, all in voxels of the fine level: mean, and

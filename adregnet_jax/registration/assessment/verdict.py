@@ -172,6 +172,7 @@ def penalties_of(numbers: Mapping[str, float]) -> dict[str, float]:
         penalties[name] = (
             float(np.logaddexp(0, bend * (mark.value(numbers) - threshold)) - without) / SHARPNESS
         )
+    penalties["outside"] = min(penalties["outside"], rule.MOST_OUTSIDE)
     of_images = sum(penalties[name] for name in OF_IMAGES)
     if numbers["across_contrasts"] and of_images > rule.MOST_ACROSS_CONTRASTS:
         for name in OF_IMAGES:
