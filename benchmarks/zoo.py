@@ -10,11 +10,13 @@ other programs, it is printed next to ours. Make such a folder of your own pairs
 Prints one row per pair: mean distance in mm or mean Dice over all labels before registration, after the
 affine step alone and after all; the share of folded voxels, the SD of the logarithm of the Jacobian
 determinant and its 1st and 99th percentiles; the contrast and the smoothness that were found, and the gain
-in similarity in regions that a field didn't see over that in those it saw; mean and 99th
+in similarity in regions that a field didn't see over that in those it saw; the verdict; mean and 99th
 percentile of the distance, in voxels, by which the field and the written inverse together miss the identity,
 where the determinant is above 0.3 and the point stays inside; and the seconds of the whole registration, the
 first time with compilation (cached on disk) and again. `--options` are fields of `RegistrationOptions`, for
-instance `effort=thorough`. `--rounds` is not used.
+instance `effort=thorough`. `--sheet FILE` draws a row per pair: a slice of the fixed scan, of the moving one
+where its header puts it, and of the warped one, the last two with outlines of the fixed scan.
+`--rounds` is not used.
 """
 
 import csv
@@ -24,6 +26,7 @@ from pathlib import Path
 
 import comparison
 import numpy as np
+import scipy.ndimage
 
 from adregnet_jax.launch import process
 
@@ -39,6 +42,8 @@ from adregnet_jax.registration.options import RegistrationOptions, ScanFiles  # 
 
 LEAST_DETERMINANT = 0.3
 POINTS = 100_000  # voxels of the fixed grid at which the inverse is checked
+SHEET_INCHES, SHEET_DPI = 2.0, 90  # of one picture of the sheet
+OUTLINES = (0.25, 0.6)  # of the range of a smoothed fixed scan
 
 
 def read_pairs(folder):
@@ -90,39 +95,71 @@ def affine_alone(registered):
     return score(measure_scans(scans, field, registered.warped, modality=registered.modality).row)
 
 
+def slices_of(measurement, spacing_mm):
+    """The middle slice along the axis with the fewest voxels, and the aspect ratio of its pixels."""
+    axis = int(np.argmin(measurement.fixed.shape))
+    images = (measurement.fixed, measurement.moving, measurement.warped)
+    height, width = np.delete(spacing_mm, axis)[::-1]
+    return [np.take(image, image.shape[axis] // 2, axis=axis).T for image in images], height / width
+
+
+def draw_sheet(path, pictures):
+    """`pictures`: by the name of each pair, what `slices_of` returns."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    size = (3 * SHEET_INCHES, len(pictures) * SHEET_INCHES)
+    figure, axes = pyplot.subplots(len(pictures), 3, figsize=size, squeeze=False, layout="compressed")
+    for row, (name, (images, aspect)) in zip(axes, pictures.items(), strict=True):
+        outlines = scipy.ndimage.gaussian_filter(images[0], 1)
+        for place, image, title in zip(row, images, ("fixed", "moving", "warped"), strict=True):
+            place.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=aspect, origin="lower")
+            if title != "fixed":
+                place.contour(outlines, levels=OUTLINES, colors="tab:orange", linewidths=0.4)
+            place.set_title(f"{name}: {title}" if title == "fixed" else title, fontsize=7)
+            place.axis("off")
+    figure.savefig(path, dpi=SHEET_DPI)
+    pyplot.close(figure)
+
+
 def row_of(folder, pair, options, network, best):
+    """The row of a pair, and its slices for the sheet."""
     files = files_of(folder, pair)
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
         registered = register_files(**files.given(), options=options, network=network)
         seconds.append(time.perf_counter() - began)
-    row = registered.measurement.row
+    measured = registered.measurement.row
     low, high = np.percentile(registered.measurement.jacobian, (1, 99))
     errors = inverse_errors(registered)
     evidence = registered.evidence
     smoothness = None
     if evidence is not None:
         smoothness = round(evidence.smoothness, 2) if evidence.believable else "no motion"
-    return {
+    row = {
         "pair": pair["name"],
         "measure": "mm" if pair["measure"] == "points" else "Dice",
-        "before": round(score(row, "_before"), 3),
+        "before": round(score(measured, "_before"), 3),
         "affine": round(affine_alone(registered), 3),
-        "after": round(score(row), 3),
+        "after": round(score(measured), 3),
         "peers": best,
-        "folded %": round(row["folded_percent"], 4),
+        "folded %": round(measured["folded_percent"], 4),
         "SDlogJ": round(float(metrics.sd_log_jacobian(registered.measurement.displacement)), 3),
         "J 1 %": round(float(low), 2),
         "J 99 %": round(float(high), 2),
         "contrast": registered.modality,
         "smoothness": smoothness,
         "unseen/seen": None if evidence is None else round(evidence.unseen_gain / evidence.seen_gain, 2),
+        "verdict": registered.assessment.verdict if registered.assessment else None,
         "inverse mean": round(float(errors.mean()), 3),
         "inverse 99 %": round(float(np.percentile(errors, 99)), 3),
         "first s": round(seconds[0], 1),
         "again s": round(seconds[1], 1),
     }
+    return row, slices_of(registered.measurement, registered.scans.fixed.spacing_mm)
 
 
 def main():
@@ -130,18 +167,22 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", nargs="+", metavar="NAME", help="these alone")
     parser.add_argument("--options", nargs="+", metavar="NAME=VALUE", default=[])
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw the pairs into this PNG file")
     arguments = parser.parse_args()
     options = dataclasses.replace(
         RegistrationOptions(), **dict(option.split("=", 1) for option in arguments.options)
     )
     network = load_pretrained() if options.by_network else None
     best = best_of_peers(arguments.folder)
-    rows = []
+    rows, pictures = [], {}
     for pair in read_pairs(arguments.folder):
         if arguments.pairs and pair["name"] not in arguments.pairs:
             continue
-        rows.append(row_of(arguments.folder, pair, options, network, best.get(pair["name"])))
-        print(rows[-1], flush=True)
+        row, pictures[pair["name"]] = row_of(arguments.folder, pair, options, network, best.get(pair["name"]))
+        rows.append(row)
+        print(row, flush=True)
+    if arguments.sheet:
+        draw_sheet(arguments.sheet, pictures)
     comparison.report(rows, arguments.json)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -126,12 +127,13 @@ def test_zoo(tmp_path):
     ]
     (tmp_path / "pairs.csv").write_text("\n".join(pairs) + "\n")
     (tmp_path / "peers.csv").write_text("pair,best\nlabels,0.9\n")
-    options = ["--options", "method=instance", "effort=fast"]
+    options = ["--sheet", str(tmp_path / "sheet.png"), "--options", "method=instance", "effort=fast"]
     points, labels = rows_of("zoo", tmp_path / "table.json", str(tmp_path), *options)
     assert points["before"] == 4 and points["affine"] < 0.5 and points["after"] < 1
     assert labels["before"] < 0.9 < labels["affine"] and labels["peers"] == 0.9
     assert points["contrast"] == "mono" and points["folded %"] == 0
     assert points["inverse mean"] <= points["inverse 99 %"] < 0.2
+    assert matplotlib.image.imread(tmp_path / "sheet.png").std() > 0.05
 
 
 def test_no_motion(tmp_path):
