@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from adregnet_jax.data.datasets import prepare_ixi
 from adregnet_jax.data.io.images import Image, read_image, write_image
@@ -13,7 +14,9 @@ from adregnet_jax.errors import UserError
 
 SHAPE = (30, 24, 20)
 # Sagittal, like the T1 scans of IXI: axes run back, up and right; 6 x 6 x 8 mm, slightly tilted.
-AFFINE = np.array([[0.3, 0, 8, -80], [-6, 0.2, 0, 90], [0, 6, 0.2, -70], [0, 0, 0, 1]])
+TILT = Rotation.from_euler("xyz", (-1, 1, 3), degrees=True).as_matrix()
+AFFINE = np.array([[0, 0, 8.0, -80], [-6, 0, 0, 90], [0, 6, 0, -70], [0, 0, 0, 1]])
+AFFINE[:3, :3] = TILT @ AFFINE[:3, :3]
 
 
 @pytest.fixture(scope="module")
