@@ -165,8 +165,9 @@ def headers_of(folder):
 
 def problems(path):
     """What dciodvfy calls an error in a DICOM file."""
-    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
-    return [line for line in (done.stdout + done.stderr).splitlines() if re.match("error", line, re.I)]
+    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, check=False)
+    printed = (done.stdout + done.stderr).decode(errors="replace")  # with values of the file, in its encoding
+    return [line for line in printed.splitlines() if re.match("error", line, re.I)]
 
 
 def needs(program):
