@@ -70,13 +70,13 @@ def weigh_evidence(
     if _blocks(shape, factor) < FEWEST_BLOCKS / 4:
         return None
     inside = np.ones(fixed.shape, np.float32) if fixed_mask is None else fixed_mask
-    counts = _pooled(ladder.pad(inside, outside="zeros"), factor) > 0.5
-    fixed, moving = (_pooled(ladder.pad(scan), factor) for scan in (fixed, moving))
+    counts = pooled(ladder.pad(inside, outside="zeros"), factor) > 0.5
+    fixed, moving = (pooled(ladder.pad(scan), factor) for scan in (fixed, moving))
     if moving_mask is not None:
-        moving_mask = (_pooled(ladder.pad(moving_mask), factor) > 0.5).astype(np.float32)
+        moving_mask = (pooled(ladder.pad(moving_mask), factor) > 0.5).astype(np.float32)
     if start is not None:
         padded = ladder.pad(start)
-        start = np.stack([_pooled(padded[..., i], factor) / factor[i] for i in range(3)], axis=-1)
+        start = np.stack([pooled(padded[..., i], factor) / factor[i] for i in range(3)], axis=-1)
     white = np.sum(np.indices(fixed.shape) // BLOCK, axis=0) % 2 == 0
     parts = [np.asarray(counts & part, np.float32) for part in (white, ~white)]
     within = [part if moving_mask is None else part * moving_mask for part in parts]
@@ -153,8 +153,8 @@ def _similarities(
     return jnp.stack([similarity(mask) for mask in masks])
 
 
-def _pooled(values: np.ndarray, factor: Sequence[int]) -> np.ndarray:
-    """[x, y, z] averaged over blocks of `factor` voxels; the border repeats."""
+def pooled(values: Shaped[np.ndarray, "x y z"], factor: Sequence[int]) -> Float[np.ndarray, "x2 y2 z2"]:
+    """[x, y, z] averaged over blocks of `factor` voxels, as float32; the border repeats."""
     padded = np.pad(values, [(0, -n % f) for n, f in zip(values.shape, factor, strict=True)], mode="edge")
     split = [size for n, f in zip(padded.shape, factor, strict=True) for size in (n // f, f)]
-    return padded.reshape(split).mean(axis=(1, 3, 5)).astype(np.float32)
+    return padded.reshape(split).mean(axis=(1, 3, 5), dtype=np.float32)

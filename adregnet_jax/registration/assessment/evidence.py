@@ -17,6 +17,7 @@ from scipy import ndimage
 from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.registration.assessment import rule
 from adregnet_jax.registration.assessment.blocks import BlockMatches, match_blocks
+from adregnet_jax.registration.evidence import pooled
 from adregnet_jax.registration.modality import FOREGROUND, otsu_threshold
 
 VOXELS = 80  # along the edge of a cube as large as the scan
@@ -87,9 +88,9 @@ def gather_evidence(
       The evidence; only "textured_voxels" where they are too few for a verdict.
     """
     factor = _factors(fixed.shape, spacing_mm, voxels)
-    count = _pooled(inside, factor) > 0.5
-    sees, saw = (count & (_pooled(mask, factor) > 0.5) for mask in (seen, seen_before))
-    images = [_pooled(image, factor) for image in (fixed, before, warped)]
+    count = pooled(inside, factor) > 0.5
+    sees, saw = (count & (pooled(mask, factor) > 0.5) for mask in (seen, seen_before))
+    images = [pooled(image, factor) for image in (fixed, before, warped)]
     masks = (count, saw, sees)
     spacing = np.multiply(spacing_mm, factor)
     fine = _level(images, masks, spacing, factor, signed=signed)
@@ -98,8 +99,8 @@ def gather_evidence(
         for n, mm in zip(count.shape, spacing, strict=True)
     ]
     coarse = _level(
-        [_pooled(image, twice) for image in images],
-        tuple(_pooled(mask, twice) > 0.5 for mask in masks),
+        [pooled(image, twice) for image in images],
+        tuple(pooled(mask, twice) > 0.5 for mask in masks),
         spacing * twice,
         np.multiply(factor, twice).tolist(),
         signed=signed,
@@ -126,13 +127,6 @@ def _factors(shape: Sequence[int], spacing_mm: Sequence[float], voxels: int) -> 
     wanted_mm = (math.prod(shape) * math.prod(spacing_mm)) ** (1 / 3) / voxels
     x, y, z = (max(1, round(wanted_mm / size)) for size in spacing_mm)
     return x, y, z
-
-
-def _pooled(values: np.ndarray, factor: Sequence[int]) -> np.ndarray:
-    """[x, y, z] averaged over blocks of `factor` voxels; the border repeats."""
-    padded = np.pad(values, [(0, -n % f) for n, f in zip(values.shape, factor, strict=True)], mode="edge")
-    split = [size for n, f in zip(padded.shape, factor, strict=True) for size in (n // f, f)]
-    return padded.reshape(split).mean(axis=(1, 3, 5), dtype=np.float32)
 
 
 def _level(
