@@ -422,7 +422,7 @@ def rows_of(name, options, limit_s, cache, log):
             [sys.executable, __file__, *sys.argv[1:], "--this-part", name],
             stdout=subprocess.PIPE,
             stderr=messages,
-            text=True,
+            encoding="utf-8",
             env=environment,
             start_new_session=True,  # so that a stop reaches the processes that the part has started
         )

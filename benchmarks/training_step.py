@@ -64,7 +64,7 @@ def in_fresh_process(*arguments, **environment):
     """The last line printed by a Python process, parsed as JSON."""
     command = [sys.executable, *arguments]
     environment = os.environ | environment
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

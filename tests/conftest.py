@@ -58,7 +58,11 @@ def why_no_gpu() -> str | None:
         return "needs a GPU and the extra cuda12 or cuda13"
     ask = "import jax; jax.devices('gpu')"
     asked = subprocess.run(
-        [sys.executable, "-c", ask], env=without_platform(), capture_output=True, text=True, check=False
+        [sys.executable, "-c", ask],
+        env=without_platform(),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
     return f"needs a GPU; JAX says: {asked.stderr.strip().splitlines()[-1]}" if asked.returncode else None
 

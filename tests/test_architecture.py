@@ -77,6 +77,15 @@ def test_entry_points_are_short(name):
 def test_what_an_import_leaves_out(statement, absent):
     program = f"import sys; {statement}; print(sorted({absent!r} & set(sys.modules)))"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
+        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=False, cwd=ROOT
     )
     assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("folder", ["adregnet_jax", "benchmarks", "tests", "tools"])
+def test_the_output_of_programs_is_decoded_in_any_locale(folder):
+    # `text=True` decodes by the locale, which a library can set to one that knows ASCII alone.
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "text":
+                assert getattr(node.value, "value", None) is not True, file

@@ -134,7 +134,9 @@ def run(words, folder):
     # Registering takes minutes without the optimisations that the other tests switch off.
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment |= {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
-    result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 

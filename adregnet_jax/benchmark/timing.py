@@ -90,7 +90,9 @@ def command_line() -> tuple[str, str]:
 
 def machine() -> Row:
     cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    model = (
+        re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.is_file() else None
+    )
     torch = sys.modules.get("torch")
     return {
         "cpu": model[1] if model else platform.processor(),

@@ -88,7 +88,7 @@ def landmark_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def training_figure(logged: Path) -> Figure | None:
     """The curves of a `metrics.jsonl`; None without the file. A line cut off by a kill is left out."""
     records = []
-    for line in logged.read_text().splitlines() if logged.exists() else ():
+    for line in logged.read_text(encoding="utf-8").splitlines() if logged.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
     return figures.training_figure(records) if records else None

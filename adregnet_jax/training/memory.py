@@ -111,7 +111,7 @@ def _available_on_host(meminfo: Path, cgroup: Path) -> int | None:
     """The memory that the kernel reports as available, or what remains in the container if that is less."""
     found = []
     try:
-        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        lines = dict(line.split(":") for line in meminfo.read_text(encoding="utf-8").splitlines())
         found.append(1024 * int(lines["MemAvailable"].split()[0]))
     except (OSError, ValueError, KeyError):  # not Linux
         pass

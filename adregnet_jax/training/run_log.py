@@ -149,7 +149,9 @@ def _drop_lines_beyond(path: Path, step: int) -> None:
     """Keeps the lines of steps up to `step`; a line cut off by a kill is dropped as well."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= step]
+    kept = [
+        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if _step_of(line) <= step
+    ]
     write_file(path, "".join(kept))
 
 

@@ -130,6 +130,6 @@ def in_child(argv: list[str]) -> tuple[int, str, str]:
     program = PROGRAM.format(memory=MEMORY, argv=argv, run="from adregnet_jax.cli.app import main; main()")
     environment = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=False, env=environment
     )
     return done.returncode, done.stdout, done.stderr

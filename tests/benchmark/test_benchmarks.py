@@ -33,9 +33,11 @@ def run(program: list[str], name: str, json_path: Path, about: frozenset[str] = 
     """The record that a benchmark writes, after checking that it equals the printed table."""
     command = [sys.executable, *program, "--rounds", "1", "--json", str(json_path)]
     environment = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
-    written = json.loads(json_path.read_text())
+    written = json.loads(json_path.read_text(encoding="utf-8"))
     assert set(written) == {"benchmark", "command", "machine", "rows"}
     assert written["benchmark"] == name
     assert written["command"].startswith(f"python {' '.join(program[:2])}")
@@ -175,7 +177,9 @@ def test_sharding(tmp_path):
     options = ["--shape", "16", "4", "4", "--config.model.channels=(2,)", "--devices", "1", "2"]
     environment = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE}
     command = [sys.executable, "benchmarks/sharding.py", *options, "--json", str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())["rows"]
     assert [(row["axis"], row["devices"]) for row in rows] == [
@@ -252,7 +256,7 @@ def test_hippocampus_peers(hippocampi):
     files = [hippocampi / name for name in ("table.json", "pairs.csv")]
     command = [sys.executable, "benchmarks/hippocampus_peers.py", str(hippocampi), "--limit", "2"]
     command += ["--json", str(files[0]), "--csv", str(files[1])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     rows = json.loads(files[0].read_text())["rows"]
     config = load_config(ROOT / "configs" / "hippocampus.py")

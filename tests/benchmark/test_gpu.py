@@ -18,7 +18,9 @@ CASES = {"warp", "jacobian", "exponential", "align"} | {
 
 def run(folder, *options, environment):
     command = [sys.executable, "benchmarks/gpu.py", "--output", str(folder), *options]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
 
 
 def rows_of(folder):

@@ -83,7 +83,7 @@ def test_a_small_network_is_compiled_for_a_card(name, tmp_path):
     command = [sys.executable, "-m", "adregnet_jax.benchmark", "--config", "configs/ixi.py", "--target", name]
     command += ["--shape", "16", "16", "16", "--config.model.channels=(4,8)", "--total-only"]
     command += ["--json", str(tmp_path / "table.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "table.json").read_text())
     assert table["machine"]["target"] == target.CARDS[name].name

@@ -938,7 +938,7 @@ def test_an_interruption_leaves_nothing(files, tmp_path, number, status):
         [sys.executable, "-c", SLOW, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env=environment,
     )
     assert process.stdout.readline() == "computing\n", process.communicate()
@@ -1025,7 +1025,7 @@ def test_help_needs_no_jax():
         "print(status, sorted({'jax', 'numpy', 'nibabel', 'ml_collections'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, encoding="utf-8", check=False
     )
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
     assert "--moving-landmarks" in done.stdout

@@ -56,7 +56,9 @@ def test_without_a_plugin_the_extra_is_named():
 def test_a_platform_that_jax_does_not_have_is_one_line():
     command = [sys.executable, "train.py", "--config", "configs/phantom.py", "--workdir", "nowhere"]
     environment = os.environ | {"JAX_PLATFORMS": "cuda"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 2 and not (ROOT / "nowhere").exists()
     assert done.stderr.startswith("error: JAX_PLATFORMS is cuda, and JAX has no such device (")
     assert done.stderr.count("\n") == 1
@@ -107,7 +109,7 @@ with memory_errors_as_user_errors("take less"):
     jnp.ones(2**29).block_until_ready()
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, encoding="utf-8", check=False
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("UserError: out of memory: take less")

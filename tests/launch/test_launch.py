@@ -186,7 +186,7 @@ def test_an_old_interpreter_gets_as_far_as_its_refusal(name):
 def test_an_old_interpreter_is_refused(statement):
     program = f"import sys; sys.version_info = (3, 10, 13); {statement}"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, encoding="utf-8", check=False
     )
     assert done.returncode == 2
     expected = "needs Python 3.11 or newer, and this is Python 3.10.13: run it with a newer one"

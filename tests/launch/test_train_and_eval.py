@@ -64,7 +64,7 @@ def start(tiny):
 
     def start(workdir: Path, *overrides: str) -> subprocess.Popen:
         command = [sys.executable, "train.py", "--config", str(tiny), "--workdir", str(workdir), *overrides]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, encoding="utf-8")
 
     return start
 

@@ -178,7 +178,9 @@ def test_other_programs_read_the_structures(study, carried, tmp_path):
     studies.needs("plastimatch")
     command = ["plastimatch", "convert", "--input", str(path), "--output-prefix", str(tmp_path)]
     command += ["--output-ss-list", str(tmp_path / "list.txt"), "--referenced-ct", str(study / "fixed")]
-    studies.subprocess.run([*command, "--prefix-format", "nrrd"], check=True, capture_output=True, text=True)
+    studies.subprocess.run(
+        [*command, "--prefix-format", "nrrd"], check=True, capture_output=True, encoding="utf-8"
+    )
     lungs = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "Lungs.nrrd"))).transpose(2, 1, 0)
     _, (before,) = read_structures(study / "structures.dcm", only=["Lungs"])
     assert surface_distance(study, lungs > 0, itk_labels(study, before)) < 0.5 * 2.0

@@ -154,7 +154,10 @@ def test_fields_of_plastimatch(tmp_path):
     np.testing.assert_allclose(found, [[1 - 5, 2 + 6, 3 + 7]], atol=1e-4)  # RAS
     assert run("convert", path, "-o", tmp_path / "ours.nrrd").exit_code == 0
     printed = subprocess.run(
-        ["plastimatch", "stats", str(tmp_path / "ours.nrrd")], check=True, capture_output=True, text=True
+        ["plastimatch", "stats", str(tmp_path / "ours.nrrd")],
+        check=True,
+        capture_output=True,
+        encoding="utf-8",
     )
     (mean,) = (line.split()[1:] for line in printed.stdout.splitlines() if line.startswith("Mean:"))
     np.testing.assert_allclose(np.array(mean, float), [5, -6, 7], atol=1e-3)

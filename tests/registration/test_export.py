@@ -39,7 +39,7 @@ def test_the_program_runs_without_the_package(tmp_path):
         cwd=tmp_path,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     assert done.stdout == "('cpu', 'cuda') False\n", done.stderr

@@ -43,7 +43,7 @@ def command(config: Path, workdir: Path, *options: str) -> subprocess.Popen:
     # Each process has one CPU device.
     environment = os.environ | {"XLA_FLAGS": QUICK_TO_COMPILE, "JAX_PLATFORMS": "cpu"}
     arguments = [sys.executable, "train.py", "--config", str(config), "--workdir", str(workdir), *options]
-    return subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, encoding="utf-8")
 
 
 def losses(workdir: Path) -> dict[int, dict[str, float]]:

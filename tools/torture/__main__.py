@@ -31,7 +31,7 @@ from tools.torture.runs import ROOT, LostError, Place
 def bad_inputs() -> dict:
     began = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-n", "0", "tests/bad_inputs"]
-    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False).stdout
     counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|failed|error)", output)}
     lost = re.findall(r"^FAILED (\S+)", output, flags=re.MULTILINE)
     return _row("bad input", sum(counts.values()), lost + ["it did not run"] * (not counts), began)

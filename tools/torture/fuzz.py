@@ -153,7 +153,7 @@ def run(name: str, folder: Path, seconds: int) -> dict:
         [*command, "--keep", str(folder)],
         cwd=ROOT,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         check=False,
     )

@@ -133,7 +133,7 @@ def _write_pairs(folder: Path, count: int) -> Path:
 
 
 def _without_seconds(path: Path) -> list[dict]:
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return [
             {name: value for name, value in row.items() if "seconds" not in name}
             for row in csv.DictReader(file)

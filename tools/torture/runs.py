@@ -112,7 +112,7 @@ class Place:
             env=self._environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             start_new_session=True,
         )
 
@@ -231,14 +231,14 @@ def check_files(folder: Path) -> None:
 
 def _whole(path: Path) -> bool:
     if path.suffix == ".json":
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
     elif path.suffix == ".csv":
-        rows = list(csv.reader(path.read_text().splitlines()))
-        return path.read_text().endswith("\n") and len({len(row) for row in rows}) == 1
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+        return path.read_text(encoding="utf-8").endswith("\n") and len({len(row) for row in rows}) == 1
     elif path.suffix == ".png":
         return path.read_bytes().endswith(b"IEND\xaeB`\x82")
     elif path.suffix == ".html":
-        return path.read_text().rstrip().endswith("</html>")
+        return path.read_text(encoding="utf-8").rstrip().endswith("</html>")
     elif path.name.endswith(".nii.gz"):
         nib.Nifti1Image.from_filename(path).get_fdata()
     return path.stat().st_size > 0
