@@ -12,6 +12,7 @@ from jaxtyping import Float
 from adregnet_jax.data.dicom import files, headers
 from adregnet_jax.data.dicom.headers import SERIES_NUMBERS
 from adregnet_jax.data.dicom.series import SLICE_TOLERANCE, Series
+from adregnet_jax.data.io.dicom import frame_shifts_mm
 from adregnet_jax.data.io.itk import LPS_TO_RAS
 from adregnet_jax.errors import UserError, one_line
 
@@ -95,7 +96,7 @@ def _affine(path: Path, dataset: Dataset, frames: int) -> np.ndarray:
         if np.ptp(steps_mm) > SLICE_TOLERANCE * abs(np.median(steps_mm)) or steps_mm[0] == 0:
             span = f"{steps_mm.min():.4g} to {steps_mm.max():.4g} mm"
             raise UserError(f"{path}: frames lie {span} apart; expected even steps")
-        lps[:3, 2] = normal * steps_mm.mean()
+        lps[:3, 2] = frame_shifts_mm(offsets, normal)[-1] / (frames - 1)
     return LPS_TO_RAS @ lps
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from adregnet_jax.data.dicom import files
+from adregnet_jax.data.io.dicom import check_alike
 from adregnet_jax.data.io.images import Image
 from adregnet_jax.data.io.itk import LPS_TO_RAS
 from adregnet_jax.errors import UserError
@@ -134,12 +135,17 @@ def _ordered(folder: Path, slices: list[Any]) -> Series:
     orientation = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
     normal = np.cross(*orientation)
     slices = sorted(slices, key=lambda header: float(normal @ np.array(header.ImagePositionPatient, float)))
-    for keyword in ("ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "FrameOfReferenceUID"):
+    for keyword in ("Rows", "Columns", "FrameOfReferenceUID"):
         kinds = Counter(str(header.get(keyword)) for header in slices)
         if len(kinds) > 1:
             raise UserError(
                 f"{folder}: slices differ in {keyword} ({', '.join(list(kinds)[:3])}); expected one"
             )
+    turns, spacings = (
+        np.array([header[keyword].value for header in slices], float)
+        for keyword in ("ImageOrientationPatient", "PixelSpacing")
+    )
+    check_alike(folder, turns, spacings)
     positions = np.array([header.ImagePositionPatient for header in slices], float)
     affine = np.eye(4)
     column_mm, row_mm = (float(size) for size in first.PixelSpacing)  # between rows, between columns

@@ -6,9 +6,11 @@ SimpleITK is an extra: `pip install 'adregnet-jax[itk]'`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import re
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,12 @@ METAIMAGE_BYTES |= {"MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4, "MET_DOUBLE": 8
 METAIMAGE_FIELD = re.compile("([^=:]*)[=:]?(.*)", re.DOTALL)  # matches any line
 LONGEST_LINE = 2**16  # bytes, in the header of a MetaImage
 BLOCK_BYTES = 2**20
+UNITS_KEY = "ITK_VoxelUnits"
+MILLIMETRES = {"", "?", "mm", "millimeter", "millimetre", "millimeters", "millimetres"}
+# NRRD has names and abbreviations for each.
+ANATOMICAL_SPACES = {
+    "right-anterior-superior", "ras", "left-anterior-superior", "las", "left-posterior-superior", "lps",
+}  # fmt: skip
 # ITK counts towards left, posterior, superior; nibabel towards right, anterior, superior.
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -81,9 +89,35 @@ def read_itk_file(path: Path) -> Any:
     if path.suffix.lower() in METAIMAGE_SUFFIXES:
         _check_metaimage(path)
     try:
-        return itk.ReadImage(str(path))
+        image = itk.ReadImage(str(path))
     except RuntimeError as error:
         raise UserError(f"{path}: not an image that can be read ({last_line(error)})") from None
+    if path.suffix.lower() in METAIMAGE_SUFFIXES:
+        units = {image.GetMetaData(UNITS_KEY)} if image.HasMetaDataKey(UNITS_KEY) else set()
+    else:
+        units = _check_nrrd(path)
+    if others := {unit.strip().lower() for unit in units} - MILLIMETRES:
+        raise UserError(
+            f"{path}: units are {', '.join(sorted(others))}; expected mm: rescale its geometry, and set the "
+            "units to mm"
+        )
+    return image
+
+
+def _check_nrrd(path: Path) -> set[str]:
+    """The units of a NRRD file, which ITK ignores; warns if it doesn't say where it lies."""
+    with path.open("rb") as file:
+        lines = itertools.takewhile(bytes.strip, iter(lambda: file.readline(LONGEST_LINE), b""))
+        header = [line.decode("latin-1").strip() for line in lines]
+    fields = {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in header)}
+    space = fields.get("space", "")
+    if space.lower() not in ANATOMICAL_SPACES or "space origin" not in fields:
+        warnings.warn(
+            f"{path}: its header doesn't say where it lies (space: {space or 'none'}): it is placed as by "
+            "ITK, whose axes point to the left, posterior and superior",
+            stacklevel=2,
+        )
+    return set(re.findall('"([^"]+)"', fields.get("space units", "") or fields.get("units", "")))
 
 
 def is_vector_image(image: Any) -> bool:

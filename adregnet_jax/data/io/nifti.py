@@ -241,6 +241,9 @@ def _load(path: str | Path) -> Any:
         raise UserError(
             f"{path}: not {kind} image that can be read ({one_line(error)}): copy it again, or convert it"
         ) from None
+    if not isinstance(image, nib.Nifti1Pair | nib.MGHImage):
+        kind = type(image).__name__.removesuffix("Image")
+        raise UserError(f"{path}: holds {kind} data; expected a 3-D image")
     if image.get_data_dtype().kind not in "biuf":
         raise UserError(f"{path}: voxels are {image.get_data_dtype()}; expected one real number each")
     return image

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.spatial
 
 from adregnet_jax.data.io.images import read_image
 from adregnet_jax.errors import UserError
@@ -39,7 +40,7 @@ def dataset(pixels, kind):
     return data
 
 
-def enhanced(path, *, depths_mm, turns=None, slopes=None, groups=True):
+def enhanced(path, *, depths_mm, turns=None, slopes=None, segments=None, groups=True):
     """A multi-frame file with its frames at these depths."""
     data = dataset(STORED, ENHANCED_CT)
     data.NumberOfFrames = len(STORED)
@@ -54,6 +55,8 @@ def enhanced(path, *, depths_mm, turns=None, slopes=None, groups=True):
         frame.PlanePositionSequence = items(ImagePositionPatient=[*ORIGIN[:2], float(depth_mm)])
         if turns:
             frame.PlaneOrientationSequence = items(ImageOrientationPatient=turns[number])
+        if segments:
+            frame.SegmentIdentificationSequence = items(ReferencedSegmentNumber=segments[number])
         if slopes:
             frame.PixelValueTransformationSequence = items(RescaleSlope=slopes[number], RescaleIntercept=0)
         frames.append(frame)
@@ -72,18 +75,179 @@ def refusal(path):
     return str(error.value)
 
 
+def classic(
+    folder, *, each=None, syntax=None, step=(0, 0, 3), turn=(1, 0, 0, 0, 1, 0), planes=STORED, **changes
+):
+    """One file per slice, with attributes of all slices, and of each by its number; None removes one."""
+    folder.mkdir()
+    for number, pixels in enumerate(planes):
+        data = dataset(pixels, CT)
+        if syntax:
+            data.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+            if "Big" in syntax:
+                data.PixelData = pixels.byteswap().tobytes()
+        data["PixelData"].VR = "OW"
+        data.RescaleSlope, data.RescaleIntercept = 1, 0
+        data.ImagePositionPatient = (ORIGIN + np.multiply(step, number)).tolist()
+        data.ImageOrientationPatient = [f"{cosine:.12g}" for cosine in turn]
+        data.PixelSpacing, data.InstanceNumber = SPACING, number + 1
+        for keyword, value in (changes | (each(number) if each else {})).items():
+            if value is None:
+                del data[keyword]
+            else:
+                setattr(data, keyword, value)
+        data.save_as(folder / f"{7 * number % 5}.dcm", enforce_file_format=True)
+    return folder
+
+
 def test_every_slice_has_its_own_slope(tmp_path):
     slopes = np.array([1, 0.25, 0.125, 2])
-    for number, (pixels, slope) in enumerate(zip(STORED, slopes, strict=True)):
-        data = dataset(pixels, CT)
-        data.RescaleSlope, data.RescaleIntercept = slope, 0
-        data.ImagePositionPatient = [*ORIGIN[:2], float(ORIGIN[2] + 3 * number)]
-        data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        data.PixelSpacing, data.InstanceNumber = SPACING, number + 1
-        data.save_as(tmp_path / f"{number}.dcm", enforce_file_format=True)
-    image = read_image(tmp_path)
+    image = read_image(classic(tmp_path / "scan", each=lambda k: {"RescaleSlope": slopes[k]}))
     np.testing.assert_array_equal(image.values, (STORED * slopes[:, None, None]).transpose(2, 1, 0))
     np.testing.assert_allclose(image.affine, AFFINE)
+
+
+@pytest.mark.parametrize(
+    "syntax", ["ImplicitVRLittleEndian", "ExplicitVRBigEndian", "DeflatedExplicitVRLittleEndian"]
+)
+def test_transfer_syntaxes(tmp_path, syntax):
+    image = read_image(classic(tmp_path / "scan", syntax=syntax))
+    np.testing.assert_array_equal(image.values, STORED.transpose(2, 1, 0))
+    np.testing.assert_allclose(image.affine, AFFINE)
+
+
+OBLIQUE = scipy.spatial.transform.Rotation.from_euler("xyz", [20, -15, 30], degrees=True).as_matrix()
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        (0, 1, 0, -1, 0, 0),
+        (0, -1, 0, 1, 0, 0),
+        (-1, 0, 0, 0, 1, 0),
+        (1, 0, 0, 0, 0, -1),
+        OBLIQUE[:, :2].T.ravel(),
+    ],
+    ids=["left side", "right side", "feet first", "coronal", "oblique"],
+)
+def test_positions_of_the_patient(tmp_path, turn):
+    normal = np.cross(turn[:3], turn[3:])
+    image = read_image(classic(tmp_path / "scan", turn=turn, step=3 * normal))
+    lps = np.eye(4)
+    lps[:3, :3] = np.stack([1.5 * np.array(turn[:3]), 2.0 * np.array(turn[3:]), 3 * normal], axis=-1)
+    lps[:3, 3] = ORIGIN
+    np.testing.assert_allclose(image.affine, np.diag([-1, -1, 1, 1]) @ lps, atol=1e-9)
+    np.testing.assert_array_equal(image.values, STORED.transpose(2, 1, 0))
+
+
+def table():
+    item = items(LUTDescriptor=[STORED.size, 0, 16], ModalityLUTType="US")
+    item[0].LUTData = (3 * np.arange(STORED.size, dtype=np.uint16)).tobytes()
+    item[0]["LUTData"].VR = "OW"
+    return item
+
+
+def test_stored_numbers_mean_what_the_header_says(tmp_path):
+    tabled: dict = {"RescaleSlope": None, "RescaleIntercept": None, "ModalityLUTSequence": table()}
+    signed = STORED.astype(np.int16) - 60
+    bits = {"BitsStored": 12, "HighBit": 11}
+    cases: list[tuple[dict, np.ndarray]] = [
+        ({"PhotometricInterpretation": "MONOCHROME1"}, STORED),  # how it is shown, not what it is
+        (tabled, 3 * STORED),
+        ({**bits, "planes": STORED | 0xA000}, STORED),  # an overlay in the unused bits
+        ({**bits, "planes": (signed & 0xFFF).astype(np.uint16), "PixelRepresentation": 1}, signed),
+    ]
+    for number, (changes, expected) in enumerate(cases):
+        image = read_image(classic(tmp_path / str(number), **changes))
+        np.testing.assert_array_equal(image.values, expected.transpose(2, 1, 0))
+        np.testing.assert_allclose(image.affine, AFFINE)
+
+
+def test_run_lengths_are_decoded(tmp_path):
+    folder = classic(tmp_path / "scan")
+    for path in folder.iterdir():
+        data = pydicom.dcmread(path)
+        data.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+        data.save_as(path)
+    np.testing.assert_array_equal(read_image(folder).values, STORED.transpose(2, 1, 0))
+
+
+def test_enhanced_files_of_one_frame_each(tmp_path):
+    for number, depth_mm in enumerate([0, 6, 3, 9]):
+        path = tmp_path / "scan" / f"{number}.dcm"
+        enhanced(path, depths_mm=[depth_mm])
+        data = pydicom.dcmread(path)
+        data.NumberOfFrames, data.PixelData = 1, STORED[number].tobytes()
+        data["PixelData"].VR = "OW"
+        data.save_as(path)
+    image = read_image(tmp_path / "scan")
+    np.testing.assert_array_equal(image.values, STORED[[0, 2, 1, 3]].transpose(2, 1, 0) - 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"each": lambda k: {"PixelSpacing": [2.0, 1.5 if k else 1.0]}}, "differ in PixelSpacing"),
+        (
+            {"each": lambda k: {"ImageOrientationPatient": [1 if k else -1, 0, 0, 0, 1, 0]}},
+            "differ in ImageOrientationPatient",
+        ),
+        ({"each": lambda k: {"PixelSpacing": None} if k == 2 else {}}, "lacks PixelSpacing"),
+        ({"ImageOrientationPatient": None}, "lacks ImageOrientationPatient"),
+        ({"ImagePositionPatient": None}, "doesn't say where its frames lie"),
+        ({"BitsStored": 12}, "retired encoding"),
+        ({"step": (0, 0.1, 3)}, "tilted gantry"),  # a voxel in 20 slices
+        ({"step": (0, 1, 3), "planes": STORED[:2]}, "tilted gantry"),
+        ({"step": (0, 0, 0), "planes": STORED[:2]}, "several time points"),
+        ({"each": lambda k: {"ImagePositionPatient": [0, 0, [0, 3, 9, 12][k]]}}, "is a slice missing"),
+        ({"planes": [STORED[0], STORED[1][:4]]}, "2 sizes"),
+    ],
+)
+def test_slices_that_are_not_one_volume(tmp_path, changes, message):
+    assert message in refusal(classic(tmp_path / "scan", **changes))
+
+
+def frames(path, **changes):
+    """A multi-frame file without functional groups."""
+    data = dataset(STORED, CT)
+    data["PixelData"].VR = "OW"
+    data.NumberOfFrames = len(STORED)
+    data.PixelSpacing, data.ImagePositionPatient = SPACING, ORIGIN.tolist()
+    data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    for keyword, value in changes.items():
+        setattr(data, keyword, value)
+    data.save_as(path, enforce_file_format=True)
+    return read_image(path)
+
+
+def test_offsets_of_a_dose(tmp_path):
+    """Distances from the first frame along the normal, or heights in the patient: PS3.3 C.8.8.3.2."""
+    for offsets in ([0, 3, 6, 9], [-30, -27, -24, -21]):
+        image = frames(tmp_path / "dose.dcm", GridFrameOffsetVector=offsets, DoseGridScaling=0.5)
+        np.testing.assert_allclose(image.affine, AFFINE)
+        np.testing.assert_allclose(image.values, 0.5 * STORED.transpose(2, 1, 0))
+    feet_first = [-1, 0, 0, 0, 1, 0]
+    along = frames(tmp_path / "a.dcm", GridFrameOffsetVector=[0, 3, 6, 9], ImageOrientationPatient=feet_first)
+    assert along.affine[2, 2] == -3
+    heights = [-30, -33, -36, -39]
+    high = frames(tmp_path / "h.dcm", GridFrameOffsetVector=heights, ImageOrientationPatient=feet_first)
+    np.testing.assert_allclose(high.affine, along.affine)
+
+
+def test_nuclear_medicine_describes_its_detector(tmp_path):
+    detector = items(ImagePositionPatient=ORIGIN.tolist(), ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    data = {"ImagePositionPatient": None, "ImageOrientationPatient": None, "SpacingBetweenSlices": 3}
+    image = frames(tmp_path / "nm.dcm", DetectorInformationSequence=detector, **data)
+    np.testing.assert_allclose(image.affine, AFFINE)
+
+
+def test_objects_without_pixels_are_named(tmp_path):
+    data = dataset(STORED, "1.2.840.10008.5.1.4.1.1.481.3")
+    for keyword in ("PixelData", "Rows", "Columns"):
+        del data[keyword]
+    data.Modality = "RTSTRUCT"
+    data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    assert "modality RTSTRUCT; expected an image" in refusal(tmp_path / "a.dcm")
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 2, 1, 3], [3, 2, 1, 0]])
@@ -109,7 +273,8 @@ def test_frames_that_are_not_one_volume(tmp_path):
         ({"depths_mm": [0, 3, 9, 12]}, "slices lie 3 to 6 mm apart"),
         ({"depths_mm": [0, 3, 0, 3]}, "several time points"),
         ({"depths_mm": [0, 3, 6, 9], "turns": 3 * [[1, 0, 0, 0, 1, 0]] + [[0, 1, 0, 0, 0, 1]]}, "differ in"),
-        ({"depths_mm": [0, 3, 6, 9], "groups": False}, "doesn't say where its 4 frames lie"),
+        ({"depths_mm": [0, 3, 6, 9], "segments": [1, 1, 2, 2]}, "holds 2 segments"),
+        ({"depths_mm": [0, 3, 6, 9], "groups": False}, "doesn't say where its frames lie"),
     ]
     for keywords, message in cases:
         enhanced(path, **keywords)

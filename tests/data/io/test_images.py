@@ -80,6 +80,40 @@ def test_nrrd_in_another_space_is_turned(tmp_path):
     np.testing.assert_array_equal(image.values.ravel(order="F"), np.arange(12))
 
 
+def nrrd(path, *fields):
+    """A NRRD file of 2 x 2 x 2 voxels with these lines in its header."""
+    lines = ["NRRD0005", "type: float", "dimension: 3", "sizes: 2 2 2", "encoding: raw", "endian: little"]
+    path.write_bytes("\n".join([*lines, *fields, "", ""]).encode() + np.arange(8, dtype="<f4").tobytes())
+    return path
+
+
+DIRECTIONS = ("space directions: (1,0,0) (0,2,0) (0,0,3)", "space origin: (5,6,7)")
+
+
+def test_a_nrrd_that_does_not_say_where_it_lies(tmp_path):
+    for fields in (
+        ["spacings: 1 2 3"],
+        ["space: scanner-xyz", *DIRECTIONS],
+        ["space dimension: 3", *DIRECTIONS],
+    ):
+        with pytest.warns(UserWarning, match="doesn't say where it lies"):
+            image = read_image(nrrd(tmp_path / "a.nrrd", *fields))
+        np.testing.assert_allclose(image.spacing_mm, [1, 2, 3])
+
+
+def test_units_of_nrrd_and_metaimage(tmp_path):
+    space = "space: left-posterior-superior"
+    read_image(nrrd(tmp_path / "a.nrrd", space, *DIRECTIONS, 'space units: "mm" "mm" "mm"'))
+    path = nrrd(tmp_path / "b.nrrd", space, *DIRECTIONS, 'space units: "um" "um" "um"')
+    with pytest.raises(UserError, match=r"b\.nrrd: units are um; expected mm"):
+        read_image(path)
+    write_image(tmp_path / "a.mha", Image(np.zeros((2, 2, 2), np.float32), np.eye(4)))
+    old = (tmp_path / "a.mha").read_bytes()
+    (tmp_path / "b.mha").write_bytes(old.replace(b"ElementType", b"DistanceUnits = um\nElementType"))
+    with pytest.raises(UserError, match=r"b\.mha: units are um; expected mm"):
+        read_image(tmp_path / "b.mha")
+
+
 def test_trailing_axis_of_one_in_a_metaimage(tmp_path):
     itk = pytest.importorskip("SimpleITK")
     itk.WriteImage(itk.GetImageFromArray(volume((1, 3, 4, 5)), isVector=False), str(tmp_path / "a.mha"))

@@ -152,6 +152,13 @@ def test_colour_is_refused(tmp_path):
     assert "expected one real number" in refusal(save(tmp_path / "a.nii", colours))
 
 
+def test_surfaces_and_networks_are_refused(tmp_path):
+    axes = [nib.cifti2.ScalarAxis(["a", "b"]), nib.cifti2.ScalarAxis(["c", "d", "e"])]
+    nib.save(nib.Cifti2Image(np.zeros((2, 3), np.float32), axes), tmp_path / "a.dconn.nii")
+    with pytest.raises(UserError, match="holds Cifti2 data; expected a 3-D image"):
+        nifti.read_volume(tmp_path / "a.dconn.nii")
+
+
 def test_not_a_nifti(tmp_path):
     for name in ("a.nii", "a.nii.gz", "a.png"):
         (tmp_path / name).write_bytes(b"nothing of the kind" * 50)
