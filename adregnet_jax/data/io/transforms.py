@@ -67,6 +67,15 @@ NIFTYREG_OTHERS = {
     6: "a grid of linear spline control points",
 }
 LPS = np.diag(LPS_TO_RAS)[:3]
+# Files of programs that convert them to a kind that is read, by their suffixes.
+CONVERTED = {
+    ".m3z": "a warp of FreeSurfer: convert it by mri_warp_convert --inm3z ... --outitk",
+    ".mgz": "an image or a warp of FreeSurfer: convert a warp by mri_warp_convert ... --outitk",
+    ".mgh": "an image or a warp of FreeSurfer: convert a warp by mri_warp_convert ... --outitk",
+    ".lta": "a matrix of FreeSurfer: convert it by lta_convert --inlta ... --outitk",
+    ".xfm": "a transform of MINC: convert it by itk_convert_xfm",
+    ".x5": "a transform of X5: convert it to one of ITK first",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +110,8 @@ def read_transform(path: str | Path, *, format: Format | None = None) -> tuple[P
     """
     path = Path(path)
     if not path.name.endswith(TRANSFORM_SUFFIXES):
+        if known := CONVERTED.get(path.suffix.lower()):
+            raise UserError(f"{path}: {known}")
         raise UserError(
             f"{path}: kind of file not known; expected a transform: {', '.join(TRANSFORM_SUFFIXES)}"
         )
@@ -291,6 +302,8 @@ def read_matrix(path: str | Path) -> Float[np.ndarray, "4 4"]:
 
 def _check_suffix(path: Path, suffixes: tuple[str, ...]) -> None:
     if not path.name.endswith(suffixes):
+        if known := CONVERTED.get(path.suffix.lower()):
+            raise UserError(f"{path}: {known}")
         raise UserError(f"{path}: kind of file not known; expected one of {', '.join(suffixes)}")
 
 
@@ -376,6 +389,11 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
             expanded_bytes = sum(member.file_size for member in archive.infolist())
         nifti.check_expansion(path, path.stat().st_size, expanded_bytes)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if set(arrays) == {"vol"}:
+                raise UserError(
+                    f"{path}: a volume or a warp of VoxelMorph, without its place in the world: write the "
+                    "warp as .nii.gz"
+                )
             displacement, affine = np.array(arrays["displacement"]), np.array(arrays["affine"])
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
@@ -492,6 +510,7 @@ def _read_transform(path: Path) -> Any:
     try:
         return simpleitk(path).ReadTransform(str(path)).Downcast()
     except RuntimeError:
+        _refuse_other_text(path)
         raise UserError(f"{path}: not an ITK transform that can be read: write or copy it again") from None
 
 
@@ -523,6 +542,7 @@ def _parse_affine(path: Path) -> np.ndarray | None:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a text file that can be read ({error})") from None
     if not lines or not lines[0].startswith("#Insight Transform File"):
+        _refuse_other_text(path)
         raise UserError(f"{path}: not an ITK transform; expected '#Insight Transform File V1.0' at its top")
     entries = [line.split(":", 1) for line in lines if ":" in line and not line.startswith("#")]
     values = {key.strip(): value.split() for key, value in entries}
@@ -540,6 +560,27 @@ def _parse_affine(path: Path) -> np.ndarray | None:
     lps[:3, :3] = linear
     lps[:3, 3] = translation + centre - linear @ centre
     return _flip(lps)
+
+
+def _refuse_other_text(path: Path) -> None:
+    """Names the transforms of other programs that are text but not of ITK."""
+    try:
+        text = path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError):
+        return
+    if text.lstrip().startswith("(") and "(Transform " in text:
+        raise UserError(
+            f"{path}: parameters of elastix: write their field by transformix -def all, and give that"
+        )
+    try:
+        numbers = [[float(number) for number in line.split()] for line in text.splitlines() if line.strip()]
+    except ValueError:
+        return
+    if [len(row) for row in numbers] == [4, 4, 4, 4]:
+        raise UserError(
+            f"{path}: a bare matrix, whose coordinates depend on the program: convert it to one of ITK "
+            "(FLIRT's by c3d_affine_tool -fsl2ras -oitk)"
+        )
 
 
 def _flip(matrix: np.ndarray) -> np.ndarray:

@@ -3,17 +3,22 @@
 import nibabel as nib
 import numpy as np
 import pytest
+import scipy.ndimage
 from scipy.spatial.transform import Rotation
 
+from adregnet_jax.data.io.images import Image, read_image, write_image
 from adregnet_jax.data.io.transforms import (
     Format,
     read_field,
     read_fsl_warp,
     read_matrix,
+    read_transform,
     write_field,
     write_matrix,
 )
 from adregnet_jax.errors import UserError
+from adregnet_jax.registration.chains import chain_points
+from adregnet_jax.registration.field_files import TransformFile, apply_to_image, load_links
 
 AFFINE = np.eye(4)
 AFFINE[:3, :3] = Rotation.from_euler("xyz", [20, -15, 40], degrees=True).as_matrix() * [-1.5, 2.0, 3.0]
@@ -132,6 +137,63 @@ def test_fields_of_spm_and_niftyreg(tmp_path):
     for parameter, kind in [(2.0, "spline control points"), (3.0, "velocities"), (np.nan, "NREG_TRANS")]:
         path = named(tmp_path / "a.nii", still_mm, "NREG_TRANS", parameter)
         assert kind in refusal(lambda path=path: read_field(path), path)
+
+
+def test_images_and_points_through_spm_and_niftyreg(tmp_path):
+    """By the definition of their files: voxel by voxel, the place in the moving world, RAS mm."""
+    shape, moving_shape = (5, 4, 3), (9, 8, 7)
+    rng = np.random.default_rng(0)
+    moving_affine = np.diag([2.0, 2.5, 1.5, 1.0])
+    moving_affine[:3, 3] = [-8, -6, -5]
+    still_mm = nib.affines.apply_affine(AFFINE, np.moveaxis(np.indices(shape), 0, -1))
+    middle_mm = nib.affines.apply_affine(moving_affine, (np.array(moving_shape) - 1) / 2)
+    there_mm = (
+        middle_mm + 0.3 * (still_mm - still_mm.mean(axis=(0, 1, 2))) + rng.normal(0, 0.3, still_mm.shape)
+    )
+    values = rng.normal(size=moving_shape).astype(np.float32)
+    write_image(tmp_path / "moving.nii.gz", Image(values, moving_affine))
+    voxels = nib.affines.apply_affine(np.linalg.inv(moving_affine), there_mm)
+    assert ((voxels > 0) & (voxels < np.array(moving_shape) - 1)).all()
+    expected = scipy.ndimage.map_coordinates(values, np.moveaxis(voxels, -1, 0), order=1)
+    for name, kind, vectors_mm in (
+        ("Mapping", 0, there_mm),
+        ("NREG_TRANS", 0, there_mm),
+        ("NREG_TRANS", 1, there_mm - still_mm),
+    ):
+        transform = [TransformFile(named(tmp_path / "a.nii", vectors_mm, name, kind))]
+        apply_to_image(
+            transform, tmp_path / "moving.nii.gz", tmp_path / "o.nii", mode="linear", overwrite=True
+        )
+        np.testing.assert_allclose(read_image(tmp_path / "o.nii").values, expected, atol=2e-5)
+        mapped, outside = chain_points(load_links(transform), still_mm.reshape(-1, 3))
+        np.testing.assert_allclose(mapped, there_mm.reshape(-1, 3), atol=2e-5)
+        assert outside == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.m3z", "", "mri_warp_convert"),
+        ("a.mgz", "", "mri_warp_convert"),
+        ("a.lta", "", "lta_convert"),
+        ("a.txt", '(Transform "BSplineTransform")\n(NumberOfParameters 12)\n', "transformix -def all"),
+        ("a.txt", 4 * "1 0 0 2.5\n", "c3d_affine_tool"),
+        ("a.mat", 4 * "1 0 0 2.5  \n", "c3d_affine_tool"),
+    ],
+)
+def test_transforms_of_other_programs_name_their_converter(tmp_path, name, text, message):
+    pytest.importorskip("SimpleITK")
+    path = tmp_path / name
+    path.write_text(text, encoding="ascii")
+    assert message in refusal(lambda: read_transform(path), path)
+
+
+def test_warps_of_voxelmorph(tmp_path):
+    np.savez(tmp_path / "a.npz", vol=DISPLACEMENT)
+    assert "VoxelMorph" in refusal(lambda: read_field(tmp_path / "a.npz"), tmp_path / "a.npz")
+    displacement, affine = read_field(save(tmp_path / "a.nii", DISPLACEMENT))  # voxels, as of Learn2Reg
+    np.testing.assert_array_equal(displacement, DISPLACEMENT)
+    np.testing.assert_allclose(affine, AFFINE)
 
 
 def reversed_first(points, shape, affine):
