@@ -49,7 +49,7 @@ TRANSFORMS = [
         "matrix_of_fsl",
         "adregnet info m.txt",
         text("m.txt", "1 0 0 0\n" * 4),
-        "not an ITK transform; expected",
+        "a bare matrix, whose coordinates depend on the program: convert it to one of ITK",
     ),
     Case(
         "eleven_parameters",
