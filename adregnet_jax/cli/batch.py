@@ -17,13 +17,14 @@ from adregnet_jax.cli.options import (
     CompositeOption,
     DeviceOption,
     FailOnOption,
+    ReportOption,
     in_option_words,
     registration_options,
     takes_registration_options,
 )
 from adregnet_jax.cli.register import MEMORY_ADVICE, accepted, check_fail_on, register_to_folder
 from adregnet_jax.errors import UserError
-from adregnet_jax.registration.options import RegistrationOptions, ScanFiles
+from adregnet_jax.registration.options import RegistrationOptions, Report, ScanFiles
 
 if TYPE_CHECKING:
     from adregnet_jax.report.tables import Row
@@ -71,6 +72,7 @@ def batch(
     ],
     device: DeviceOption = None,
     h5: CompositeOption = False,
+    report: ReportOption = "static",
     fail_on: FailOnOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Register finished pairs again.")] = False,
     **choices: Any,
@@ -94,6 +96,7 @@ def batch(
         network=load_network(options.weights, chosen) if options.by_network else None,
         device=chosen,
         composite=h5,
+        report=report,
         overwrite=overwrite,
     )
     failed = sum(row["status"] == "failed" for row in results)
@@ -147,6 +150,7 @@ def register_batch(
     network: TrainedNetwork | None,
     device: Any,
     composite: bool,
+    report: Report,
     overwrite: bool,
 ) -> list[Row]:
     """Registers each pair into its own folder, and rewrites results.csv after each.
@@ -182,6 +186,7 @@ def register_batch(
                     network=network,
                     device=device,
                     composite=composite,
+                    report=report,
                     overwrite=True,  # unfinished or outdated results, never other files
                     on_stage=on_stage,
                 )

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 import typer
 
 from adregnet_jax.errors import UserError
-from adregnet_jax.registration.options import AFFINE, Prefer, RegistrationOptions
+from adregnet_jax.registration.options import AFFINE, Prefer, RegistrationOptions, Report
 
 DeviceOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="cpu, gpu or cuda:1. Default: JAX's default device.")
@@ -39,6 +39,10 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace exis
 FailOnOption = Annotated[
     Literal["check", "fail"] | None,
     typer.Option(help="Exit with status 3 if the verdict is this or worse.", show_default=False),
+]
+ReportOption = Annotated[
+    Report,
+    typer.Option(help="report.html: slices to look into, up to 25 MB, or pictures as in papers."),
 ]
 VERDICT_STATUS = 3  # of a command whose result --fail-on doesn't accept
 

@@ -21,12 +21,13 @@ from adregnet_jax.cli.options import (
     FixedSeriesOption,
     MovingSeriesOption,
     OverwriteOption,
+    ReportOption,
     registration_options,
     takes_registration_options,
 )
 from adregnet_jax.config import InstanceConfig
 from adregnet_jax.errors import UserError
-from adregnet_jax.registration.options import RegistrationOptions, ScanFiles
+from adregnet_jax.registration.options import RegistrationOptions, Report, ScanFiles
 
 if TYPE_CHECKING:
     from adregnet_jax.registration.dicom import DicomPair
@@ -67,6 +68,7 @@ def register(
     ] = False,
     anonymize: AnonymizeOption = False,
     preview: Annotated[bool, typer.Option("--preview", help="Write preview.png and nothing else.")] = False,
+    report: ReportOption = "interactive",
     fail_on: FailOnOption = None,
     overwrite: OverwriteOption = False,
     **choices: Any,
@@ -119,6 +121,7 @@ def register(
             device=chosen,
             composite=h5,
             preview=preview,
+            report=report,
             dicom=pair,
             overwrite=overwrite,
             on_stage=on_stage,
@@ -196,6 +199,7 @@ def register_to_folder(
     device: Any,
     composite: bool,
     preview: bool = False,
+    report: Report,
     dicom: DicomPair | None = None,
     overwrite: bool,
     on_stage: Callable[[str], None],
@@ -232,6 +236,7 @@ def register_to_folder(
                 composite=composite,
                 preview=preview,
                 error=options.assess == "full",
+                report=report,
                 dicom=dicom,
             ),
             device,

@@ -61,6 +61,8 @@ class Measurement(NamedTuple):
     displacement: Float[np.ndarray, "x y z 3"]  # voxels
     jacobian: Float[np.ndarray, "x y z"]
     warped_labels: Integer[np.ndarray, "x y z"] | None
+    moving_labels: Integer[np.ndarray, "x y z"] | None = None  # where the header puts them
+    mapped_landmarks: Float[np.ndarray, "n 3"] | None = None  # the fixed ones in the moving scan, RAS mm
 
 
 def measure_pair(
@@ -211,8 +213,9 @@ def measure_scans(
         "jacobian_min": jacobian["minimum"],
         "jacobian_max": jacobian["maximum"],
     }
-    dice, warped_labels = _label_row(scans, identity, field)
-    row |= dice | _world_landmark_row(scans, field)
+    dice, moving_labels, warped_labels = _label_row(scans, identity, field)
+    mapped = _mapped_landmarks(scans, field)
+    row |= dice | _world_landmark_row(scans, mapped)
     return Measurement(
         row,
         fixed=fixed,
@@ -221,6 +224,8 @@ def measure_scans(
         displacement=displacement,
         jacobian=ladder.crop(metrics.jacobian(continued), displacement.shape[:3]),
         warped_labels=warped_labels,
+        moving_labels=moving_labels,
+        mapped_landmarks=mapped,
     )
 
 
@@ -258,11 +263,11 @@ def _similarity(
 
 def _label_row(
     scans: ScanPair, identity: DisplacementField, field: DisplacementField
-) -> tuple[tables.Row, np.ndarray | None]:
-    """Dice before and after, each label's Dice, and the warped labels [x, y, z]."""
+) -> tuple[tables.Row, np.ndarray | None, np.ndarray | None]:
+    """Dice before and after, each label's Dice, and the moving labels before and after on the fixed grid."""
     fixed, moving = scans.fixed_labels, scans.moving_labels
     if fixed is None or moving is None:
-        return {"dice_before": None, "dice": None, "dice_by_label": None}, None
+        return {"dice_before": None, "dice": None, "dice_by_label": None}, None, None
     # Ranks, because labels may exceed what int32 holds; 0 is outside of the scan.
     present, ranks = np.unique(moving.values, return_inverse=True)
     numbers = ranks.reshape(moving.shape).astype(np.int32) + 1
@@ -282,18 +287,25 @@ def _label_row(
         {"label": label} | {name: tables.finite(by_label[label]) for name, by_label in scores.items()}
         for label in scores["dice"]
     ]
-    return row, after
+    return row, before, after
 
 
-def _world_landmark_row(scans: ScanPair, field: DisplacementField) -> tables.Row:
-    fixed, moving = scans.fixed_landmarks, scans.moving_landmarks
-    if fixed is None or moving is None:
-        return landmark_row(None, None)
+def _mapped_landmarks(scans: ScanPair, field: DisplacementField) -> np.ndarray | None:
+    """Where the field leads the fixed landmarks, RAS mm."""
+    fixed = scans.fixed_landmarks
+    if fixed is None:
+        return None
     # As `field.warp_points`, without compiling for the number of landmarks.
     voxels = nib.affines.apply_affine(np.linalg.inv(field.affine), fixed)
     displacement = [
         ndimage.map_coordinates(field.displacement[..., axis], voxels.T, order=1, mode="nearest")
         for axis in range(3)
     ]
-    mapped = fixed + np.stack(displacement, axis=-1) @ np.asarray(field.affine)[:3, :3].T
+    return fixed + np.stack(displacement, axis=-1) @ np.asarray(field.affine)[:3, :3].T
+
+
+def _world_landmark_row(scans: ScanPair, mapped: np.ndarray | None) -> tables.Row:
+    fixed, moving = scans.fixed_landmarks, scans.moving_landmarks
+    if fixed is None or moving is None or mapped is None:
+        return landmark_row(None, None)
     return landmark_row(metrics.distances_mm(fixed, moving), metrics.distances_mm(mapped, moving))

@@ -18,6 +18,7 @@ Subjects = Literal["auto", "same", "different", "any"]
 Effort = Literal["fast", "default", "thorough"]
 Prefer = Literal["sform", "qform"]  # as data.io.nifti.Prefer, which loads NumPy
 Assess = Literal["off", "fast", "full"]
+Report = Literal["interactive", "static"]
 
 CHOICES = {"method": Method, "modality": Modality, "subjects": Subjects, "effort": Effort, "assess": Assess}
 AFFINE = "affine."  # prefix of the settings of the affine step

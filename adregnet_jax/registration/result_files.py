@@ -13,10 +13,12 @@ from adregnet_jax.data.io.images import Image, write_image
 from adregnet_jax.data.io.transforms import write_field, write_matrix
 from adregnet_jax.registration.dicom import DicomPair, write_dicom
 from adregnet_jax.registration.ladder import after_field
+from adregnet_jax.registration.options import Report
 from adregnet_jax.registration.results import RegisteredScans
 from adregnet_jax.report import page as html
 from adregnet_jax.report import tables
 from adregnet_jax.report.figures import figure_title, png, registration_figure
+from adregnet_jax.report.viewer import ViewedPair
 
 # Every file that such a folder can hold, and the folder of DICOM objects.
 FILES = (
@@ -73,6 +75,7 @@ def write_results(
     composite: bool = False,
     preview: bool = False,
     error: bool = False,
+    report: Report = "interactive",
     dicom: DicomPair | None = None,
 ) -> None:
     """Writes the files of a result into an existing folder.
@@ -87,6 +90,7 @@ def write_results(
       dicom: the series of the scans, for DICOM objects in `dicom/`; whether they, the report and the summary
         are anonymous.
       error: also write error.nii.gz, the predicted error, where there is a verdict.
+      report: whether the report shows the scans slice by slice, or as pictures.
     """
     if preview:
         (folder / "preview.png").write_bytes(png(_figure(registered)))
@@ -110,7 +114,8 @@ def write_results(
     anonymous = dicom is not None and dicom.anonymize
     if dicom is not None:
         write_dicom(folder / "dicom", registered, dicom)
-    (folder / "report.html").write_text(_page(registered, anonymous), encoding="utf-8")
+    page = _page(registered, anonymous, report)
+    (folder / "report.html").write_text(page, encoding="utf-8")
     origin = provenance.origin()
     summary = registered.summary() | {"origin": origin}
     if anonymous:
@@ -144,18 +149,47 @@ def _figure(registered: RegisteredScans) -> Figure:
     )
 
 
-def _page(registered: RegisteredScans, anonymous: bool) -> str:
-    row, record = registered.measurement.row, registered.record
+def _page(registered: RegisteredScans, anonymous: bool, report: Report) -> str:
+    row, record, assessment = registered.measurement.row, registered.record, registered.assessment
     sources = {} if anonymous else record.get("sources", {})
     lines = [f"{name}: {source['path']}" for name, source in sources.items()]
     method = f"method: {record['options']['method']}, " if "options" in record else ""
     lines.append(f"{method}modality: {registered.modality}")
     lines.append(", ".join(f"{name} {value:.1f} s" for name, value in registered.seconds.items()))
-    sections = [
-        html.Section("Before and after", html.picture(png(_figure(registered)), "three planes")),
-        html.Section("Alignment", tables.to_html([row], COLUMNS)),
-    ]
+    sections = []
+    if report == "static":
+        picture = html.picture(png(_figure(registered)), "three planes")
+        sections.append(html.Section("Before and after", picture))
+    sections.append(html.Section("Alignment", tables.to_html([row], COLUMNS)))
     if row["dice_by_label"]:
         table = tables.to_html(row["dice_by_label"], LABEL_COLUMNS)
         sections.append(html.Section("Dice by label", table))
-    return html.page("Registration of two scans", "\n".join([*lines, "", PROTOCOL]), sections)
+    return html.page(
+        "Registration of two scans",
+        "\n".join([*lines, "", PROTOCOL]),
+        sections,
+        verdict=None if assessment is None else assessment.row(),
+        pairs=[viewed(registered, anonymous=anonymous)] if report == "interactive" else [],
+    )
+
+
+def viewed(registered: RegisteredScans, *, anonymous: bool = False) -> ViewedPair:
+    """The registered scans as the interactive report shows them; labels by their numbers, if anonymous."""
+    scans, measurement, assessment = registered.scans, registered.measurement, registered.assessment
+    return ViewedPair(
+        "",
+        affine=np.asarray(scans.fixed.affine, np.float64),
+        fixed=measurement.fixed,
+        moving=measurement.moving,
+        warped=measurement.warped,
+        displacement=measurement.displacement,
+        jacobian=measurement.jacobian,
+        error_mm=None if assessment is None else assessment.error_mm,
+        fixed_labels=None if scans.fixed_labels is None else scans.fixed_labels.values,
+        moving_labels=measurement.moving_labels,
+        warped_labels=measurement.warped_labels,
+        label_names={} if anonymous else registered.record.get("label_names", {}),
+        fixed_landmarks_mm=scans.fixed_landmarks,
+        moving_landmarks_mm=scans.moving_landmarks,
+        mapped_landmarks_mm=measurement.mapped_landmarks,
+    )

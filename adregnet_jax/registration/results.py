@@ -15,7 +15,7 @@ from adregnet_jax.data.io.images import Image
 from adregnet_jax.registration.assessment.verdict import Assessment
 from adregnet_jax.registration.field import DisplacementField
 from adregnet_jax.registration.measure import Measurement, ScanPair, measure_scans
-from adregnet_jax.registration.options import Modality
+from adregnet_jax.registration.options import Modality, Report
 
 
 class Registration(NamedTuple):
@@ -115,6 +115,7 @@ class RegisteredScans:
         composite: bool = False,
         preview: bool = False,
         error: bool = False,
+        report: Report = "interactive",
     ) -> None:
         """Writes a folder with images, fields, affine matrix, numbers and report: complete or not at all.
 
@@ -124,6 +125,7 @@ class RegisteredScans:
           composite: also write field.h5, an ITK composite of field and affine; needs SimpleITK.
           preview: write preview.png and nothing else.
           error: also write error.nii.gz, the predicted error in mm, where there is a verdict.
+          report: "interactive": report.html shows the scans slice by slice; "static": as pictures.
 
         Raises:
           UserError: the folder isn't empty, or can't be written.
@@ -132,4 +134,4 @@ class RegisteredScans:
         from adregnet_jax.registration.result_files import FILES, write_results  # loads Matplotlib
 
         with new_folder(Path(folder), own=FILES, overwrite=overwrite) as temporary:
-            write_results(temporary, self, composite=composite, preview=preview, error=error)
+            write_results(temporary, self, composite=composite, preview=preview, error=error, report=report)

@@ -23,6 +23,7 @@ import numpy as np
 from adregnet_jax.errors import UserError
 
 Row = dict[str, Any]
+SUMMARY = ("mean", "SD")  # names of the last rows of `with_mean_and_sd`
 TEXTS = ("name", "fixed", "moving")  # the columns of cases.csv that hold no numbers
 
 
@@ -91,8 +92,8 @@ def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | N
 def with_mean_and_sd(rows: Sequence[Row]) -> list[Row]:
     """The rows, followed by their mean and SD over the cases, column by column."""
     numbers = {name: mean_and_sd(row[name] for row in rows) for name in rows[0] if name not in TEXTS}
-    mean: Row = {"name": "mean"} | {name: pair[0] for name, pair in numbers.items()}
-    sd: Row = {"name": "SD"} | {name: pair[1] for name, pair in numbers.items()}
+    mean: Row = {"name": SUMMARY[0]} | {name: pair[0] for name, pair in numbers.items()}
+    sd: Row = {"name": SUMMARY[1]} | {name: pair[1] for name, pair in numbers.items()}
     return [*rows, mean, sd]
 
 
@@ -172,11 +173,14 @@ def to_latex(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def to_html(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """An HTML table."""
+    """An HTML table; mean and SD of `with_mean_and_sd` are its foot, and stay there when it is sorted."""
     heading, *cells = _cells(rows, columns)
-    lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in heading) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in cells]
-    return "<table>\n" + "\n".join(lines) + "\n</table>\n"
+    lines = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in cells]
+    summary = len(rows) - sum(row.get("name") in SUMMARY for row in rows[-2:])
+    parts = {"tbody": lines[:summary], "tfoot": lines[summary:]}
+    top = "<thead><tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in heading) + "</tr></thead>"
+    body = "".join(f"<{tag}>\n" + "\n".join(part) + f"\n</{tag}>\n" for tag, part in parts.items() if part)
+    return f"<table>\n{top}\n{body}</table>\n"
 
 
 def _latex_line(cells: Sequence[str]) -> str:

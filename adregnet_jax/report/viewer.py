@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float, Integer, Real, Shaped, UInt8, UInt16
+from jaxtyping import Float, Integer, Real, Shaped, UInt8
 
 MAP_COARSER = 8  # voxels of the scans for each voxel of a map
 LEVEL = 6  # of gzip
@@ -107,9 +107,7 @@ def pack(pair: ViewedPair, *, limit_bytes: float) -> PackedPair:
         most_voxels = voxels * min(0.9, MARGIN * limit_bytes / packed.size_bytes())
 
 
-def coarsening(
-    shape: Sequence[int], spacing_mm: Sequence[float], most_voxels: float
-) -> tuple[int, int, int]:
+def coarsening(shape: Sequence[int], spacing_mm: Sequence[float], most_voxels: float) -> tuple[int, int, int]:
     """Whole factors for each axis that leave at most so many voxels, as near to cubes as they come."""
     factors = [1, 1, 1]
     while math.prod(-(-n // f) for n, f in zip(shape, factors, strict=True)) > most_voxels:
@@ -313,14 +311,14 @@ def _values_in(labels: np.ndarray) -> np.ndarray:
     return np.unique(labels)
 
 
-def _ranks(labels: np.ndarray, present: Sequence[int], kind: Any) -> UInt8 | UInt16:
+def _ranks(labels: np.ndarray, present: Sequence[int], kind: Any) -> np.ndarray:
     """Each label's place among those present, from 1 on; 0 for the background."""
     found = np.searchsorted(np.asarray(present, np.int64), labels) + 1
     return np.where(labels == 0, 0, found).astype(kind)
 
 
 def _landmarks(pair: ViewedPair, grid: np.ndarray) -> list[dict[str, Any]]:
-    """For each landmark its place, where it lies in the moving scan, and the residual, in voxels; distances."""
+    """Of each landmark: its place, that of its partner and the residual, in voxels; its distances in mm."""
     fixed, moving, mapped = pair.fixed_landmarks_mm, pair.moving_landmarks_mm, pair.mapped_landmarks_mm
     if fixed is None or moving is None or mapped is None:
         return []
