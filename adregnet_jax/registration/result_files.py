@@ -130,9 +130,14 @@ def write_results(
 
 def as_text(row: tables.Row) -> str:
     """The measurements for the terminal, one a line."""
-    cells = [(column.heading, column.text(row)) for column in COLUMNS]
-    lines = [f"{heading:<17}{text}" for heading, text in cells if text != "-"]
+    lines = [f"{heading:<17}{text}" for heading, text in _numbers(row)]
     return "\n".join(lines + [f"- {reason}" for reason in row.get("reasons") or ()])
+
+
+def _numbers(row: tables.Row) -> list[tuple[str, str]]:
+    """The names and values of what was measured."""
+    cells = [(column.heading, column.text(row)) for column in COLUMNS]
+    return [(heading, text) for heading, text in cells if text != "-"]
 
 
 def _figure(registered: RegisteredScans) -> Figure:
@@ -160,7 +165,6 @@ def _page(registered: RegisteredScans, anonymous: bool, report: Report) -> str:
     if report == "static":
         picture = html.picture(png(_figure(registered)), "three planes")
         sections.append(html.Section("Before and after", picture))
-    sections.append(html.Section("Alignment", tables.to_html([row], COLUMNS)))
     if row["dice_by_label"]:
         table = tables.to_html(row["dice_by_label"], LABEL_COLUMNS)
         sections.append(html.Section("Dice by label", table))
@@ -168,6 +172,7 @@ def _page(registered: RegisteredScans, anonymous: bool, report: Report) -> str:
         "Registration of two scans",
         "\n".join([*lines, "", PROTOCOL]),
         sections,
+        numbers=_numbers(row),
         verdict=None if assessment is None else assessment.row(),
         pairs=[viewed(registered, anonymous=anonymous)] if report == "interactive" else [],
     )

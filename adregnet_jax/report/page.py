@@ -38,6 +38,7 @@ def page(
     sections: Sequence[Section],
     *,
     verdict: tables.Row | None = None,
+    numbers: Sequence[tuple[str, str]] = (),
     pairs: Sequence[ViewedPair] = (),
 ) -> str:
     """A page: the verdict, the pairs to look into, the protocol as plain text, and the sections.
@@ -47,13 +48,14 @@ def page(
       protocol: how the numbers were made.
       sections: tables and pictures.
       verdict: the row of an `Assessment`; None leaves it out.
+      numbers: names and values shown next to it.
       pairs: to look into slice by slice; they share what `LARGEST_BYTES` leaves to the volumes.
     """
     blocks = [f"<h2>{html.escape(section.heading)}</h2>\n{section.body}" for section in sections]
     parts = {
         "kind": "interactive" if pairs else "static",
         "title": html.escape(title),
-        "verdict": "" if verdict is None else verdict_html(verdict),
+        "verdict": ("" if verdict is None else verdict_html(verdict)) + _numbers_html(numbers),
         "protocol": html.escape(protocol.strip()),
         "sections": "\n".join(blocks),
         "style": _file("page.css") + (_file("viewer.css") if pairs else ""),
@@ -90,6 +92,14 @@ def verdict_html(row: tables.Row) -> str:
         f'<div class="verdict {verdict or "none"}"><strong>{VERDICTS[verdict]}</strong>'
         f"<span>{html.escape('; '.join(numbers))}</span><ul>{reasons}</ul></div>"
     )
+
+
+def _numbers_html(numbers: Sequence[tuple[str, str]]) -> str:
+    """Names and values, as HTML; nothing without them."""
+    cells = [
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in numbers
+    ]
+    return f'<dl class="numbers">{"".join(cells)}</dl>' if cells else ""
 
 
 def _volumes(pairs: Sequence[ViewedPair], other_bytes: int) -> str:

@@ -21,6 +21,8 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float, Integer, Real, Shaped, UInt8
 
+from adregnet_jax.report.figures import central_point
+
 MAP_COARSER = 8  # voxels of the scans for each voxel of a map
 LEVEL = 6  # of gzip
 SAMPLED = 8  # slices of each scan by which its compressed size is estimated
@@ -153,6 +155,7 @@ def _pack(pair: ViewedPair, factors: tuple[int, int, int]) -> PackedPair:
     }
     small = tuple(-(-n // f) for n, f in zip(shape, turned, strict=True))
     maps_factors = coarsening(small, _spacing_mm(grid), math.prod(small) / MAP_COARSER)
+    start: list[int] = []
     maps = []
     for kind, values in _maps(pair):
         factor = tuple(f * g for f, g in zip(turned, maps_factors, strict=True))
@@ -163,6 +166,10 @@ def _pack(pair: ViewedPair, factors: tuple[int, int, int]) -> PackedPair:
             codes, described = _jacobian_codes(coarse, folded)
         else:
             codes, described = _codes(coarse)
+        if kind.name == "displacement":
+            body = _block_means(nib.apply_orientation(pair.fixed, orientation), factor)
+            place = central_point(body, body, np.repeat(coarse[..., None], 3, axis=-1))
+            start = [min(s * f + f // 2, n - 1) for s, f, n in zip(place, maps_factors, small, strict=True)]
         contents[kind.name] = codes.tobytes("F")
         maps.append(
             described
@@ -183,7 +190,7 @@ def _pack(pair: ViewedPair, factors: tuple[int, int, int]) -> PackedPair:
         "spacing_mm": _spacing_mm(grid),
         "affine": grid.tolist(),
         "to_file": (np.linalg.inv(pair.affine) @ grid).tolist(),
-        "start": _start(pair.fixed, orientation, turned),
+        "start": start,
         "maps": maps,
         "labels": labels.described,
         "label_bytes": labels.bytes_each,
@@ -191,17 +198,6 @@ def _pack(pair: ViewedPair, factors: tuple[int, int, int]) -> PackedPair:
         "note": _note(pair.fixed.shape, factors, _spacing_mm(pair.affine), maps_factors),
     }
     return PackedPair(record, volumes)
-
-
-def _start(fixed: np.ndarray, orientation: np.ndarray, factors: Sequence[int]) -> list[int]:
-    """The voxel of the page's grid in the middle of the bright part of the fixed scan."""
-    bright = np.maximum(nib.apply_orientation(fixed, orientation) - 0.2, 0)
-    place = []
-    for axis, factor in enumerate(factors):
-        profile = bright.sum(axis=tuple({0, 1, 2} - {axis}), dtype=np.float64)
-        middle = np.average(np.arange(len(profile)), weights=profile) if profile.any() else len(profile) // 2
-        place.append(int(middle) // factor)
-    return place
 
 
 def _note(

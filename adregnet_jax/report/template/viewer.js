@@ -18,6 +18,7 @@
   const FLICKER_MS = 450;
   const SQUARES = 8; // of the checkerboard, along the longest side
   const EDGES = 0.88; // share of the gradients of a slice that are no edges
+  const FAINTEST_EDGE = 60; // by Sobel's filter, of 8-bit greys
   const NEAR_MM = 5; // landmarks up to this far from a slice are drawn on it
   const MOST_ZOOM = 12;
 
@@ -251,35 +252,44 @@
     context.restore();
   };
 
-  // Ridges of the gradient of a slice: thin lines where intensities change most.
+  // Ridges of the gradient of a slice, where intensities change most: places [i, j] with the direction along the edge.
   const edgesOf = ({ width, height, values }) => {
+    const gradients = [new Float32Array(width * height), new Float32Array(width * height)];
     const size = new Float32Array(width * height);
-    const steep = new Uint8Array(width * height); // whether the gradient is rather vertical
     for (let j = 1; j < height - 1; j++) {
       for (let i = 1; i < width - 1; i++) {
         const k = j * width + i;
         const at = (di, dj) => values[k + di + dj * width];
         const gx = at(1, -1) + 2 * at(1, 0) + at(1, 1) - at(-1, -1) - 2 * at(-1, 0) - at(-1, 1);
         const gy = at(-1, 1) + 2 * at(0, 1) + at(1, 1) - at(-1, -1) - 2 * at(0, -1) - at(1, -1);
-        size[k] = Math.hypot(gx, gy);
-        steep[k] = Math.abs(gy) > Math.abs(gx) ? 1 : 0;
+        [gradients[0][k], gradients[1][k], size[k]] = [gx, gy, Math.hypot(gx, gy)];
       }
     }
     const sorted = size.slice().sort();
-    const least = Math.max(sorted[Math.floor(EDGES * (sorted.length - 1))], 60);
-    const ridges = new Uint8Array(width * height);
-    for (let k = width; k < size.length - width; k++) {
-      const by = steep[k] ? width : 1;
-      ridges[k] = size[k] > least && size[k] >= size[k - by] && size[k] > size[k + by] ? 1 : 0;
+    const least = Math.max(sorted[Math.floor(EDGES * (sorted.length - 1))], FAINTEST_EDGE);
+    const edges = [];
+    for (let j = 1; j < height - 1; j++) {
+      for (let i = 1; i < width - 1; i++) {
+        const k = j * width + i;
+        const across = Math.abs(gradients[1][k]) > Math.abs(gradients[0][k]) ? width : 1;
+        if (size[k] <= least || size[k] < size[k - across] || size[k] <= size[k + across]) continue;
+        edges.push([i, j, -gradients[1][k] / size[k], gradients[0][k] / size[k]]);
+      }
     }
-    return { width, height, values: ridges };
+    return edges;
   };
 
   const drawEdges = (context, tile) => {
     const name = view.edges === "fixed" ? "fixed" : view.second;
-    const colour = COLOURS[name].match(/\w\w/g).map((digits) => Number.parseInt(digits, 16));
-    const table = Uint32Array.from([0, opaque(...colour)]);
-    put(context, painted(edgesOf(sliceOf(pair.scans[name], tile)), table), tile, [1, 1, 1], false);
+    const length = 0.6; // voxels to each side, so that neighbours meet
+    context.beginPath();
+    for (const [i, j, di, dj] of edgesOf(sliceOf(pair.scans[name], tile))) {
+      context.moveTo(tile.x(i - length * di), tile.y(j - length * dj));
+      context.lineTo(tile.x(i + length * di), tile.y(j + length * dj));
+    }
+    context.strokeStyle = COLOURS[name];
+    context.lineWidth = 1.25 * devicePixelRatio;
+    context.stroke();
   };
 
   // The borders between the labels of a slice, along the sides of its voxels.
@@ -764,8 +774,9 @@
     await load(0);
   };
 
-  // For tests: the state, and a promise that is fulfilled when everything is drawn.
-  globalThis.viewer = { view, panels, ready: null, redraw };
+  // For tests: the state, the places of the planes, and a promise that is fulfilled when everything is drawn.
+  const tiles = (name) => tilesOf(panels.find((panel) => panel.name === name));
+  globalThis.viewer = { view, panels, tiles, draw, ready: null };
   globalThis.viewer.ready = start().catch((error) => {
     const stage = document.querySelector("#viewer .stage");
     stage.replaceChildren(make("p", `The viewer can't start (${error.message}). It needs WebGL 2; the option --report static draws pictures instead.`, "failure"));
