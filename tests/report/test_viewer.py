@@ -46,10 +46,12 @@ def a_pair(**changes):
     jacobian[3, 4, 5] = -0.5
     labels = np.zeros(SHAPE, np.int32)
     labels[6:15, 6:15, 5:11] = 70000
+    fixed = ramp(0)
+    fixed[10:14, 8:12] = 0  # a hole with edges, in the middle
     values = {
         "name": "one",
         "affine": AFFINE,
-        "fixed": ramp(0),
+        "fixed": fixed,
         "moving": 1 - ramp(0),
         "warped": ramp(1),
         "displacement": displacement,
@@ -85,7 +87,9 @@ def test_scans_are_packed_in_patient_orientation():
     fixed = scan(packed, "fixed")
     assert nib.aff2axcodes(fixed.affine) == ("R", "A", "S")
     np.testing.assert_allclose(fixed.affine, packed.record["affine"])
-    expected = nib.as_closest_canonical(nib.Nifti1Image(np.rint(255 * ramp(0)).astype(np.uint8), AFFINE))
+    expected = nib.as_closest_canonical(
+        nib.Nifti1Image(np.rint(255 * a_pair().fixed).astype(np.uint8), AFFINE)
+    )
     np.testing.assert_allclose(fixed.affine, expected.affine)
     np.testing.assert_array_equal(np.asarray(fixed.dataobj), np.asarray(expected.dataobj))
     # The voxel of the file is found again.
@@ -188,8 +192,8 @@ def page(report):
     """The page as it is opened, without the lines over its slices."""
     report.evaluate(
         "Object.assign(viewer.view, {at: [12, 10, 8], plane: 0, blend: 1, flicker: false, checkerboard: false,"
-        " edges: '', map: '', planes: 'all', alone: null, zoom: 1, pan: [0, 0, 0], labels: false,"
-        " landmarks: false, chosen: -1}), viewer.draw()"
+        " edges: '', map: '', planes: 'all', alone: null, zoom: 1, pan: [0, 0, 0],"
+        " labels: '', landmarks: false, chosen: -1}), viewer.draw()"
     )
     return report
 
@@ -293,31 +297,32 @@ def test_the_checkerboard_has_squares_of_both_scans(page):
         assert grey(page, "compared", 0, voxel) == pytest.approx(expected, abs=12)
 
 
-def colours(page, panel):
+def coloured(page, panel):
     pixels, _ = shown(page, panel)
     return (np.ptp(pixels, axis=2) > 60).sum()
 
 
 def test_a_map_is_laid_over_the_warped_scan_alone(page):
-    lines = {panel: colours(page, panel) for panel in ("fixed", "compared")}
+    lines = {panel: coloured(page, panel) for panel in ("fixed", "compared")}
     page.locator("#map").select_option("displacement")
     page.evaluate("viewer.draw()")
-    assert colours(page, "compared") > lines["compared"] + 10_000
-    assert colours(page, "fixed") == lines["fixed"]
+    assert coloured(page, "compared") > lines["compared"] + 10_000
+    assert coloured(page, "fixed") == lines["fixed"]
     assert "displacement 0" in page.locator("#legend").inner_text()
     page.locator("#map").select_option("")
     page.evaluate("viewer.draw()")
-    assert colours(page, "compared") == lines["compared"]
+    assert coloured(page, "compared") == lines["compared"]
 
 
-@pytest.mark.parametrize(("control", "value"), [("labels", None), ("edges", "fixed")])
-def test_lines_are_laid_over_the_slices(page, control, value):
-    before = colours(page, "compared")
-    element = page.locator(f"#{control}")
-    element.check() if value is None else element.select_option(value)
-    page.evaluate("viewer.draw()")
-    more = colours(page, "compared") - before
-    assert (more > 300) if control == "labels" else (more >= 0)  # a ramp has no edges
+def test_outlines_and_edges_are_laid_over_the_slices(page):
+    counts = []
+    for control, value in (("labels", ""), ("labels", "all"), ("labels", "1"), ("edges", "fixed")):
+        page.locator(f"#{control}").select_option(value)
+        page.evaluate("viewer.draw()")
+        counts.append(coloured(page, "compared"))
+    assert counts[1] > counts[0] + 300
+    assert counts[2] == counts[1]  # the only label
+    assert counts[3] > counts[2]
 
 
 def test_a_landmark_is_a_click_away(page):

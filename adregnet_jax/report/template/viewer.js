@@ -14,7 +14,7 @@
   // Horizontal, vertical and normal axis of NiiVue's axial, coronal and sagittal planes.
   const AXES = [[0, 1, 2], [0, 2, 1], [1, 2, 0]];
   const PLANES = { axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL, all: SLICE_TYPE.MULTIPLANAR };
-  const COLOURS = { fixed: "#4dd2ff", moving: "#ff9f43", warped: "#ffe14d", folded: "#ff00ff", residual: "#7dff6b", crossHair: "#6cb6ffb0" };
+  const COLOURS = { fixed: "#4dd2ff", moving: "#ff9f43", warped: "#ffe14d", folded: "#ff00ff", residual: "#7dff6b", crossHair: "#6cb6ffb0", edges: "#ff5fd2" };
   const FLICKER_MS = 450;
   const SQUARES = 8; // of the checkerboard, along the longest side
   const EDGES = 0.88; // share of the gradients of a slice that are no edges
@@ -35,7 +35,7 @@
   const view = {
     pair: 0, at: [0, 0, 0], plane: 0, planes: "all", alone: null, zoom: 1, pan: [0, 0, 0],
     blend: 1, second: "warped", flicker: false, checkerboard: false, edges: "", map: "", opacity: 0.55,
-    labels: true, landmarks: true, chosen: -1, window: [0, 255],
+    labels: "all", landmarks: true, chosen: -1, window: [0, 255],
   };
   let fixedShown = false; // by the flicker, now
   let pair = null; // what is loaded
@@ -65,7 +65,7 @@
   };
 
   const imageOf = (scan, name) =>
-    NVImage.new(scan.file, `${name}.nii`, "opaque", 1, null, view.window[0], view.window[1]);
+    NVImage.new(scan.file, `${name}.nii`, "gray", 1, null, 0, 255);
 
   // What each panel shows: a scan, and over it the one to compare it with.
   const SHOWN = { fixed: () => ["fixed"], moving: () => ["moving"], compared: () => ["fixed", view.second] };
@@ -287,7 +287,7 @@
       context.moveTo(tile.x(i - length * di), tile.y(j - length * dj));
       context.lineTo(tile.x(i + length * di), tile.y(j + length * dj));
     }
-    context.strokeStyle = COLOURS[name];
+    context.strokeStyle = COLOURS.edges;
     context.lineWidth = 1.25 * devicePixelRatio;
     context.stroke();
   };
@@ -297,6 +297,10 @@
     const volume = pair.labelVolumes[name];
     if (!volume) return;
     const { width, height, values } = sliceOf(volume, tile);
+    if (view.labels !== "all") {
+      const chosen = Number(view.labels);
+      for (let k = 0; k < values.length; k++) values[k] = values[k] === chosen ? 1 : 0;
+    }
     context.beginPath();
     for (let j = 0; j < height; j++) {
       for (let i = 0; i < width; i++) {
@@ -494,7 +498,7 @@
       line(COLOURS.moving, "landmark to its partner, before");
       line(COLOURS.residual, "residual, after");
     }
-    if (view.edges) line(COLOURS[view.edges === "fixed" ? "fixed" : view.second], `edges of ${view.edges === "fixed" ? "fixed" : view.second}`);
+    if (view.edges) line(COLOURS.edges, `edges of ${view.edges === "fixed" ? "fixed" : view.second}`);
     const map = pair.maps.find((one) => one.name === view.map);
     if (map) {
       const part = make("span");
@@ -518,7 +522,7 @@
     element("edges").value = view.edges;
     element("map").value = view.map;
     element("opacity").value = Math.round(100 * view.opacity);
-    element("labels").checked = view.labels;
+    element("labels").value = view.labels;
     element("landmarks").checked = view.landmarks;
     for (const row of element("landmark-list").querySelectorAll("tbody tr")) {
       row.setAttribute("aria-selected", String(Number(row.dataset.number) === view.chosen));
@@ -526,14 +530,17 @@
   };
 
   const describePair = () => {
-    const options = pair.maps.map((map) => {
-      const option = make("option", map.title);
-      option.value = map.name;
-      return option;
-    });
-    const none = make("option", "none");
-    none.value = "";
-    element("map").replaceChildren(none, ...options);
+    const offer = (id, choices) => {
+      const options = choices.map(([value, text]) => {
+        const option = make("option", text);
+        option.value = value;
+        return option;
+      });
+      element(id).replaceChildren(...options);
+    };
+    offer("map", [["", "none"], ...pair.maps.map((map) => [map.name, map.title])]);
+    offer("labels", [["", "none"], ["all", "all"], ...pair.labels.map(({ name }, index) => [String(index + 1), name])]);
+    if (Number(view.labels) > pair.labels.length) view.labels = "all";
     if (!pair.maps.some((map) => map.name === view.map)) view.map = "";
     element("show-labels").hidden = pair.labels.length === 0;
     element("show-landmarks").hidden = pair.landmarks.length === 0;
@@ -561,7 +568,6 @@
   const setWindow = (low, high) => {
     view.window = [low, Math.max(high, low + 2)];
     for (const { niivue } of panels) {
-      for (const image of niivue.volumes) [image.cal_min, image.cal_max] = view.window;
       niivue.updateGLVolume();
     }
   };
@@ -681,7 +687,7 @@
     e: () => set("edges", cycled(["", "fixed", "second"], view.edges)),
     s: () => set("second", cycled(["warped", "moving"], view.second)),
     m: () => set("map", cycled(["", ...pair.maps.map((map) => map.name)], view.map)),
-    o: () => set("labels", !view.labels),
+    o: () => set("labels", view.labels ? "" : "all"),
     l: () => set("landmarks", !view.landmarks),
     n: () => choose(view.chosen + 1),
     p: () => choose(view.chosen < 0 ? -1 : view.chosen - 1),
@@ -696,10 +702,10 @@
   };
 
   const listenToControls = () => {
-    for (const name of ["planes", "second", "edges", "map"]) {
+    for (const name of ["planes", "second", "edges", "map", "labels"]) {
       element(name).addEventListener("change", (event) => set(name, event.target.value));
     }
-    for (const name of ["flicker", "checkerboard", "labels", "landmarks"]) {
+    for (const name of ["flicker", "checkerboard", "landmarks"]) {
       element(name).addEventListener("change", (event) => set(name, event.target.checked));
     }
     for (const name of ["blend", "opacity"]) {
@@ -725,6 +731,25 @@
 
   // ---- Start ----
 
+  // NiiVue turns and colours a scan slice by slice on the GPU, which takes seconds where the processor stands in for
+  // one. The scans of this page need no turning: their greys are copied into the texture instead.
+  const fillTexturesAtOnce = (niivue) => {
+    const refresh = niivue.refreshLayers.bind(niivue);
+    niivue.refreshLayers = (image, layer) => {
+      const { gl } = niivue;
+      gl.drawArrays = () => {};
+      refresh(image, layer);
+      delete gl.drawArrays; // that of the prototype is back
+      const table = greys();
+      const colours = new Uint32Array(image.img.length);
+      for (let i = 0; i < colours.length; i++) colours[i] = table[image.img[i]];
+      gl.activeTexture(layer === 0 ? gl.TEXTURE0 : gl.TEXTURE2); // as NiiVue's shaders expect them
+      gl.bindTexture(gl.TEXTURE_3D, layer === 0 ? niivue.volumeTexture : niivue.overlayTexture);
+      gl.pixelStorei(gl.UNPACK_ALIGNMENT, 4);
+      gl.texSubImage3D(gl.TEXTURE_3D, 0, 0, 0, 0, ...pair.shape, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(colours.buffer));
+    };
+  };
+
   const startPanel = async (name) => {
     const figure = element(`panel-${name}`);
     const slices = figure.querySelector(".slices");
@@ -746,9 +771,7 @@
       tileMargin: 0,
     });
     await niivue.attachToCanvas(slices, false);
-    // NiiVue's greys are transparent where they are black, for volume rendering.
-    const ramp = [0, 255];
-    niivue.addColormap("opaque", { R: ramp, G: ramp, B: ramp, A: [255, 255], I: ramp });
+    fillTexturesAtOnce(niivue);
     const panel = { name, figure, slices, marks, niivue };
     const drawSlices = niivue.drawScene.bind(niivue);
     niivue.drawScene = () => {
