@@ -190,7 +190,7 @@ def test_register_writes_what_was_found(files, scans, tmp_path):
     assert len(summary["sources"]) == 7
     assert len(summary["sources"]["fixed"]["sha256"]) == 64
     page = (out / "report.html").read_text()
-    assert "data:image/png;base64" in page
+    assert 'id="viewer"' in page and 'id="volume-0-warped_labels"' in page
     assert str(files / "fixed.nii.gz") in page
     assert "Dice" in result.stdout
     assert "inverse (deformable took " in result.stderr and "done (writing took " in result.stderr
@@ -275,6 +275,16 @@ def test_the_verdict_is_printed_and_decides_the_exit_status(
     assert "- the field folds in 9 % of the foreground" in result.stdout
     assert ("score 0.25" in result.stdout) == (verdict is not None)
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["results"]["verdict"] == verdict
+
+
+def test_report_static_draws_pictures(files, scans, no_figures, tmp_path):
+    out = tmp_path / "out"
+    succeed(*pair(files, landmarks=True), "--output", out, "--report", "static")
+    page = (out / "report.html").read_text()
+    assert '<img alt="three planes" src="data:image/png;base64' in page
+    assert "viewer" not in page and "verdict" in page
+    line = refusal(*pair(files), "--output", tmp_path / "b", "--report", "none")
+    assert "'none' is not one of 'interactive', 'static'" in line
 
 
 def test_assess_off_gives_no_verdict(files, scans, tmp_path):

@@ -127,9 +127,10 @@ def test_a_pair_is_made_coarser_until_it_fits():
     assert whole.record["shape"] == [40, 40, 30]
     assert "40 × 40 × 30 voxels" in whole.record["note"] and "averaged" in small.record["note"]
     assert np.prod(small.record["shape"]) > 40_000 / (3.5 * 4 / 3) / 2.5  # not much coarser than it must be
-    # The same places: the centre of mass of what is left, in mm.
-    corners = [nib.affines.apply_affine(scan(p, "fixed").affine, -0.5 * np.ones(3)) for p in (whole, small)]
-    np.testing.assert_allclose(*corners, atol=1e-5)
+    whole_corner, small_corner = (
+        nib.affines.apply_affine(scan(packed, "fixed").affine, -0.5 * np.ones(3)) for packed in (whole, small)
+    )
+    np.testing.assert_allclose(small_corner, whole_corner, atol=1e-5)
 
 
 def test_coarsening_starts_with_the_thinnest_voxels():
@@ -191,8 +192,8 @@ def report(browser, tmp_path_factory):
 def page(report):
     """The page as it is opened, without the lines over its slices."""
     report.evaluate(
-        "Object.assign(viewer.view, {at: [12, 10, 8], plane: 0, blend: 1, flicker: false, checkerboard: false,"
-        " edges: '', map: '', planes: 'all', alone: null, zoom: 1, pan: [0, 0, 0],"
+        "Object.assign(viewer.view, {at: [12, 10, 8], plane: 0, blend: 1, flicker: false,"
+        " checkerboard: false, edges: '', map: '', planes: 'all', alone: null, zoom: 1, pan: [0, 0, 0],"
         " labels: '', landmarks: false, chosen: -1}), viewer.draw()"
     )
     return report

@@ -13,6 +13,7 @@
   const PAIRS = JSON.parse(document.getElementById("pairs").textContent);
   // Horizontal, vertical and normal axis of NiiVue's axial, coronal and sagittal planes.
   const AXES = [[0, 1, 2], [0, 2, 1], [1, 2, 0]];
+  const SIDES = ["LR", "PA", "IS"]; // the low and the high end of each axis
   const PLANES = { axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL, all: SLICE_TYPE.MULTIPLANAR };
   const COLOURS = { fixed: "#4dd2ff", moving: "#ff9f43", warped: "#ffe14d", folded: "#ff00ff", residual: "#7dff6b", crossHair: "#6cb6ffb0", edges: "#ff5fd2" };
   const FLICKER_MS = 450;
@@ -374,6 +375,20 @@
     context.stroke();
   };
 
+  // What is on the left and at the top of a plane.
+  const drawLetters = (context, tile) => {
+    const [left, top, width, height] = tile.box;
+    const size = 13 * devicePixelRatio;
+    context.font = `${size}px system-ui, sans-serif`;
+    context.fillStyle = "#cdd3da";
+    context.textBaseline = "top";
+    context.shadowColor = "#000";
+    context.shadowBlur = 3 * devicePixelRatio;
+    context.fillText(SIDES[tile.h][tile.x1 > 0 ? 0 : 1], left + 0.3 * size, top + height / 2 - 1.3 * size);
+    context.fillText(SIDES[tile.v][tile.y1 > 0 ? 0 : 1], left + width / 2 + 0.4 * size, top + 0.3 * size);
+    context.shadowBlur = 0;
+  };
+
   const drawMarks = (panel) => {
     const { width, height } = panel.slices;
     if (panel.marks.width !== width) panel.marks.width = width;
@@ -397,6 +412,7 @@
       }
       if (view.landmarks) drawLandmarks(context, tile, panel.name === "moving" || (compared && view.second === "moving"));
       drawCrossHair(context, tile);
+      drawLetters(context, tile);
       context.restore();
     }
   };
@@ -758,9 +774,8 @@
       backColor: [0, 0, 0, 1],
       crosshairWidth: 0, // `drawCrossHair` draws a thinner one
       dragAndDropEnabled: false,
-      fontColor: [0.75, 0.78, 0.82, 1],
-      fontMinPx: 15,
       interactive: false,
+      isOrientationTextVisible: false, // `drawLetters` writes above the maps
       isRadiologicalConvention: true,
       loadingText: "",
       logLevel: "error",
