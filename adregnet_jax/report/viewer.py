@@ -87,7 +87,7 @@ class MapKind(NamedTuple):
 
 MAPS = (
     MapKind("displacement", "displacement", "mm", "viridis"),
-    MapKind("jacobian", "Jacobian determinant", "", "BrBG"),
+    MapKind("jacobian", "Jacobian determinant", "", "coolwarm"),
     MapKind("error", "predicted error", "mm", "inferno"),
 )
 
@@ -262,7 +262,13 @@ def _codes(values: np.ndarray) -> tuple[UInt8[np.ndarray, "x y z"], dict[str, An
     """Values from 0 on in 255 steps, and how to read them."""
     step = max(float(values.max()), 1e-3) / 255
     high = max(float(np.percentile(values, 99.5)), 2 * step)
-    return np.rint(values / step).astype(np.uint8), {"step": step, "low": 0.0, "high": high, "folded": False}
+    return np.rint(values / step).astype(np.uint8), {
+        "step": step,
+        "low": 0.0,
+        "high": high,
+        "folded": False,
+        "diverging": False,
+    }
 
 
 def _jacobian_codes(
@@ -273,7 +279,13 @@ def _jacobian_codes(
     change = float(np.clip(np.percentile(np.abs(values - 1), 99.5), 0.1, 1.0))
     codes = np.clip(np.rint(values / step), 1, 255).astype(np.uint8)
     codes[folded] = 0
-    return codes, {"step": step, "low": 1 - change, "high": 1 + change, "folded": bool(folded.any())}
+    return codes, {
+        "step": step,
+        "low": 1 - change,
+        "high": 1 + change,
+        "folded": bool(folded.any()),
+        "diverging": True,
+    }
 
 
 def _lookup(name: str) -> str:

@@ -16,7 +16,7 @@ from PIL import Image as Picture
 from adregnet_jax.report import page as html
 from adregnet_jax.report import tables
 from adregnet_jax.report.viewer import ViewedPair, coarsening, pack
-from tests.report.browser import chromium, opened
+from tools.chromium import chromium, chromium_path, opened
 from tools.vendor_niivue import SCRIPT, check
 
 SHAPE = (24, 20, 16)
@@ -169,6 +169,9 @@ def test_niivue_is_the_build_that_its_checksum_names():
 
 @pytest.fixture(scope="module")
 def browser():
+    pytest.importorskip("playwright", reason="Playwright is not installed")
+    if chromium_path() is None:
+        pytest.skip("no Chromium is installed")
     with chromium() as found:
         yield found
 

@@ -205,23 +205,25 @@
     context.restore();
   };
 
-  const opaque = (red, green, blue, alpha = 255) => ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+  const rgba = (red, green, blue, alpha = 255) => ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
 
   const greys = () => {
     const [low, high] = view.window;
     return Uint32Array.from({ length: 256 }, (_, code) => {
       const grey = clamp(Math.round((255 * (code - low)) / (high - low)), 0, 255);
-      return opaque(grey, grey, grey);
+      return rgba(grey, grey, grey);
     });
   };
 
   const coloursOf = (map) => {
     const bytes = map.colours.match(/../g).map((digits) => Number.parseInt(digits, 16));
     return Uint32Array.from({ length: 256 }, (_, code) => {
-      if (map.folded && code === 0) return opaque(255, 0, 255);
+      if (map.folded && code === 0) return rgba(255, 0, 255);
       const place = clamp((code * map.step - map.low) / (map.high - map.low), 0, 1);
       const from = 3 * Math.round(255 * place);
-      return opaque(bytes[from], bytes[from + 1], bytes[from + 2]);
+      // Where a map around a middle has nothing to show, the scan is seen.
+      const alpha = map.diverging ? Math.round(255 * Math.sqrt(Math.abs(2 * place - 1))) : 255;
+      return rgba(bytes[from], bytes[from + 1], bytes[from + 2], alpha);
     });
   };
 

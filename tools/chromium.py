@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of pages; they skip where there is none."""
+"""A headless Chromium of the system, driven by Playwright, that draws WebGL 2 without a GPU."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-# WebGL 2 without a GPU.
 ARGUMENTS = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
+
+
+def chromium_path() -> str | None:
+    """Where the browser is; None without one."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Any]:
-    """A running browser, of the system, not one that Playwright would download."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    path = next(filter(None, map(shutil.which, NAMES)), None)
+    """A running browser."""
+    from playwright.sync_api import sync_playwright
+
+    path = chromium_path()
     if path is None:
-        pytest.skip(f"none of {', '.join(NAMES)} is installed")
-    with playwright.sync_playwright() as driver:
+        raise FileNotFoundError(f"none of {', '.join(NAMES)} is installed")
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
         browser.close()
@@ -30,7 +33,7 @@ def chromium() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def opened(browser: Any, path: Path, *, width: int = 1000, height: int = 900) -> Iterator[Any]:
-    """A page from the disk, ready; it must ask for nothing else, and complain about nothing."""
+    """A report from the disk, drawn; it may ask for nothing else, and complain about nothing."""
     page = browser.new_page(viewport={"width": width, "height": height})
     requests: list[str] = []
     complaints: list[str] = []
@@ -40,6 +43,6 @@ def opened(browser: Any, path: Path, *, width: int = 1000, height: int = 900) ->
     page.goto(path.as_uri())
     page.evaluate("globalThis.viewer?.ready.then(() => 0)")
     yield page
-    assert requests == [path.as_uri()]
-    assert complaints == []
     page.close()
+    assert requests == [path.as_uri()], requests
+    assert complaints == [], complaints
