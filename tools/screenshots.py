@@ -26,7 +26,7 @@ from tools.chromium import chromium, opened  # noqa: E402
 AIR = 0.45  # of the range of intensities, below which a voxel is lung if it is inside of the body
 LARGEST_LUNGS = 2
 VESSEL = 3  # voxels, half of the widest vessel that the lungs are to include
-COLOURS = 64  # of a picture
+COLOURS = 128  # of a picture
 PLACE = "viewer.view.at = [66, 38, 30];"
 # What each picture shows: changes of the view, and the part of the page; the whole of it without one.
 PICTURES = {
@@ -67,7 +67,7 @@ def registered(folder: Path) -> Path:
         write_image(folder / f"{name}_labels.nii.gz", lungs(read_image(path)))
         scored += [f"--{name}-labels", folder / f"{name}_labels.nii.gz"]
         scored += [f"--{name}-landmarks", path.with_name(f"{name}.csv")]
-    options = ["--subjects", "same", "--output", folder / "out"]
+    options: list[str | Path] = ["--subjects", "same", "--output", folder / "out"]
     subprocess.run([*command, "register", *files.values(), *options, *scored], check=True)
     return folder / "out" / "report.html"
 
