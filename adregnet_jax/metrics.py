@@ -166,7 +166,7 @@ def tre_mm(
     Returns:
       [n] in mm.
     """
-    return distances_mm(_map_points(displacement, fixed), moving, spacing_mm=spacing_mm)
+    return distances_mm(map_points(displacement, fixed), moving, spacing_mm=spacing_mm)
 
 
 def tre_snapped_mm(
@@ -189,7 +189,7 @@ def tre_snapped_mm(
     Returns:
       [n] in mm.
     """
-    snapped = np.rint(to_native(_map_points(displacement, fixed)))
+    snapped = np.rint(to_native(map_points(displacement, fixed)))
     return distances_mm(snapped, to_native(np.asarray(moving, np.float64)), spacing_mm=native_spacing_mm)
 
 
@@ -249,9 +249,7 @@ def dice_by_label(
     }
 
 
-def _map_points(
-    displacement: Float[Array, "x y z 3"], points: Real[Array, "n 3"]
-) -> Float[np.ndarray, "n 3"]:
+def map_points(displacement: Float[Array, "x y z 3"], points: Real[Array, "n 3"]) -> Float[np.ndarray, "n 3"]:
     """`p + u(p)` in float64."""
     points = np.asarray(points, np.float64)
     moved = sample(jnp.asarray(displacement, jnp.float32), jnp.asarray(points, jnp.float32))

@@ -7,7 +7,7 @@
                    dropout the SD of its displacement
     summary.json   mean and SD over the cases
     tables.md      the printed tables; tables.tex is the same for LaTeX
-    report.html    tables, box plots, histograms and overlays on one page
+    report.html    tables, box plots, histograms and overlays on one page, and some cases to look into
     table_3.*      for IXI: Dice averaged as in publications; ixi_*.csv has the Dice of each subject's labels
     figures/       the first cases in three planes and level by level, and the training curves
 """
@@ -33,7 +33,7 @@ from adregnet_jax.data.pair import Pair
 from adregnet_jax.data.splits import LazyPairs, load_splits
 from adregnet_jax.errors import UserError
 from adregnet_jax.evaluation import baselines, ixi_dice
-from adregnet_jax.evaluation.figures import case_figures, summary_figures, training_figure
+from adregnet_jax.evaluation.figures import case_figures, summary_figures, training_figure, viewed
 from adregnet_jax.evaluation.inference import RegisteredPair, abstract_parameters, timed_network
 from adregnet_jax.evaluation.uncertainty import landmark_rows, rank_correlations
 from adregnet_jax.nn.models import make_model
@@ -42,9 +42,11 @@ from adregnet_jax.registration.measure import label_scores, mean_dice, measure_p
 from adregnet_jax.report import page as html
 from adregnet_jax.report import tables
 from adregnet_jax.report.figures import figure_title, png
+from adregnet_jax.report.viewer import ViewedPair
 from adregnet_jax.training.checkpoint import check_architecture, restore_parameters
 from adregnet_jax.training.record import check_splits, describe_origin
 
+MOST_VIEWED = 6  # cases to look into, if they aren't named: they share the size of one page
 SUMMARY = ("tre_before_mm", "tre_mm", "tre_snapped_mm", "folded_percent", "dice_before", "dice")
 SUMMARY_AFFINE = ("tre_affine_mm", "dice_affine", "ncc_affine")  # only with the affine alignment
 
@@ -57,6 +59,7 @@ class Results(NamedTuple):
     dice: list[dict[str, dict[int, float]]]  # by label, of each case (`label_scores`)
     pictures: list[str]  # HTML
     jacobians: dict[str, np.ndarray]  # determinants [n] without padding, of the drawn cases
+    views: list[ViewedPair]  # to look into
 
 
 def evaluate(
@@ -67,6 +70,7 @@ def evaluate(
     instance: bool = False,
     mc_dropout: int = 0,
     affine: bool = False,
+    view: Sequence[int] | None = None,
 ) -> Path:
     """Registers the test split with the best checkpoint of a run, prints the tables and writes all results.
 
@@ -80,14 +84,16 @@ def evaluate(
             of uncertainty; 0 for none.
         affine: also measures an affine alignment of each pair. Off by default, since compiling it takes
             longer than evaluating a small test split.
+        view: the cases of which the report shows every slice, by their numbers from 1; None: the drawn ones,
+            up to `MOST_VIEWED`.
 
     Returns:
         The folder with the results.
 
     Raises:
         UserError: there is no checkpoint, the test split is empty or differs from that of the run, a field is
-            not finite, the folder can't be written, or dropout samples are fewer than 2 or requested from a
-            network without dropout.
+            not finite, the folder can't be written, a case to view doesn't exist, or dropout samples are
+            fewer than 2 or requested from a network without dropout.
     """
     check_options(config, workdir, instance=instance, mc_dropout=mc_dropout, affine=affine)
     check_implementation(config.model.convolution)
@@ -98,11 +104,15 @@ def evaluate(
         raise UserError(
             f"no pair to test on: expected at least one in the test split of {config.data.kind} data"
         )
+    if view is None:
+        view = range(1, min(figures, len(pairs), MOST_VIEWED) + 1)
+    if absent := [number for number in view if not 1 <= number <= len(pairs)]:
+        raise UserError(f"--view {absent[0]}: there is no such case; expected 1 to {len(pairs)}")
     model = make_model(config.model)
     params, step = restore_parameters(workdir, abstract_parameters(model, pairs[0]), which="best")
     network = timed_network(model, params, config, instance=instance, mc_dropout=mc_dropout)
     folder = workdir / ("eval_instance" if instance else "eval")
-    results = _measure(pairs, network, folder, config, figures=figures, affine=affine)
+    results = _measure(pairs, network, folder, config, figures=figures, affine=affine, view=view)
 
     method = "network, then instance optimisation" if instance else "network alone"
     protocol = describe_protocol(results.cases, config.data, method=method, step=step)
@@ -169,9 +179,10 @@ def _measure(
     *,
     figures: int,
     affine: bool,
+    view: Sequence[int],
 ) -> Results:
     """Registers and measures all pairs, and draws the first ones."""
-    results = Results([], [], [], [], {})
+    results = Results([], [], [], [], {}, [])
     console = Console(stderr=True)
     for index, pair in enumerate(track(pairs, "registering", console=console, transient=True)):
         registered = network(pair)
@@ -194,8 +205,10 @@ def _measure(
                 dropout_sd_mm=registered.dropout_sd_mm,
             )
         )
-        if index < figures:
-            jacobian = metrics.jacobian(registered.displacement)
+        jacobian = metrics.jacobian(registered.displacement) if index < figures or index + 1 in view else None
+        if index + 1 in view and jacobian is not None:
+            results.views.append(viewed(pair, registered, jacobian=jacobian))
+        if index < figures and jacobian is not None:
             results.jacobians[pair.name] = jacobian[... if pair.mask is None else pair.mask].ravel()
             title = f"{pair.name}: {figure_title(row)}"
             stem = folder / "figures" / _file_name(index, pair)
@@ -246,7 +259,10 @@ def _write_report(
         picture = _write_figure(folder / "figures" / "training.png", training, "metrics over the steps")
         sections.append(html.Section("Training", picture))
     sections.append(html.Section("Cases", "\n".join(results.pictures)))
-    write_file(folder / "report.html", html.page(f"Registration of {kind} data", protocol, sections))
+    write_file(
+        folder / "report.html",
+        html.page(f"Registration of {kind} data", protocol, sections, pairs=results.views),
+    )
 
 
 def _write_figure(path: Path, figure: Figure, caption: str) -> str:

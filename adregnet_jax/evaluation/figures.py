@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
@@ -16,7 +17,9 @@ from adregnet_jax import metrics
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.evaluation.inference import RegisteredPair
 from adregnet_jax.evaluation.uncertainty import calibration_figures
+from adregnet_jax.registration.measure import warp_nearest
 from adregnet_jax.report import figures, tables
+from adregnet_jax.report.viewer import ViewedPair
 
 
 def case_figures(
@@ -57,6 +60,41 @@ def case_figures(
             title=title,
         ),
     }
+
+
+def viewed(pair: Pair, registered: RegisteredPair, *, jacobian: Float[np.ndarray, "x y z"]) -> ViewedPair:
+    """A registered pair as the interactive report shows it.
+
+    Args:
+        pair: the scans.
+        registered: the result of registering them.
+        jacobian: [x, y, z], Jacobian determinant of the displacement.
+    """
+    labels, displacement = pair.moving_labels, registered.displacement
+    # The affine may lack the spacing, by which distances are measured.
+    affine = np.asarray(pair.affine, np.float64)
+    affine = affine @ np.diag([*(pair.spacing_mm / nib.affines.voxel_sizes(affine)), 1.0])
+    fixed, moving = pair.fixed_landmarks, pair.moving_landmarks
+    mapped = None if fixed is None else metrics.map_points(displacement, fixed)
+    in_mm = [
+        None if points is None else nib.affines.apply_affine(affine, points)
+        for points in (fixed, moving, mapped)
+    ]
+    return ViewedPair(
+        pair.name,
+        affine=affine,
+        fixed=pair.fixed,
+        moving=pair.moving,
+        warped=registered.warped,
+        displacement=displacement,
+        jacobian=jacobian,
+        fixed_labels=pair.fixed_labels,
+        moving_labels=labels,
+        warped_labels=None if labels is None else warp_nearest(labels, displacement),
+        fixed_landmarks_mm=in_mm[0],
+        moving_landmarks_mm=in_mm[1],
+        mapped_landmarks_mm=in_mm[2],
+    )
 
 
 def summary_figures(

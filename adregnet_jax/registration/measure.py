@@ -131,6 +131,14 @@ def landmark_row(
     return row
 
 
+def warp_nearest(
+    labels: Integer[np.ndarray, "x y z"], displacement: Float[np.ndarray, "x y z 3"]
+) -> Integer[np.ndarray, "x y z"]:
+    """Labels on one grid pulled back by a displacement in voxels, by nearest neighbour."""
+    volume, field = jnp.asarray(labels)[None, ..., None], jnp.asarray(displacement)[None]
+    return np.asarray(_warp_nearest(volume, field))[0, ..., 0]
+
+
 def label_scores(pair: Pair, displacement: Float[np.ndarray, "x y z 3"]) -> dict[str, dict[int, float]]:
     """Dice of every label in either scan of a pair, without the background; empty without labels.
 
@@ -145,7 +153,7 @@ def label_scores(pair: Pair, displacement: Float[np.ndarray, "x y z 3"]) -> dict
     classes = np.array([0, *metrics.foreground_labels(fixed, moving)])
     warped = {
         "dice_before": moving,
-        "dice": np.asarray(_warp_nearest(volume, field))[0, ..., 0],
+        "dice": warp_nearest(moving, displacement),
         "dice_onehot": np.asarray(_warp_labels(volume, field, classes))[0, ..., 0],
     }
     return metrics.dice_by_label(fixed, moving, warped)

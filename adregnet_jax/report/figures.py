@@ -72,7 +72,8 @@ SIDES = ((0.03, 0.5), (0.97, 0.5), (0.5, 0.03), (0.5, 0.97))  # left, right, bot
 ALIGNED = (("left", "center"), ("right", "center"), ("center", "bottom"), ("center", "top"))
 OUTLINE = [withStroke(linewidth=1.5, foreground="black")]  # keeps letters readable on any grey
 
-# Layout in inches.
+PLOT_INCHES = (7.0, 4.5)
+# Layout of the panels in inches.
 PANEL_WIDTH, GAP = 1.6, 0.08
 LEFT, TOP, BOTTOM = 0.6, 0.5, 0.65  # room for names of planes, for titles, for colour bars
 
@@ -214,7 +215,7 @@ def tre_figure(
     after_mm: Sequence[Float[np.ndarray, " _n"]],
 ) -> Figure:
     """Box plots of the landmark distances of each case, before and after; whiskers from 5 to 95 %."""
-    figure = Figure(figsize=(1.5 + 0.8 * len(names), 3), dpi=150, layout="constrained")
+    figure = Figure(figsize=(2 + 0.9 * len(names), 4.5), dpi=150, layout="constrained")
     ax = figure.subplots()
     for values, shift, colour, label in ((before_mm, -0.18, "C7", "before"), (after_mm, 0.18, "C0", "after")):
         boxes = ax.boxplot(
@@ -253,7 +254,7 @@ def calibration_figure(
         measure: name and unit of the uncertainty.
     """
     groups = np.array_split(np.argsort(uncertainty, kind="stable"), min(10, len(uncertainty)))
-    figure = Figure(figsize=(4, 3), dpi=150, layout="constrained")
+    figure = Figure(figsize=PLOT_INCHES, dpi=150, layout="constrained")
     ax = figure.subplots()
     means = [(uncertainty[group].mean(), error_mm[group].mean()) for group in groups]
     ax.plot(*zip(*means, strict=True), marker="o", linewidth=0.8)
@@ -268,7 +269,7 @@ def calibration_figure(
 
 def jacobian_figure(names: Sequence[str], determinants: Sequence[Float[np.ndarray, " _n"]]) -> Figure:
     """Histograms of the Jacobian determinant of each case, clipped to -0.1 to 2."""
-    figure = Figure(figsize=(4.5, 3), dpi=150, layout="constrained")
+    figure = Figure(figsize=PLOT_INCHES, dpi=150, layout="constrained")
     ax = figure.subplots()
     for name, values in zip(names, determinants, strict=True):
         bins = np.linspace(-0.1, 2, 85).tolist()
@@ -293,7 +294,7 @@ def training_figure(records: Sequence[Mapping[str, float]]) -> Figure:
     panels = list(dict.fromkeys(name.removeprefix(TRAINING).removeprefix(VALIDATION) for name in names))
     columns = min(3, max(1, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
-    figure = Figure(figsize=(3.2 * columns, 2.2 * rows), dpi=150, layout="constrained")
+    figure = Figure(figsize=(4 * columns, 2.8 * rows), dpi=150, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
         curves = (

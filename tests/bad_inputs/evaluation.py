@@ -55,6 +55,12 @@ EVALUATION = [
         "--figures must be a whole number, at least 0; got 'few'",
     ),
     Case(
+        "eval_view",
+        f"{EVAL} --view 2,b",
+        config(),
+        "--view must be a whole number, at least 1; got 'b'",
+    ),
+    Case(
         "eval_record",
         f"{EVAL} --mc-dropout 4 --config.model.dropout=0.1",
         run_folder("not json"),

@@ -369,3 +369,10 @@ def test_mistakes_are_reported_in_one_line(options, expected, capsys):
     assert benchmark.main(["--config", str(ROOT / "configs" / "phantom.py"), *options]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and expected in said and said.count("\n") == 1
+
+
+def test_the_report_is_made_and_shown(tmp_path):
+    (row,) = rows_of("report", tmp_path / "table.json", "--shape", "24", "28", "20")
+    assert row["shape"] == "24 x 28 x 20" and 2 < row["size, MB"] < 3
+    assert row["made, s"] > 0
+    assert row["first picture, s"] is None or 0 < row["first picture, s"] < row["all panels, s"]

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 from typing import Any
 
 import jax
@@ -173,6 +174,31 @@ def test_the_folder_holds_tables_summary_and_figures(run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "figures of 2 of 3 cases" in printed
     assert "pull-back" in printed
+
+
+def viewed_cases(folder):
+    (described,) = re.findall(r'id="pairs">(.*?)</script>', (folder / "report.html").read_text())
+    return json.loads(described)
+
+
+def test_the_report_shows_every_slice_of_the_drawn_cases(run):
+    first, second = viewed_cases(run([shifted_pair("a"), shifted_pair("b"), shifted_pair("c")], figures=2))
+    assert (first["name"], second["name"]) == ("a", "b")
+    assert first["shape"] == list(SHAPE) and first["spacing_mm"] == SPACING_MM.tolist()
+    assert [one["name"] for one in first["maps"]] == ["displacement", "jacobian"]
+    assert [one["label"] for one in first["labels"]] == [1, 7]
+    for landmark in first["landmarks"]:
+        assert landmark["before_mm"] == pytest.approx(3, abs=1e-3)
+        assert landmark["after_mm"] == pytest.approx(0, abs=1e-3)
+
+
+def test_other_cases_are_chosen_by_number(run):
+    pairs = [shifted_pair("a"), shifted_pair("b"), shifted_pair("c")]
+    folder = run(pairs, figures=0, view=[3])
+    assert [case["name"] for case in viewed_cases(folder)] == ["c"]
+    assert 'id="pairs"' not in (run(pairs, figures=1, view=[]) / "report.html").read_text()
+    with pytest.raises(UserError, match=r"--view 4: there is no such case; expected 1 to 3"):
+        run(pairs, view=[2, 4])
 
 
 def test_the_affine_row_stands_between_before_and_after(run, monkeypatch, capsys):

@@ -98,6 +98,8 @@
       for (const image of [...panel.niivue.volumes]) panel.niivue.removeVolume(image);
       for (const image of images) panel.niivue.addVolume(image);
       draw();
+      const { gl } = panel.niivue;
+      gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4)); // waits for the GPU
       performance.mark(`${name} drawn`);
       await new Promise((done) => setTimeout(done)); // lets the browser show it
     }
