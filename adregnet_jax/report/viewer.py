@@ -253,8 +253,10 @@ def _nifti(values: np.ndarray, affine: np.ndarray) -> bytes:
 
 
 def _maps(pair: ViewedPair) -> list[tuple[MapKind, np.ndarray]]:
-    displacement_mm = np.linalg.norm(pair.displacement @ pair.affine[:3, :3].T.astype(np.float32), axis=-1)
-    values = {"displacement": displacement_mm, "jacobian": pair.jacobian, "error": pair.error_mm}
+    squared_mm = np.zeros(pair.fixed.shape, np.float32)
+    for row in pair.affine[:3, :3].astype(np.float32):  # one at a time, to save memory
+        squared_mm += (pair.displacement @ row) ** 2
+    values = {"displacement": np.sqrt(squared_mm), "jacobian": pair.jacobian, "error": pair.error_mm}
     return [(kind, found) for kind in MAPS if (found := values[kind.name]) is not None]
 
 

@@ -109,6 +109,15 @@ def test_labels_are_packed_by_rank_and_maps_by_value():
     assert found["jacobian"]["folded"]
 
 
+def test_many_labels_take_two_bytes():
+    labels = np.arange(np.prod(SHAPE)).reshape(SHAPE) // 24 - 10  # 320 of them, some negative
+    packed = pack(a_pair(fixed_labels=labels), limit_bytes=1e6)
+    assert packed.record["label_bytes"] == 2
+    ranks = volume(packed, "fixed_labels", dtype=np.uint16)
+    names = np.array([0, *(one["label"] for one in packed.record["labels"])])
+    np.testing.assert_array_equal(names[ranks], labels[::-1, ::-1])
+
+
 def test_landmarks_have_their_residual_in_voxels():
     packed = pack(a_pair(), limit_bytes=1e6)
     first = packed.record["landmarks"][0]
@@ -338,6 +347,35 @@ def test_a_landmark_is_a_click_away(page):
     assert page.evaluate("viewer.view.landmarks")
     page.keyboard.press("n")
     assert page.locator('#landmark-list tr[aria-selected="true"] td').first.inner_text() in ("2", "3")
+
+
+def test_a_right_drag_changes_the_contrast(page):
+    voxel = (5, 15, 8)
+    before = grey(page, "compared", 0, voxel)
+    x, y = at(shown(page, "compared")[1][0], voxel)
+    box = page.locator("#panel-compared .marks").bounding_box()
+    page.mouse.move(box["x"] + x, box["y"] + y)
+    page.mouse.down(button="right")
+    page.mouse.move(box["x"] + x, box["y"] + y + 60)
+    page.mouse.up(button="right")
+    until(lambda: page.evaluate("viewer.view.window[0]") > 5)
+    page.evaluate("viewer.draw()")
+    low, high = page.evaluate("viewer.view.window")
+    assert high - low == pytest.approx(255)
+    assert grey(page, "compared", 0, voxel) == pytest.approx(before - low, abs=3)
+    page.locator("#reset").click()
+    until(lambda: page.evaluate("viewer.view.window") == [0, 255])
+
+
+def test_a_browser_without_webgl_gets_a_message(browser, report, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(html.page("t", "p", [], verdict=VERDICT, pairs=[a_pair()]), encoding="utf-8")
+    bare = browser.new_page()
+    bare.add_init_script("HTMLCanvasElement.prototype.getContext = () => null")
+    bare.goto(path.as_uri())
+    until(lambda: "It needs WebGL 2" in bare.locator("#viewer .failure").inner_text())
+    assert "Check this registration" in bare.locator(".verdict").inner_text()
+    bare.close()
 
 
 def test_zoom_keeps_the_cross_hair_in_place(page):

@@ -383,6 +383,7 @@
   const drawLetters = (context, tile) => {
     const [left, top, width, height] = tile.box;
     const size = 13 * devicePixelRatio;
+    if (Math.min(width, height) < 4 * size) return;
     context.font = `${size}px system-ui, sans-serif`;
     context.fillStyle = "#cdd3da";
     context.textBaseline = "top";
