@@ -26,7 +26,7 @@ from tools.chromium import chromium, opened  # noqa: E402
 AIR = 0.45  # of the range of intensities, below which a voxel is lung if it is inside of the body
 LARGEST_LUNGS = 2
 VESSEL = 3  # voxels, half of the widest vessel that the lungs are to include
-COLOURS = 128  # of a picture
+COLOURS = 256  # of a picture
 PLACE = "viewer.view.at = [66, 38, 30];"
 # What each picture shows: changes of the view, and the part of the page; the whole of it without one.
 PICTURES = {
@@ -38,7 +38,10 @@ PICTURES = {
     "jacobian": ("viewer.view.map = 'jacobian';", "#panel-compared"),
     "error": ("viewer.view.map = 'error';", "#panel-compared"),
     "outlines": ("viewer.view.labels = 'all';", "#viewer .panels"),
-    "landmarks": ("Object.assign(viewer.view, {landmarks: true, alone: 'moving', planes: 'coronal'});", None),
+    "landmarks": (
+        "Object.assign(viewer.view, {landmarks: true, alone: 'moving', planes: 'coronal'});",
+        "#panel-moving",
+    ),
 }
 PLAIN = (
     "Object.assign(viewer.view, {blend: 1, second: 'warped', checkerboard: false, edges: '', map: '',"
@@ -78,7 +81,11 @@ def take(page: Any, name: str) -> None:
     page.evaluate(f"{PLAIN}{PLACE}{changes}viewer.draw()")
     page.wait_for_timeout(200)
     shot = (page.locator(part) if part else page).screenshot()
-    picture = Picture.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS)
+    picture = (
+        Picture.open(io.BytesIO(shot))
+        .convert("RGB")
+        .quantize(COLOURS, Picture.Quantize.FASTOCTREE, dither=Picture.Dither.NONE)
+    )
     path = ROOT / "docs" / "report" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
     picture.save(path, optimize=True)

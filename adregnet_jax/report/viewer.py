@@ -20,6 +20,7 @@ import matplotlib
 import nibabel as nib
 import numpy as np
 from jaxtyping import Float, Integer, Real, Shaped, UInt8
+from scipy import ndimage
 
 from adregnet_jax.report.figures import central_point
 
@@ -29,6 +30,7 @@ SAMPLED = 8  # slices of each scan by which its compressed size is estimated
 MARGIN = 0.92  # of the limit, which the estimate may miss
 LABEL_BYTES = 0.02  # of each voxel of a label map, compressed
 MAP_BYTES = 0.8  # of each voxel of a map, compressed
+BLACK = 0.05  # intensities up to this are background
 MOST_VOLUME_RATIO = 4.0  # largest Jacobian determinant that the map tells apart from larger ones
 
 
@@ -138,47 +140,41 @@ def _fitting_voxels(pair: ViewedPair, limit_bytes: float) -> float:
     return MARGIN * limit_bytes / (rate * 4 / 3)
 
 
-def _pack(pair: ViewedPair, factors: tuple[int, int, int]) -> PackedPair:
-    orientation = nib.io_orientation(pair.affine)
-    order = np.argsort(orientation[:, 0])  # the file's axis for each axis of the patient
-    turned = tuple(factors[axis] for axis in order)
-    shape = tuple(pair.fixed.shape[axis] for axis in order)
-    affine = np.asarray(pair.affine, np.float64) @ nib.orientations.inv_ornt_aff(
-        orientation, pair.fixed.shape
-    )
-    grid = affine @ _coarser_grid(turned)
+class _Turn(NamedTuple):
+    """From the arrays of a pair to those of the page: turned to the patient, and coarser by whole factors."""
 
-    scans = {name: getattr(pair, name) for name in ("fixed", "moving", "warped")}
-    contents = {
-        name: _nifti(_as_bytes(_block_means(nib.apply_orientation(scan, orientation), turned)), grid)
-        for name, scan in scans.items()
-    }
-    small = tuple(-(-n // f) for n, f in zip(shape, turned, strict=True))
-    maps_factors = coarsening(small, _spacing_mm(grid), math.prod(small) / MAP_COARSER)
-    start: list[int] = []
-    maps = []
-    for kind, values in _maps(pair):
-        factor = tuple(f * g for f, g in zip(turned, maps_factors, strict=True))
-        turned_values = nib.apply_orientation(values, orientation)
-        coarse = _block_means(turned_values, factor)
-        if kind.name == "jacobian":  # no fold may vanish in a mean
-            folded = _block_means((turned_values <= 0).astype(np.float32), factor) > 0
-            codes, described = _jacobian_codes(coarse, folded)
-        else:
-            codes, described = _codes(coarse)
-        if kind.name == "displacement":
-            body = _block_means(nib.apply_orientation(pair.fixed, orientation), factor)
-            place = central_point(body, body, np.repeat(coarse[..., None], 3, axis=-1))
-            start = [min(s * f + f // 2, n - 1) for s, f, n in zip(place, maps_factors, small, strict=True)]
-        contents[kind.name] = codes.tobytes("F")
-        maps.append(
-            described
-            | {"name": kind.name, "title": kind.title, "unit": kind.unit, "colours": _lookup(kind.colours)}
-            | {"shape": list(codes.shape), "factors": list(maps_factors)}
-        )
+    orientation: Integer[np.ndarray, "3 2"]  # of nibabel
+    factors: tuple[int, ...]  # of the turned axes
+
+    def __call__(self, values: np.ndarray, further: Sequence[int] = (1, 1, 1)) -> np.ndarray:
+        """The means over blocks; `further` makes them larger."""
+        factors = [f * g for f, g in zip(self.factors, further, strict=True)]
+        return _block_means(nib.apply_orientation(values, self.orientation), factors)
+
+    def nearest(self, values: np.ndarray) -> np.ndarray:
+        """The values in the middle of the blocks."""
+        turned = nib.apply_orientation(values, self.orientation)
+        padding = [(0, -n % f) for n, f in zip(turned.shape, self.factors, strict=True)]
+        return np.pad(turned, padding, mode="edge")[tuple(slice((f - 1) // 2, None, f) for f in self.factors)]
+
+    def grid(self, affine: np.ndarray, shape: Sequence[int]) -> Float[np.ndarray, "4 4"]:
+        """[4, 4] voxel of the page's arrays -> RAS mm, of a pair's affine and shape."""
+        turned = np.asarray(affine, np.float64) @ nib.orientations.inv_ornt_aff(self.orientation, shape)
+        return turned @ _coarser_grid(self.factors)
+
+
+def _pack(pair: ViewedPair, factors: tuple[int, int, int]) -> PackedPair:
+    orientation = nib.io_orientation(pair.affine).astype(int)
+    turn = _Turn(orientation, tuple(factors[axis] for axis in np.argsort(orientation[:, 0])))
+    grid = turn.grid(pair.affine, pair.fixed.shape)
+    scans = {name: _as_bytes(turn(getattr(pair, name))) for name in ("fixed", "moving", "warped")}
+    shape = scans["fixed"].shape
+    contents = {name: _nifti(scan, grid) for name, scan in scans.items()}
+    coarser = coarsening(shape, _spacing_mm(grid), math.prod(shape) / MAP_COARSER)
+    maps = _coded_maps(pair, turn, coarser)
+    contents |= {name: found.codes.tobytes("F") for name, found in maps.items()}
     labels = _labels(pair)
-    for name, ranks in labels.ranks.items():
-        contents[name] = _nearest(nib.apply_orientation(ranks, orientation), turned).tobytes("F")
+    contents |= {name: turn.nearest(ranks).tobytes("F") for name, ranks in labels.ranks.items()}
     with ThreadPoolExecutor(4) as threads:
         compressed = threads.map(lambda one: gzip.compress(one, LEVEL, mtime=0), contents.values())
         volumes = {
@@ -186,18 +182,55 @@ def _pack(pair: ViewedPair, factors: tuple[int, int, int]) -> PackedPair:
         }
     record = {
         "name": pair.name,
-        "shape": list(small),
+        "shape": list(shape),
         "spacing_mm": _spacing_mm(grid),
         "affine": grid.tolist(),
         "to_file": (np.linalg.inv(pair.affine) @ grid).tolist(),
-        "start": start,
-        "maps": maps,
+        "start": _start(maps["displacement"], coarser, shape),
+        "maps": [found.described | {"factors": list(coarser)} for found in maps.values()],
         "labels": labels.described,
         "label_bytes": labels.bytes_each,
         "landmarks": _landmarks(pair, grid),
-        "note": _note(pair.fixed.shape, factors, _spacing_mm(pair.affine), maps_factors),
+        "note": _note(pair.fixed.shape, factors, _spacing_mm(pair.affine), coarser),
     }
     return PackedPair(record, volumes)
+
+
+class _CodedMap(NamedTuple):
+    codes: UInt8[np.ndarray, "x y z"]
+    described: dict[str, Any]
+
+
+def _coded_maps(pair: ViewedPair, turn: _Turn, coarser: Sequence[int]) -> dict[str, _CodedMap]:
+    """The maps of a pair by name: coarse, in 255 steps, with their scales."""
+    body = _body(np.maximum(turn(pair.fixed, coarser), turn(pair.warped, coarser)))
+    coded = {}
+    for kind, values in _maps(pair):
+        coarse = turn(values, coarser)
+        if kind.name == "jacobian":
+            folded = turn((values <= 0).astype(np.float32), coarser) > 0  # none may vanish in a mean
+            codes, scale = _jacobian_codes(coarse, folded)
+        else:
+            codes, scale = _codes(coarse, body)
+        named = {"name": kind.name, "title": kind.title, "unit": kind.unit, "shape": list(codes.shape)}
+        coded[kind.name] = _CodedMap(codes, named | scale | {"colours": _lookup(kind.colours)})
+    return coded
+
+
+def _body(scan: np.ndarray) -> np.ndarray:
+    """Where there is something to register: what isn't black, with the holes of its axial slices."""
+    in_plane = ndimage.generate_binary_structure(2, 1)[..., None]
+    bright = scan > BLACK
+    closed = ndimage.binary_closing(bright, in_plane) | bright  # which takes away what is at the border
+    body = ndimage.binary_fill_holes(closed, in_plane)
+    return body if body.any() else np.ones_like(body)
+
+
+def _start(displacement: _CodedMap, coarser: Sequence[int], shape: Sequence[int]) -> list[int]:
+    """The voxel of the page's scans where the page opens: where most moves in the body."""
+    moved = displacement.codes.astype(np.float32)  # 0 outside of it
+    place = central_point(moved, moved, np.repeat(moved[..., None], 3, axis=-1))
+    return [min(p * f + f // 2, n - 1) for p, f, n in zip(place, coarser, shape, strict=True)]
 
 
 def _note(
@@ -239,12 +272,6 @@ def _block_means(values: np.ndarray, factors: Sequence[int]) -> np.ndarray:
     return values.reshape(blocks).mean(axis=(1, 3, 5), dtype=np.float32)
 
 
-def _nearest(values: np.ndarray, factors: Sequence[int]) -> np.ndarray:
-    padding = [(0, -n % f) for n, f in zip(values.shape, factors, strict=True)]
-    starts = tuple(slice((f - 1) // 2, None, f) for f in factors)
-    return np.pad(values, padding, mode="edge")[starts]
-
-
 def _nifti(values: np.ndarray, affine: np.ndarray) -> bytes:
     image = nib.Nifti1Image(values, affine)
     image.header.set_xyzt_units("mm")
@@ -260,34 +287,23 @@ def _maps(pair: ViewedPair) -> list[tuple[MapKind, np.ndarray]]:
     return [(kind, found) for kind in MAPS if (found := values[kind.name]) is not None]
 
 
-def _codes(values: np.ndarray) -> tuple[UInt8[np.ndarray, "x y z"], dict[str, Any]]:
-    """Values from 0 on in 255 steps, and how to read them."""
-    step = max(float(values.max()), 1e-3) / 255
-    high = max(float(np.percentile(values, 99.5)), 2 * step)
-    return np.rint(values / step).astype(np.uint8), {
-        "step": step,
-        "low": 0.0,
-        "high": high,
-        "folded": False,
-        "diverging": False,
-    }
+def _codes(values: np.ndarray, body: np.ndarray) -> tuple[UInt8[np.ndarray, "x y z"], dict[str, Any]]:
+    """Values from 0 on in steps from code 1, with 0 outside of the body, and their scale."""
+    step = max(float(values[body].max()), 1e-3) / 254
+    codes = np.where(body, 1 + np.clip(np.rint(values / step), 0, 254), 0).astype(np.uint8)
+    high = max(float(np.percentile(values[body], 99.5)), 2 * step)
+    return codes, {"zero": "outside", "first": 0.0, "step": step, "low": 0.0, "high": high}
 
 
 def _jacobian_codes(
     values: np.ndarray, folded: np.ndarray
 ) -> tuple[UInt8[np.ndarray, "x y z"], dict[str, Any]]:
-    """Determinants in 255 steps, of which 0 says folded, and how to read them."""
+    """Determinants in steps from code 1, with 0 where folded, and their scale."""
     step = min(max(float(values.max()), 2.0), MOST_VOLUME_RATIO) / 255
     change = float(np.clip(np.percentile(np.abs(values - 1), 99.5), 0.1, 1.0))
-    codes = np.clip(np.rint(values / step), 1, 255).astype(np.uint8)
-    codes[folded] = 0
-    return codes, {
-        "step": step,
-        "low": 1 - change,
-        "high": 1 + change,
-        "folded": bool(folded.any()),
-        "diverging": True,
-    }
+    codes = np.where(folded, 0, np.clip(np.rint(values / step), 1, 255)).astype(np.uint8)
+    scale = {"zero": "folded", "first": step, "step": step, "low": 1 - change, "high": 1 + change}
+    return codes, scale
 
 
 def _lookup(name: str) -> str:

@@ -217,14 +217,16 @@
     });
   };
 
+  const valueOf = (map, code) => map.first + (code - 1) * map.step;
+
   const coloursOf = (map) => {
     const bytes = map.colours.match(/../g).map((digits) => Number.parseInt(digits, 16));
     return Uint32Array.from({ length: 256 }, (_, code) => {
-      if (map.folded && code === 0) return rgba(255, 0, 255);
-      const place = clamp((code * map.step - map.low) / (map.high - map.low), 0, 1);
+      if (code === 0) return map.zero === "folded" ? rgba(255, 0, 255) : 0;
+      const place = clamp((valueOf(map, code) - map.low) / (map.high - map.low), 0, 1);
       const from = 3 * Math.round(255 * place);
       // Where a map around a middle has nothing to show, the scan is seen.
-      const alpha = map.diverging ? Math.round(255 * Math.sqrt(Math.abs(2 * place - 1))) : 255;
+      const alpha = map.name === "jacobian" ? Math.round(255 * Math.sqrt(Math.abs(2 * place - 1))) : 255;
       return rgba(bytes[from], bytes[from + 1], bytes[from + 2], alpha);
     });
   };
@@ -236,7 +238,7 @@
     const volume = pair.mapVolumes[view.map];
     if (!map || !volume) return;
     context.globalAlpha = view.opacity;
-    put(context, painted(sliceOf(volume, tile), coloursOf(map)), tile, volume.factors, !map.folded);
+    put(context, painted(sliceOf(volume, tile), coloursOf(map)), tile, volume.factors, map.zero !== "folded");
     context.globalAlpha = 1;
   };
 
@@ -352,10 +354,10 @@
       context.globalAlpha = number === view.chosen ? 1 : 1 - (0.75 * away) / NEAR_MM;
       context.strokeStyle = number === view.chosen ? "#fff" : before ? COLOURS.moving : COLOURS.residual;
       context.fillStyle = context.strokeStyle;
-      context.lineWidth = (number === view.chosen ? 2 : 1.5) * ratio;
-      arrow(context, from, to, 4 * ratio);
+      context.lineWidth = (number === view.chosen ? 2.5 : 1.75) * ratio;
+      arrow(context, from, to, 5 * ratio);
       context.beginPath();
-      context.arc(...from, (number === view.chosen ? 3 : 1.8) * ratio, 0, 2 * Math.PI);
+      context.arc(...from, (number === view.chosen ? 3.5 : 2.2) * ratio, 0, 2 * Math.PI);
       context.fill();
     });
     context.globalAlpha = 1;
@@ -486,7 +488,7 @@
       const volume = pair.mapVolumes[map.name];
       if (!volume) continue;
       const code = valueAt(volume);
-      const text = map.folded && code === 0 ? "folded" : `${(code * map.step).toFixed(2)} ${map.unit}`.trim();
+      const text = code === 0 ? map.zero : `${valueOf(map, code).toFixed(2)} ${map.unit}`.trim();
       entries.push([map.title, text]);
     }
     for (const [name, volume] of Object.entries(pair.labelVolumes)) {
@@ -528,7 +530,7 @@
       bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
       part.append(`${map.title} ${map.low.toFixed(map.low ? 2 : 0)}`, bar, `${map.high.toFixed(2)} ${map.unit}`.trim());
       parts.push(part);
-      if (map.folded) line(COLOURS.folded, "folded");
+      if (map.zero === "folded") line(COLOURS.folded, "folded");
     }
     element("legend").replaceChildren(...parts);
   };
