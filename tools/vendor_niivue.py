@@ -3,7 +3,8 @@
     python tools/vendor_niivue.py          # writes adregnet_jax/report/niivue
     python tools/vendor_niivue.py --check  # only checks the file that is there; needs no network
 
-To move to another version: change `VERSION`, run the script, put the checksum that it names into `SHA256`.
+To move to another version: change `VERSION`, run the script, put the checksum that it names into `SHA256`,
+and run tests/report/test_viewer.py, which compares pixels: the page relies on some of NiiVue's internals.
 """
 
 from __future__ import annotations

@@ -63,6 +63,8 @@ class Measurement(NamedTuple):
     warped_labels: Integer[np.ndarray, "x y z"] | None
     moving_labels: Integer[np.ndarray, "x y z"] | None = None  # where the header puts them
     mapped_landmarks: Float[np.ndarray, "n 3"] | None = None  # the fixed ones in the moving scan, RAS mm
+    fixed_window: tuple[float, float] = (0.0, 1.0)  # the intensities that became 0 and 1
+    moving_window: tuple[float, float] = (0.0, 1.0)
 
 
 def measure_pair(
@@ -196,7 +198,8 @@ def measure_scans(
     displacement = np.asarray(field.displacement)
     field = DisplacementField(displacement, np.asarray(field.affine))
     identity = ladder.zero_field(field.shape, field.affine)
-    fixed = rescale_window(scans.fixed.values, *_window(scans.fixed, scans.fixed_mask))
+    fixed_window = _window(scans.fixed, scans.fixed_mask)
+    fixed = rescale_window(scans.fixed.values, *fixed_window)
     low, high = _window(scans.moving, scans.moving_mask)
     window = functools.partial(rescale_window, low=low, high=high)
     moving, after = window(_on_fixed_grid(scans.moving, identity)), window(warped.values)
@@ -234,6 +237,8 @@ def measure_scans(
         warped_labels=warped_labels,
         moving_labels=moving_labels,
         mapped_landmarks=mapped,
+        fixed_window=(float(fixed_window[0]), float(fixed_window[1])),
+        moving_window=(float(low), float(high)),
     )
 
 

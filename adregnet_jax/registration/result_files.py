@@ -197,4 +197,6 @@ def viewed(registered: RegisteredScans, *, anonymous: bool = False) -> ViewedPai
         fixed_landmarks_mm=scans.fixed_landmarks,
         moving_landmarks_mm=scans.moving_landmarks,
         mapped_landmarks_mm=measurement.mapped_landmarks,
+        fixed_window=measurement.fixed_window,
+        moving_window=measurement.moving_window,
     )

@@ -49,6 +49,7 @@ class ViewedPair:
       label_names: by label.
       fixed_landmarks_mm, moving_landmarks_mm: [n, 3] RAS mm.
       mapped_landmarks_mm: [n, 3] RAS mm, where the field leads the fixed ones.
+      fixed_window, moving_window: the intensities that 0 and 1 stand for.
     """
 
     name: str
@@ -66,6 +67,8 @@ class ViewedPair:
     fixed_landmarks_mm: Float[np.ndarray, "n 3"] | None = None
     moving_landmarks_mm: Float[np.ndarray, "n 3"] | None = None
     mapped_landmarks_mm: Float[np.ndarray, "n 3"] | None = None
+    fixed_window: tuple[float, float] = (0.0, 1.0)
+    moving_window: tuple[float, float] = (0.0, 1.0)
 
 
 class PackedPair(NamedTuple):
@@ -186,6 +189,7 @@ def _pack(pair: ViewedPair, factors: tuple[int, int, int]) -> PackedPair:
         "spacing_mm": _spacing_mm(grid),
         "affine": grid.tolist(),
         "to_file": (np.linalg.inv(pair.affine) @ grid).tolist(),
+        "windows": {"fixed": pair.fixed_window, "moving": pair.moving_window, "warped": pair.moving_window},
         "start": _start(maps["displacement"], coarser, shape),
         "maps": [found.described | {"factors": list(coarser)} for found in maps.values()],
         "labels": labels.described,

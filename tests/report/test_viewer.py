@@ -64,6 +64,7 @@ def a_pair(**changes):
         "fixed_landmarks_mm": LANDMARKS_MM,
         "moving_landmarks_mm": LANDMARKS_MM + np.array([6.0, 0, 0]),
         "mapped_landmarks_mm": LANDMARKS_MM + np.array([5.0, 0, 0]),
+        "fixed_window": (-1000.0, 530.0),
     }
     return ViewedPair(**values | changes)
 
@@ -277,7 +278,10 @@ def test_a_click_moves_the_cross_hair_in_all_panels(page):
         np.testing.assert_allclose(place, [4.5 / 24, 10.5 / 20, 12.5 / 16], atol=1e-6)
     # The other planes of the other panels go through the point, too: fixed is a ramp to the left.
     assert grey(page, "fixed", 2, (4, 5, 3)) == pytest.approx(255 * (1 - 4 / 23), abs=6)
-    assert "4.0, " in page.locator("#readout").inner_text() or page.locator("#readout b").count() > 5
+    readout = page.locator("#readout").inner_text()
+    assert "voxel of the file 19, 9, 12" in readout
+    assert f"fixed {-1000 + 1530 * round(255 * 19 / 23) / 255:.0f}" in readout
+    assert "warped 0.47" in readout  # without a window of its own
 
 
 def test_wheel_and_keys_change_the_slice(page):
@@ -396,6 +400,21 @@ def test_zoom_keeps_the_cross_hair_in_place(page):
     assert np.abs(np.subtract(at(tile, (12, 10, 8)), before)).max() <= 1
     page.keyboard.press("r")
     assert page.evaluate("viewer.view.zoom") == 1
+
+
+def test_a_drag_with_shift_pans_all_panels(page):
+    x, y = at(shown(page, "fixed")[1][0], (12, 10, 8))
+    box = page.locator("#panel-fixed .marks").bounding_box()
+    page.keyboard.down("Shift")
+    page.mouse.move(box["x"] + x, box["y"] + y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + x + 30, box["y"] + y - 20)
+    page.mouse.up()
+    page.keyboard.up("Shift")
+    page.evaluate("viewer.draw()")
+    for panel in ("fixed", "compared"):
+        found = at(shown(page, panel)[1][0], (12, 10, 8))
+        assert np.abs(np.subtract(found, (x + 30, y - 20))).max() <= 1
 
 
 def test_one_panel_and_one_plane_alone(page):

@@ -377,7 +377,7 @@
       context.lineTo(x, Math.max(from, to));
     }
     context.strokeStyle = COLOURS.crossHair;
-    context.lineWidth = 1;
+    context.lineWidth = Math.max(1, Math.round(devicePixelRatio));
     context.stroke();
   };
 
@@ -478,11 +478,19 @@
   const applied = (matrix, place) =>
     matrix.slice(0, 3).map((row) => row[0] * place[0] + row[1] * place[1] + row[2] * place[2] + row[3]);
 
+  // In the units of the scan; the ends of its window stand for all beyond them.
+  const intensity = (name, code) => {
+    const [low, high] = pair.windows[name];
+    const digits = clamp(Math.ceil(2 - Math.log10(high - low)), 0, 6);
+    const beyond = code === 0 ? "≤ " : code === 255 ? "≥ " : "";
+    return beyond + (low + (code / 255) * (high - low)).toFixed(digits);
+  };
+
   const showReadout = () => {
     const entries = [
       ["mm (R, A, S)", applied(pair.affine, view.at).map((value) => value.toFixed(1)).join(", ")],
       ["voxel of the file", applied(pair.to_file, view.at).map((value) => Math.round(value)).join(", ")],
-      ...Object.entries(pair.scans).map(([name, scan]) => [name, (valueAt(scan) / 255).toFixed(2)]),
+      ...Object.entries(pair.scans).map(([name, scan]) => [name, intensity(name, valueAt(scan))]),
     ];
     for (const map of pair.maps) {
       const volume = pair.mapVolumes[map.name];
@@ -715,6 +723,7 @@
     n: () => choose(view.chosen + 1),
     p: () => choose(view.chosen < 0 ? -1 : view.chosen - 1),
     x: () => enlarge("compared"),
+    Escape: () => set("alone", null),
     r: () => reset(),
   };
 
@@ -741,7 +750,7 @@
       const action = KEYS[event.key];
       if (!pair || !action || typing || event.ctrlKey || event.altKey || event.metaKey) return;
       // Arrows and page keys scroll the page, unless a panel has the focus.
-      if (event.key.length > 1 && !event.target.classList.contains("marks")) return;
+      if (/^(Arrow|Page)/.test(event.key) && !event.target.classList.contains("marks")) return;
       event.preventDefault();
       action();
     });
