@@ -40,6 +40,7 @@
   };
   let fixedShown = false; // by the flicker, now
   let pair = null; // what is loaded
+  let recolour = false; // whether the greys are to change at the next drawing
   const panels = [];
 
   // ---- Loading ----
@@ -442,6 +443,7 @@
     for (const panel of panels) {
       panel.figure.hidden = view.alone !== null && view.alone !== panel.name;
       const { niivue } = panel;
+      if (recolour) niivue.volumes.forEach((image, layer) => fillTexture(niivue, image, layer));
       niivue.scene.crosshairPos = fraction();
       niivue.scene.pan2Dxyzmm = [...view.pan, view.zoom];
       niivue.opts.sliceType = PLANES[view.planes];
@@ -449,6 +451,7 @@
       if (panel.name === "compared") niivue.overlayAlphaShader = shownBlend();
       niivue.drawScene();
     }
+    recolour = false;
     document.querySelector("#viewer .panels").classList.toggle("alone", view.alone !== null);
     showReadout();
     showLegend();
@@ -598,9 +601,7 @@
 
   const setWindow = (low, high) => {
     view.window = [low, Math.max(high, low + 2)];
-    for (const { niivue } of panels) {
-      niivue.updateGLVolume();
-    }
+    recolour = true;
   };
 
   // ---- Mouse ----
@@ -768,18 +769,21 @@
   const fillTexturesAtOnce = (niivue) => {
     const refresh = niivue.refreshLayers.bind(niivue);
     niivue.refreshLayers = (image, layer) => {
-      const { gl } = niivue;
-      gl.drawArrays = () => {};
+      niivue.gl.drawArrays = () => {};
       refresh(image, layer);
-      delete gl.drawArrays; // that of the prototype is back
-      const table = greys();
-      const colours = new Uint32Array(image.img.length);
-      for (let i = 0; i < colours.length; i++) colours[i] = table[image.img[i]];
-      gl.activeTexture(layer === 0 ? gl.TEXTURE0 : gl.TEXTURE2); // as NiiVue's shaders expect them
-      gl.bindTexture(gl.TEXTURE_3D, layer === 0 ? niivue.volumeTexture : niivue.overlayTexture);
-      gl.pixelStorei(gl.UNPACK_ALIGNMENT, 4);
-      gl.texSubImage3D(gl.TEXTURE_3D, 0, 0, 0, 0, ...pair.shape, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(colours.buffer));
+      delete niivue.gl.drawArrays; // that of the prototype is back
+      fillTexture(niivue, image, layer);
     };
+  };
+
+  const fillTexture = ({ gl, volumeTexture, overlayTexture }, image, layer) => {
+    const table = greys();
+    const colours = new Uint32Array(image.img.length);
+    for (let i = 0; i < colours.length; i++) colours[i] = table[image.img[i]];
+    gl.activeTexture(layer === 0 ? gl.TEXTURE0 : gl.TEXTURE2); // as NiiVue's shaders expect them
+    gl.bindTexture(gl.TEXTURE_3D, layer === 0 ? volumeTexture : overlayTexture);
+    gl.pixelStorei(gl.UNPACK_ALIGNMENT, 4);
+    gl.texSubImage3D(gl.TEXTURE_3D, 0, 0, 0, 0, ...pair.shape, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(colours.buffer));
   };
 
   const startPanel = async (name) => {
