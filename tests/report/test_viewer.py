@@ -441,11 +441,19 @@ def test_one_panel_and_one_plane_alone(page):
     page.keyboard.press("x")
 
 
-def test_another_pair_is_loaded(page):
+def test_another_pair_is_loaded_with_the_same_view(page):
+    page.locator("#edges").select_option("second")
+    page.locator("#second").select_option("moving")
+    until(lambda: page.evaluate("viewer.panels[2].scans.join()") == "fixed,moving")
+    first = shown(page, "compared")[0]
     page.locator("#pair").select_option("1")
-    until(lambda: page.locator("#landmark-list").is_hidden())
+    until(lambda: page.locator("#landmark-list").is_hidden() and page.locator("#pair").is_enabled())
     page.locator("#pair").select_option("0")
-    until(lambda: page.locator("#landmark-list").is_visible())
+    until(lambda: page.locator("#landmark-list").is_visible() and page.locator("#pair").is_enabled())
+    page.evaluate("viewer.view.at = [12, 10, 8]; viewer.view.landmarks = false")
+    np.testing.assert_array_equal(shown(page, "compared")[0], first)
+    page.locator("#second").select_option("warped")
+    until(lambda: page.evaluate("viewer.panels[2].scans.join()") == "fixed,warped")
 
 
 def test_tables_are_sorted_by_their_headings(page):

@@ -66,45 +66,40 @@
     return { shape, factors, values: bytes === 2 ? new Uint16Array(buffer) : new Uint8Array(buffer) };
   };
 
-  const imageOf = (scan, name) =>
-    NVImage.new(scan.file, `${name}.nii`, "gray", 1, null, 0, 255);
+  const imageOf = (name) => NVImage.new(pair.scans[name].file, `${name}.nii`, "gray", 1, null, 0, 255);
 
   // What each panel shows: a scan, and over it the one to compare it with.
   const SHOWN = { fixed: () => ["fixed"], moving: () => ["moving"], compared: () => ["fixed", view.second] };
-  let loading = 0; // counts the calls of `load`, of which the last one counts
 
   const load = async (number) => {
-    const mine = ++loading;
+    element("pair").disabled = true; // one pair at a time
     const record = PAIRS[number];
     const decoded = Object.fromEntries(["fixed", "moving", "warped"].map((name) => [name, scanOf(number, name)]));
-    const fixed = await decoded.fixed;
-    if (mine !== loading) return;
-    pair = { ...record, scans: { fixed }, mapVolumes: {}, labelVolumes: {} };
+    pair = { ...record, scans: { fixed: await decoded.fixed }, mapVolumes: {}, labelVolumes: {} };
+    for (const panel of panels) panel.shows = null;
     Object.assign(view, { pair: number, chosen: -1 });
     resetView();
     describePair();
     // The first picture comes as soon as one panel can draw.
     for (const [name, scans] of Object.entries(SHOWN)) {
-      let panel = panels.find((one) => one.name === name);
-      if (!panel) {
-        panel = await startPanel(name);
-        panels.push(panel);
-      }
+      const panel = panels.find((one) => one.name === name) ?? (await startPanel(name));
+      panel.scans = scans();
       const images = [];
-      for (const scan of scans()) {
+      for (const scan of panel.scans) {
         pair.scans[scan] = await decoded[scan];
-        images.push(await imageOf(pair.scans[scan], scan));
+        images.push(await imageOf(scan));
       }
-      if (mine !== loading) return;
       for (const image of [...panel.niivue.volumes]) panel.niivue.removeVolume(image);
       for (const image of images) panel.niivue.addVolume(image);
+      panel.shows = pair;
       draw();
       const { gl } = panel.niivue;
       gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4)); // waits for the GPU
       performance.mark(`${name} drawn`);
       await new Promise((done) => setTimeout(done)); // lets the browser show it
     }
-    pair.scans = { fixed, moving: await decoded.moving, warped: await decoded.warped };
+    pair.scans = { fixed: pair.scans.fixed, moving: await decoded.moving, warped: await decoded.warped };
+    await showSecond(); // which may have changed in the meantime
     for (const map of record.maps) {
       pair.mapVolumes[map.name] = await arrayOf(number, map.name, map.shape, map.factors, 1);
     }
@@ -112,14 +107,18 @@
       if (!element(`volume-${number}-${name}_labels`)) continue;
       pair.labelVolumes[name] = await arrayOf(number, `${name}_labels`, record.shape, [1, 1, 1], record.label_bytes);
     }
-    if (mine === loading) draw();
+    element("pair").disabled = false;
+    draw();
   };
 
-  const swapSecond = async () => {
-    const { niivue } = panels.find((panel) => panel.name === "compared");
-    const image = await imageOf(pair.scans[view.second], view.second);
-    niivue.removeVolume(niivue.volumes[1]);
-    niivue.addVolume(image);
+  // Puts the scan that `view.second` names over the fixed one.
+  const showSecond = async () => {
+    const panel = panels.find((one) => one.name === "compared");
+    if (panel?.shows !== pair || panel.scans[1] === view.second) return;
+    panel.scans[1] = view.second;
+    const image = await imageOf(view.second);
+    panel.niivue.removeVolume(panel.niivue.volumes[1]);
+    panel.niivue.addVolume(image);
     redraw();
   };
 
@@ -403,7 +402,6 @@
     if (panel.marks.height !== height) panel.marks.height = height;
     const context = panel.marks.getContext("2d");
     context.clearRect(0, 0, width, height);
-    if (!pair || panel.niivue.volumes.length === 0) return;
     const compared = panel.name === "compared";
     for (const tile of tilesOf(panel)) {
       context.save();
@@ -442,6 +440,7 @@
     element("panel-compared").querySelector("figcaption").textContent = comparedTitle();
     for (const panel of panels) {
       panel.figure.hidden = view.alone !== null && view.alone !== panel.name;
+      if (panel.shows !== pair) continue;
       const { niivue } = panel;
       if (recolour) niivue.volumes.forEach((image, layer) => fillTexture(niivue, image, layer));
       niivue.scene.crosshairPos = fraction();
@@ -614,7 +613,7 @@
     ];
   };
 
-  const tileUnder = (panel, x, y) => tilesOf(panel).find((tile) => tile.inside(x, y));
+  const tileUnder = (panel, x, y) => panel.shows === pair && tilesOf(panel).find((tile) => tile.inside(x, y));
 
   const listen = (panel) => {
     let drag = null;
@@ -685,7 +684,7 @@
 
   const set = (name, value) => {
     view[name] = value;
-    if (name === "second") swapSecond();
+    if (name === "second") showSecond();
     if (name === "flicker") fixedShown = false;
     redraw();
   };
@@ -807,15 +806,18 @@
     });
     await niivue.attachToCanvas(slices, false);
     fillTexturesAtOnce(niivue);
-    const panel = { name, figure, slices, marks, niivue };
+    // `shows`: the pair whose scans NiiVue has, `scans`: the names of these.
+    const panel = { name, figure, slices, marks, niivue, shows: null, scans: [] };
     const drawSlices = niivue.drawScene.bind(niivue);
     niivue.drawScene = () => {
-      if (slices.offsetParent === null || slices.width === 0) return undefined; // not shown
+      const hidden = slices.offsetParent === null || slices.width === 0;
+      if (hidden || panel.shows !== pair) return undefined;
       const result = drawSlices();
       drawMarks(panel);
       return result;
     };
     listen(panel);
+    panels.push(panel);
     return panel;
   };
 
