@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,6 +11,7 @@ from jaxtyping import Array, Float
 from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.sampling import warp
 
+Map = Callable[[Float[Array, "*n 3"]], Float[Array, "*n 3"]]  # of points or vectors
 DAMPING = 0.6  # undamped, a stretch to the double would not converge
 
 
@@ -69,6 +72,33 @@ def invert(displacement: Float[AnyArray, "b x y z 3"], *, iterations: int = 20) 
         return inverse - DAMPING * (inverse + warp(displacement, inverse)), None
 
     return jax.lax.scan(improve, -jnp.asarray(displacement), length=iterations)[0]
+
+
+def points_before(
+    targets: Float[AnyArray, "*n 3"],
+    start: Float[AnyArray, "*n 3"],
+    *,
+    displaced: Map,
+    back: Map,
+    iterations: int,
+) -> Float[Array, "*n 3"]:
+    """The points that a map takes to targets, by the fixed point of `invert` around its linear part.
+
+    Args:
+      targets: [..., 3].
+      start: [..., 3], near the result.
+      displaced: the map, of points [..., 3].
+      back: the inverse of the linear part of the map, of vectors [..., 3].
+      iterations: each costs one call of the map.
+
+    Returns:
+      [..., 3].
+    """
+
+    def improve(points: Array, _: None) -> tuple[Array, None]:
+        return points - DAMPING * back(displaced(points) - targets), None
+
+    return jax.lax.scan(improve, jnp.asarray(start), length=iterations)[0]
 
 
 def exponential(velocity: Float[AnyArray, "b x y z 3"], *, squarings: int = 6) -> Float[Array, "b x y z 3"]:

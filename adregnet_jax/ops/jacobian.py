@@ -120,38 +120,79 @@ def folded_volume(
       Liu, Chen, Wei, Carass and Prince, On finite difference Jacobian computation in deformable image
       registration, arXiv:2212.06060.
     """
+    determinants = _tetrahedra(displacement)
+    inside = jnp.ones(displacement.shape[:-1], bool) if mask is None else mask.astype(bool)
+    whole = functools.reduce(jnp.logical_and, _corners(inside).values())
+    total = jnp.zeros(displacement.shape[0])
+    for determinant in determinants:
+        total = total + jnp.sum(jnp.where(whole, jnp.maximum(-determinant, 0), 0), axis=(1, 2, 3))
+    return total / jnp.sum(whole, axis=(1, 2, 3)) / 6 / 2
+
+
+def least_determinant(displacement: Float[AnyArray, "b x y z 3"]) -> Float[Array, "b x y z"]:
+    """The least determinant of the map `p + u(p)` on the tetrahedra around each voxel.
+
+    The tetrahedra are those of `folded_volume`, which is 0 where this is nowhere below 0.
+
+    Args:
+      displacement: [b, x, y, z, 3] in voxels of its grid.
+
+    Returns:
+      [b, x, y, z], 1 for a map at rest.
+
+    Raises:
+      ValueError: wrong shape, or an axis of a single voxel.
+
+    Examples:
+      >>> squeeze = -0.5 * identity_grid((4, 4, 4))[None]
+      >>> float(least_determinant(squeeze)[0, 1, 1, 1])
+      0.125
+    """
+    # Four at the vertices of each parity have six times their volume, the one in the middle three times.
+    corner, middle = (0, 1, 2, 3, 5, 6, 7, 8), (4, 9)
+    found = _tetrahedra(displacement)
+    least = functools.reduce(jnp.minimum, [found[n] for n in corner] + [found[n] / 2 for n in middle])
+    for axis in (1, 2, 3):
+        around = jnp.pad(least, [(int(n == axis),) * 2 for n in range(4)], constant_values=jnp.inf)
+        size = displacement.shape[axis]
+        least = jnp.minimum(
+            *(jax.lax.slice_in_dim(around, start, start + size, axis=axis) for start in (0, 1))
+        )
+    return least
+
+
+def _corners(values: AnyArray) -> dict[tuple[int, int, int], AnyArray]:
+    """The eight corners [b, x - 1, y - 1, z - 1, ...] of all cubes between voxels."""
+    low, high = slice(None, -1), slice(1, None)
+    return {
+        (i, j, k): values[:, high if i else low, high if j else low, high if k else low]
+        for i, j, k in itertools.product((0, 1), repeat=3)
+    }
+
+
+def _tetrahedra(displacement: AnyArray) -> list[Array]:
+    """Six times the signed volumes [b, x - 1, y - 1, z - 1] of the tetrahedra of each cube after the map.
+
+    For each parity four at vertices, which are 1 at rest, and the one in the middle, which is 2.
+    """
     if displacement.ndim != 5 or displacement.shape[-1] != 3 or min(displacement.shape[1:4]) < 2:
         raise ValueError(
             f"displacement must be [b, x, y, z, 3] of 2 voxels or more an axis, got {displacement.shape}"
         )
-    mapped = identity_grid(displacement.shape[1:4])[None] + displacement
-    low, high = slice(None, -1), slice(1, None)
-    vertex = {
-        bits: mapped[(slice(None), *(high if bit else low for bit in bits))]
-        for bits in itertools.product((0, 1), repeat=3)
-    }
+    vertex = _corners(identity_grid(displacement.shape[1:4])[None] + displacement)
 
-    inside = jnp.ones(mapped.shape[:-1], bool) if mask is None else mask.astype(bool)
-    whole = functools.reduce(
-        jnp.logical_and,
-        (inside[(slice(None), *(high if bit else low for bit in bits))] for bits in vertex),
-    )
-
-    def inverted(signed: Array) -> Array:
-        return jnp.sum(jnp.where(whole, jnp.maximum(-signed, 0), 0), axis=(1, 2, 3))
-
-    def determinant(origin: tuple[int, ...], *others: tuple[int, ...]) -> Array:
+    def determinant(origin: tuple[int, int, int], *others: tuple[int, int, int]) -> Array:
         a, b, c = (vertex[other] - vertex[origin] for other in others)
         return jnp.sum(jnp.cross(a, b) * c, axis=-1)
 
-    total = jnp.zeros(displacement.shape[0])
+    found = []
     for parity in (0, 1):
         corners = [bits for bits in vertex if sum(bits) % 2 == parity]
         middle = [bits for bits in vertex if sum(bits) % 2 != parity]
         for i, j, k in corners:
             sign = (-1) ** (i + j + k)  # the three edges of an odd vertex are a mirrored frame
-            at_vertex = sign * determinant((i, j, k), (1 - i, j, k), (i, 1 - j, k), (i, j, 1 - k))
-            total = total + inverted(at_vertex)
+            found.append(sign * determinant((i, j, k), (1 - i, j, k), (i, 1 - j, k), (i, j, 1 - k)))
         sign = 1 if parity else -1
-        total = total + inverted(sign * determinant(*middle))
-    return total / jnp.sum(whole, axis=(1, 2, 3)) / 6 / 2
+        (first, *others) = middle
+        found.append(sign * determinant(first, *others))
+    return found

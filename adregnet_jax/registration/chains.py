@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Real
 
 from adregnet_jax.ops.arrays import AnyArray
-from adregnet_jax.ops.composition import DAMPING
+from adregnet_jax.ops.composition import points_before
 from adregnet_jax.ops.cubic import inside_grid
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.sampling import sample
@@ -120,12 +120,13 @@ def _through_inverse(
       inverse: of `affine`.
       straight: [4, 4], the inverse of the linear part of the field.
     """
-
-    def improve(found: Array, _: None) -> tuple[Array, None]:
-        missed = _through(found, displacement, affine, inverse)[0] - points
-        return found - DAMPING * _times(straight[:3, :3], missed), None
-
-    found = jax.lax.scan(improve, _affine(straight, points), length=INVERSE_ITERATIONS)[0]
+    found = points_before(
+        points,
+        _affine(straight, points),
+        displaced=lambda found: _through(found, displacement, affine, inverse)[0],
+        back=lambda missed: _times(straight[:3, :3], missed),
+        iterations=INVERSE_ITERATIONS,
+    )
     return found, ~inside_grid(_affine(inverse, found), displacement.shape[:3])
 
 

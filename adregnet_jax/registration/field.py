@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, Real, Shaped
 
 from adregnet_jax.ops.arrays import AnyArray
-from adregnet_jax.ops.composition import DAMPING, compose, invert
+from adregnet_jax.ops.composition import compose, invert, points_before
 from adregnet_jax.ops.cubic import inside_grid, sample_cubic
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.jacobian import jacobian_determinant
@@ -251,11 +251,17 @@ def refine_inverse(
     target_mm = _displaced_mm(DisplacementField(jnp.zeros_like(inverse.displacement), inverse.affine))
     linear = _inverse(matrix)
 
-    def improve(points_mm: Array, _: None) -> tuple[Array, None]:
-        shift_mm = _linear(field.affine, sample(field.displacement, _to_voxels(field.affine, points_mm)))
-        return points_mm - DAMPING * _linear(linear, points_mm + shift_mm - target_mm), None
+    def displaced(points_mm: Array) -> Array:
+        shift = sample(field.displacement, _to_voxels(field.affine, points_mm))
+        return points_mm + _linear(field.affine, shift)
 
-    points_mm, _ = jax.lax.scan(improve, _displaced_mm(inverse), length=iterations)
+    points_mm = points_before(
+        target_mm,
+        _displaced_mm(inverse),
+        displaced=displaced,
+        back=lambda missed_mm: _linear(linear, missed_mm),
+        iterations=iterations,
+    )
     shift = _linear(_inverse(inverse.affine), points_mm - target_mm)
     return DisplacementField(shift, jnp.asarray(inverse.affine, jnp.float32))
 

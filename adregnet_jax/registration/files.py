@@ -141,9 +141,7 @@ def register_files(
         effort=options.assess,
     )
     seconds["assessing"] = time.perf_counter() - began
-    judged = dataclasses.replace(registered, assessment=assessment)
-    judged.__dict__["measurement"] = registered.measurement  # computed already
-    return judged
+    return dataclasses.replace(registered, assessment=assessment, measured=registered.measurement)
 
 
 def _path(name: str | Path | None) -> Path | None:

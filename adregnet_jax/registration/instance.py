@@ -32,7 +32,7 @@ from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.composition import exponential
 from adregnet_jax.ops.filters import box_mean
 from adregnet_jax.ops.grid import identity_grid
-from adregnet_jax.ops.jacobian import jacobian_determinant
+from adregnet_jax.ops.jacobian import jacobian_determinant, least_determinant
 from adregnet_jax.ops.mind import mind_ssc
 from adregnet_jax.ops.resampling import resize_displacement
 from adregnet_jax.ops.sampling import Padding, warp
@@ -76,7 +76,8 @@ class _Weights(NamedTuple):
     smoothness: jax.Array | float
 
 
-LEAST_DETERMINANT = 0.05  # below it, a fold is near, or hidden between voxels
+LEAST_DETERMINANT = 0.05  # by central differences; below it, a fold is near
+LEAST_TETRAHEDRON = 0.01  # of the determinants of tetrahedra, which see folds between voxels
 UNFOLDING_ROUNDS = 50
 TOLERANCE_STEPS = 10  # between two checks of whether a pair can stop early
 
@@ -603,11 +604,23 @@ def _searched(level: Features, plan: _Plan, config: InstanceConfig, *, masked: b
 def _unfolded(displacement: jax.Array) -> jax.Array:
     """The displacement, smoothed where it folds, over a wider region with every round, until it doesn't.
 
-    Its gradient is that of the identity, which it is where nothing folds.
+    Its gradient is that of the identity, which it is where nothing folds. What central differences see comes
+    first, since they are cheap; then the folds that they miss, between voxels.
     """
 
-    def folds(displacement: jax.Array) -> jax.Array:
+    def central(displacement: jax.Array) -> jax.Array:
         return jacobian_determinant(displacement)[..., None] < LEAST_DETERMINANT
+
+    def by_tetrahedra(displacement: jax.Array) -> jax.Array:
+        return central(displacement) | (least_determinant(displacement)[..., None] < LEAST_TETRAHEDRON)
+
+    still = jax.lax.stop_gradient(displacement)
+    found = _smoothed_where(_smoothed_where(still, central), by_tetrahedra)
+    return displacement + jax.lax.stop_gradient(found - still)
+
+
+def _smoothed_where(displacement: jax.Array, folds: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The displacement, smoothed near what folds, [b, x, y, z, 1], until nothing does."""
 
     def unfinished(carry: Any) -> jax.Array:
         _, folded, rounds = carry
@@ -620,9 +633,7 @@ def _unfolded(displacement: jax.Array) -> jax.Array:
         displacement = displacement + near * (box_mean(displacement, 3) - displacement)
         return displacement, folds(displacement), rounds + 1
 
-    still = jax.lax.stop_gradient(displacement)
-    start = (still, folds(still), 0)
-    return displacement + jax.lax.stop_gradient(jax.lax.while_loop(unfinished, smooth, start)[0] - still)
+    return jax.lax.while_loop(unfinished, smooth, (displacement, folds(displacement), 0))[0]
 
 
 def _logarithm(displacement: jax.Array) -> jax.Array:

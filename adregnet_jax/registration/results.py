@@ -63,6 +63,7 @@ class RegisteredScans:
       stages: the fields after the stages that came before the last, by their names: "affine", "network".
       evidence: why the deformation is as smooth as it is; None where its smoothness was given, or there is no
         instance optimisation.
+      measured: the measurement, where it has been made before; otherwise `measurement` makes it.
       assessment: the verdict; None where none was asked for.
       record: "sources", "options" and "network", as summary.json stores them; empty for scans that don't come
         from files.
@@ -77,6 +78,7 @@ class RegisteredScans:
     seconds: dict[str, float]
     stages: Mapping[str, DisplacementField] = dataclasses.field(default_factory=dict)
     evidence: Evidence | None = None
+    measured: Measurement | None = None
     assessment: Assessment | None = None
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -87,7 +89,9 @@ class RegisteredScans:
         Raises:
           UserError: a field that is not finite.
         """
-        return measure_scans(self.scans, self.field, self.warped, modality=self.modality, stages=self.stages)
+        return self.measured or measure_scans(
+            self.scans, self.field, self.warped, modality=self.modality, stages=self.stages
+        )
 
     def summary(self) -> dict[str, Any]:
         """The record, the measurements, choices and verdict ("results"), evidence and seconds, for JSON."""

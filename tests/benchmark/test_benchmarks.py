@@ -151,6 +151,18 @@ def test_no_motion(tmp_path):
         assert row["contrast"] == "mono"
 
 
+def test_scales(tmp_path):
+    texture = scipy.ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(26, 24, 22)), 1.5)
+    for name, shift in (("fixed", 0), ("moving", 1)):
+        values = np.roll(1 + 2 * texture, shift, axis=0).astype(np.float32)
+        nifti.write_volume(tmp_path / f"{name}.nii.gz", values, np.diag([2.0, 2, 2, 1]))
+    scans = [str(tmp_path / f"{name}.nii.gz") for name in ("fixed", "moving")]
+    options = ["--sizes", "2", "3e-5", "--rounds", "1", "--options", "method=instance", "effort=fast"]
+    rows = rows_of("scales", tmp_path / "table.json", *scans, *options)
+    assert [row["size mm"] for row in rows] == [2, 3e-5]
+    assert rows[1]["largest voxels"] < 0.01 and rows[1]["moved voxels"] > 0.2
+
+
 def test_assessment(tmp_path):
     rows = tmp_path / "rows.jsonl"
     make = ["make", str(rows), "--synthetic", "1", "--voxels", "24", "--kinds", "truth", "folds"]

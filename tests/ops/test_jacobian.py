@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant, spatial_gradient
+from adregnet_jax.ops.jacobian import folded_volume, jacobian_determinant, least_determinant, spatial_gradient
 from tests.oracles.jacobian import folded_volume as slow_folded_volume
 from tests.oracles.jacobian import jacobian_determinant as slow_determinant
 
@@ -93,3 +93,17 @@ def test_folded_volume_sees_the_checkerboard_that_central_differences_miss():
 def test_folded_volume_rejects_what_is_no_displacement(shape):
     with pytest.raises(ValueError, match="displacement must be"):
         folded_volume(jnp.zeros(shape))
+
+
+def test_nothing_is_folded_where_the_least_determinant_is_positive():
+    matrix = np.array([[1.1, 0.2, -0.3], [0.4, 0.9, 0.1], [-0.2, 0.5, 1.3]])
+    least = least_determinant(linear_displacement(matrix, (4, 5, 3)))
+    np.testing.assert_allclose(least, np.full((1, 4, 5, 3), np.linalg.det(matrix)), rtol=1e-5)
+    for seed in range(20):
+        noise = np.random.default_rng(seed).uniform(-0.3, 0.3, (2, 3, 4, 2, 3)).astype(np.float32)
+        folded, least = folded_volume(noise), np.asarray(least_determinant(noise)).reshape(2, -1).min(axis=1)
+        np.testing.assert_array_equal(folded > 0, least < 0)
+    one = np.zeros((1, 6, 6, 6, 3), np.float32)
+    one[0, 3, 3, 3, 0] = -2  # past its neighbour
+    turned = np.argwhere(np.asarray(least_determinant(one))[0] < 0)
+    np.testing.assert_array_equal([turned.min(axis=0), turned.max(axis=0)], [[2, 2, 2], [3, 4, 4]])

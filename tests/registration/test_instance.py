@@ -146,6 +146,17 @@ def test_folds_are_smoothed_and_the_rest_kept(images):
     np.testing.assert_allclose(unfolded[:, 16:], bump[:, 16:])
 
 
+def test_folds_between_voxels_are_smoothed(images):
+    """A displacement that alternates from voxel to voxel turns tetrahedra, not central differences, over."""
+    ripple = np.zeros((1, *SHAPE, 3), np.float32)
+    ripple[0, 8:12, 8:12, 8:12, 0] = 0.6 * (-1) ** np.arange(8, 12)[:, None, None]
+    assert jacobian_determinant(ripple).min() > 0.05
+    assert folded_volume(ripple)[0] > 0
+    unfolded = align(*images, start=jnp.asarray(ripple), config=settings(steps=(0, 0))).displacement
+    assert folded_volume(unfolded)[0] == 0
+    np.testing.assert_allclose(unfolded[:, 18:], ripple[:, 18:])
+
+
 def test_the_search_ignores_masked_out_regions():
     fixed = scipy.ndimage.zoom(scan(), 2, order=1)
     moving = shifted(fixed, (8, 0, 0))
