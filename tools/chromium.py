@@ -38,11 +38,12 @@ def opened(browser: Any, path: Path, *, width: int = 1000, height: int = 900) ->
     requests: list[str] = []
     complaints: list[str] = []
     page.on("request", lambda request: requests.append(request.url[:200]))
-    page.on("console", lambda message: complaints.append(message.text))
+    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(path.as_uri())
     page.evaluate("globalThis.viewer?.ready.then(() => 0)")
     yield page
     page.close()
     assert requests == [path.as_uri()], requests
-    assert complaints == [], complaints
+    # Warnings can be those of a busy or a slow graphics driver.
+    assert [text for text in complaints if not text.startswith("warning: ")] == [], complaints
