@@ -79,12 +79,24 @@ def carry_structures(found: Sequence[Structure], field: SeriesField) -> list[Car
     shares of a half and more.
     """
     voxels = field.map_grid(field.fixed.shape, field.fixed.affine, target=field.moving.affine)
-    return [_carry(structure, voxels, field) for structure in found]
+    reach = _reach(voxels)
+    return [_carry(structure, voxels, reach, field) for structure in found]
 
 
-def _carry(structure: Structure, voxels: np.ndarray, field: SeriesField) -> CarriedStructure:
+def _reach(voxels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Least and largest of the coordinates [3, x, y, z] in each plane across x, y and z: [3, n] each."""
+    others = ((2, 3), (1, 3), (1, 2))
+    return [(voxels.min(axis=axes), voxels.max(axis=axes)) for axes in others]
+
+
+def _carry(
+    structure: Structure,
+    voxels: np.ndarray,
+    reach: list[tuple[np.ndarray, np.ndarray]],
+    field: SeriesField,
+) -> CarriedStructure:
     before = structures.shares_of(structure, field.moving)
-    after = _pulled_back(before, voxels)
+    after = _pulled_back(before, voxels, reach)
     if structure.contours and not after.values.any():
         warnings.warn(
             f"{field.name} leads nowhere into structure {structure.name!r}: it lies outside of "
@@ -103,19 +115,29 @@ def _carry(structure: Structure, voxels: np.ndarray, field: SeriesField) -> Carr
     return CarriedStructure(structure, before, after, tuple(contours), points_lps)
 
 
-def _pulled_back(shares: Shares, voxels: np.ndarray) -> Shares:
+def _pulled_back(shares: Shares, voxels: np.ndarray, reach: list[tuple[np.ndarray, np.ndarray]]) -> Shares:
     """Shares of the voxels of one grid where the voxels of another one lead to, [3, x, y, z]."""
     padded = np.pad(shares.values, 1)
     low = (shares.corner - 1).astype(np.float32)
-    near = np.ones(voxels.shape[1:], bool)
-    for along, start, size in zip(voxels, low, padded.shape, strict=True):
-        near &= (along > start) & (along < start + size - 1)
+    high = low + padded.shape - 1
+    nothing = Shares(np.zeros((1, 1, 1), np.float32), np.zeros(3, int))
+    planes = [
+        np.flatnonzero(((largest > low[:, None]) & (least < high[:, None])).all(axis=0))
+        for least, largest in reach
+    ]
+    if not all(map(len, planes)):
+        return nothing
+    corner = np.array([found[0] for found in planes])
+    there = voxels[:, *(slice(found[0], found[-1] + 1) for found in planes)]
+    near = np.ones(there.shape[1:], bool)
+    for along, start, end in zip(there, low, high, strict=True):
+        near &= (along > start) & (along < end)
     if not near.any():
-        return Shares(np.zeros((1, 1, 1), np.float32), np.zeros(3, int))
+        return nothing
     box = ndimage.find_objects(near.view(np.uint8))[0]
-    coordinates = voxels[:, *box] - low[:, None, None, None]
+    coordinates = there[:, *box] - low[:, None, None, None]
     values = ndimage.map_coordinates(padded, coordinates, order=1, mode="constant")
-    return Shares(values, np.array([part.start for part in box]))
+    return Shares(values, corner + [part.start for part in box])
 
 
 def write_carried_structures(

@@ -17,6 +17,7 @@ from adregnet_jax.data.io import nifti
 from adregnet_jax.data.splits import load_splits
 from adregnet_jax.launch.config_file import load_config
 from adregnet_jax.metrics import dice
+from tests.data.dicom import studies
 from tests.xla_flags import QUICK_TO_COMPILE
 
 pytestmark = pytest.mark.program
@@ -161,6 +162,19 @@ def test_scales(tmp_path):
     rows = rows_of("scales", tmp_path / "table.json", *scans, *options)
     assert [row["size mm"] for row in rows] == [2, 3e-5]
     assert rows[1]["largest voxels"] < 0.01 and rows[1]["moved voxels"] > 0.2
+
+
+def test_dicom_files(tmp_path):
+    values, lps = np.random.default_rng(0).integers(-500, 500, (12, 10, 8)), np.diag([2.0, 2, 3, 1])
+    folders = [studies.write_ct(tmp_path / name, values, lps) for name in ("fixed", "moving")]
+    square = np.array([[4.0, 4, 9], [16, 4, 9], [16, 14, 9], [4, 14, 9]])
+    drawn = studies.write_rtstruct(
+        tmp_path / "s.dcm", [("a", [1, 2, 3], [square], "ORGAN")], studies.headers_of(folders[1])
+    )
+    (row,) = rows_of("dicom_files", tmp_path / "table.json", *map(str, folders), "--structures", str(drawn))
+    assert row["voxels"] == "12 x 10 x 8"
+    parts = [row[f"{part}, s"] for part in ("reading", "NIfTI", "DICOM", "contours")]
+    assert row["sum, s"] == pytest.approx(sum(parts), abs=0.1)
 
 
 def test_assessment(tmp_path):

@@ -151,7 +151,7 @@ def test_volumes_before_and_after(study, carried):
     assert body["volume_after_cm3"] == pytest.approx(itk_labels(study, before).sum() * 12 / 1000, rel=0.01)
     assert lungs["volume_after_cm3"] > 0
     assert point["volume_after_cm3"] == 0 and empty["change_percent"] is None
-    assert (folder / "volumes.csv").read_text().startswith("name,volume_before_cm3,")
+    assert (folder / "volumes.csv").read_text(encoding="utf-8").startswith("name,volume_before_cm3,")
 
 
 def test_holes_are_cut_open_and_pieces_stay_apart(carried):
@@ -189,7 +189,7 @@ def test_other_programs_read_the_structures(study, carried, tmp_path):
 def test_anonymous_structures(study, tmp_path):
     write_carried_structures(study / "structures.dcm", between(study), tmp_path / "out", anonymize=True)
     content = (tmp_path / "out" / "structures.dcm").read_bytes()
-    table = (tmp_path / "out" / "volumes.csv").read_text()
+    table = (tmp_path / "out" / "volumes.csv").read_text(encoding="utf-8")
     for word in ("Rosenkrantz", "QZ77431", "Polonius", "20240519", "Plan R", studies.STUDY):
         assert word.encode() not in content and word not in table, word
     assert "ROI 13" in table

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SPATIAL = "1.2.840.10008.5.1.4.1.1.66.1"
 DEFORMABLE = "1.2.840.10008.5.1.4.1.1.66.3"
+SLAB = 16  # columns of a grid that are turned at once
 RIGID_TOLERANCE = 1e-5  # of the product of a linear part with its transpose
 LPS = np.diag(LPS_TO_RAS)[:3]
 
@@ -94,13 +95,20 @@ def _grid(displacement: np.ndarray, affine: np.ndarray) -> Dataset:
     lps = LPS_TO_RAS @ affine
     spacing_mm = np.linalg.norm(lps[:3, :3], axis=0)
     axes = lps[:3, :3] / spacing_mm
+    to_mm = lps[:3, :3].T.astype(np.float32)
     grid = Dataset()
     grid.ImagePositionPatient = [headers.decimal(value) for value in lps[:3, 3]]
     grid.ImageOrientationPatient = [headers.decimal(value) for value in axes[:, :2].T.ravel()]
     grid.GridDimensions = list(displacement.shape[:3])
     grid.GridResolution = spacing_mm.tolist()
-    offsets_mm = displacement.astype(np.float32, copy=False) @ lps[:3, :3].T.astype(np.float32)
-    grid.VectorGridData = np.ascontiguousarray(offsets_mm.transpose(2, 1, 0, 3), "<f4").tobytes()
+    diagonal = np.array_equal(to_mm, np.diag(np.diag(to_mm)))
+    x, y, z = displacement.shape[:3]
+    offsets_mm = np.empty((z, y, x, 3), "<f4")
+    for start in range(0, x, SLAB):
+        slab = displacement[start : start + SLAB].astype(np.float32, copy=False)
+        along = slab * np.diag(to_mm) if diagonal else slab @ to_mm
+        offsets_mm[:, :, start : start + SLAB] = along.transpose(2, 1, 0, 3)
+    grid.VectorGridData = offsets_mm.tobytes()
     return grid
 
 

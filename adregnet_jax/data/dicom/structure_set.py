@@ -126,6 +126,7 @@ def _contours(
 
 
 def _contour(kind: str, corners_mm: np.ndarray, fixed: Series, k: int | None) -> Dataset:
+    from pydicom.charset import default_encoding
     from pydicom.dataset import Dataset
 
     made = Dataset()
@@ -134,4 +135,8 @@ def _contour(kind: str, corners_mm: np.ndarray, fixed: Series, k: int | None) ->
     made.ContourGeometricType = kind
     made.NumberOfContourPoints = len(corners_mm)
     made[CONTOUR_DATA] = files.decimals(corners_mm, CONTOUR_DATA, digits=DIGITS)
+    # As the file will be: what is encoded already stays as it is.
+    made.set_original_encoding(
+        is_implicit_vr=False, is_little_endian=True, character_encoding=default_encoding
+    )
     return made

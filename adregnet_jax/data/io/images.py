@@ -123,7 +123,7 @@ def write_image(path: str | Path, image: Image, *, overwrite: bool = False) -> N
             raise UserError(f"{path}: the format holds whole numbers up to 2^31 only: write .nii.gz instead")
         written = nifti.make_image(values, image.affine, path=path)
         with new_file(path, overwrite=overwrite) as temporary:
-            nib.save(written, temporary)
+            nifti.save(written, temporary)
         return
     itk_image = to_itk(path, values, image.affine)
     with new_file(path, overwrite=overwrite) as temporary, itk_errors_as_os_errors():

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Real, Shaped
 from nibabel.openers import ImageOpener
 
+from adregnet_jax.data.io.gzipped import GzipWriter
 from adregnet_jax.errors import UserError, one_line
 
 Prefer = Literal["sform", "qform"]
@@ -82,7 +83,7 @@ def write_volume(
 ) -> None:
     """Writes [x, y, z] as NIfTI or MGH: floats as float32, whole numbers as int32 or wider, bool as uint8."""
     try:
-        nib.save(make_image(stored(values), affine, path=path), path)
+        save(make_image(stored(values), affine, path=path), path)
     except (OSError, nib.filebasedimages.ImageFileError) as error:
         raise UserError(
             f"{path}: can't be written ({one_line(error)}): check the name, the folder and the disk"
@@ -104,6 +105,15 @@ def make_image(
     image = nib.Nifti1Image(values, affine, dtype=values.dtype)
     image.header.set_xyzt_units("mm")
     return image
+
+
+def save(image: Any, path: str | Path) -> None:
+    """`nibabel.save`, but on all cores where the file is `.nii.gz`."""
+    if not str(path).endswith(".nii.gz"):
+        nib.save(image, path)
+        return
+    with Path(path).open("wb") as file, GzipWriter(file) as packed:
+        image.to_file_map({"image": nib.FileHolder(fileobj=packed)})
 
 
 def stored(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
@@ -128,6 +138,8 @@ def image_values(path: str | Path, values: np.ndarray, *, exact: bool = False) -
     bad = values.size - np.count_nonzero(np.isfinite(values))
     if bad:
         raise UserError(f"{path}: {bad} of {values.size} voxels are NaN or infinite: replace them, e.g. by 0")
+    if values.dtype == np.float32 and not isinstance(values, np.memmap):
+        return values
     with np.errstate(over="ignore"):
         result = values.astype(np.float32)
     if not np.isfinite(result).all():

@@ -53,6 +53,7 @@ WRITTEN_SUFFIXES = (*NIFTI_SUFFIXES, ".npz", ".mha", ".nrrd", ".h5", ".tfm")
 MATRIX_SUFFIXES = (".txt", ".tfm", ".mat")
 TRANSFORM_SUFFIXES = (*FIELD_SUFFIXES, ".txt", ".mat")
 ITK_TRANSFORM_SUFFIXES = (".h5", ".tfm", ".txt", ".mat")
+SLAB = 16  # planes of a field that are converted at once
 SPLINE_SAMPLES = 8  # of a B-spline between its control points, along each axis
 INTENTS: dict[Format, int] = {"itk": 1007, "nifti": 1006, "learn2reg": 0, "spm": 1007, "niftyreg": 1007}
 # The programs name their files; NiftyReg's first parameter of the intent is the kind of transform.
@@ -211,7 +212,7 @@ def write_field(
         with new_file(path, overwrite=overwrite) as temporary:
             np.savez_compressed(temporary, displacement=displacement.astype(np.float32), affine=affine)
     elif path.suffix in ITK_SUFFIXES:
-        vectors = to_itk(path, (_to_mm(displacement, affine) * LPS).astype(np.float32), affine)
+        vectors = to_itk(path, _through(displacement, LPS[:, None] * affine[:3, :3]), affine)
         with new_file(path, overwrite=overwrite) as temporary, itk_errors_as_os_errors():
             simpleitk(path).WriteImage(vectors, str(temporary), useCompression=True)
     elif path.suffix in (".h5", ".tfm"):
@@ -221,7 +222,7 @@ def write_field(
     else:
         image = _nifti_field(displacement, affine, format)
         with new_file(path, overwrite=overwrite) as temporary:
-            nib.save(image, temporary)
+            nifti.save(image, temporary)
 
 
 def read_field(
@@ -315,14 +316,29 @@ def _to_voxels(displacement_mm: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return displacement_mm.astype(np.float64) @ np.linalg.inv(affine[:3, :3]).T
 
 
+def _through(vectors: np.ndarray, matrix: np.ndarray, *, order: Literal["C", "F"] = "C") -> np.ndarray:
+    """Vectors [x, y, z, 3] through a matrix [3, 3], in float64 slab by slab, as float32."""
+    found = np.empty(vectors.shape, np.float32, order=order)
+    diagonal = np.array_equal(matrix, np.diag(np.diag(matrix)))
+    with np.errstate(over="ignore", invalid="ignore"):  # the reader refuses infinities
+        for start in range(0, len(vectors), SLAB):
+            slab = vectors[start : start + SLAB].astype(np.float64)
+            found[start : start + SLAB] = slab * np.diag(matrix) if diagonal else slab @ matrix.T
+    return found
+
+
 def _nifti_field(displacement: np.ndarray, affine: np.ndarray, format: Format) -> nib.Nifti1Image:
     if format == "learn2reg":
         return nifti.make_image(displacement.astype(np.float32), affine)
-    vectors_mm = _to_mm(displacement, affine) * (LPS if format == "itk" else 1)
     if format == "spm":
-        vectors_mm += _positions_mm(displacement.shape[:3], affine)
+        positions_mm = _positions_mm(displacement.shape[:3], affine)
+        vectors_mm = (_to_mm(displacement, affine) + positions_mm).astype(np.float32)
+    else:
+        signs = LPS if format == "itk" else np.ones(3)
+        # In the order of the file.
+        vectors_mm = _through(displacement, signs[:, None] * affine[:3, :3], order="F")
     # [x, y, z, 1, 3]: the fourth axis is time
-    image = nifti.make_image(vectors_mm[:, :, :, None].astype(np.float32), affine)
+    image = nifti.make_image(vectors_mm[:, :, :, None], affine)
     if format == "spm":
         image.header.set_intent(INTENTS[format], name=SPM_NAME)
     elif format == "niftyreg":
@@ -380,7 +396,8 @@ def _read_nifti(path: Path, format: Format | None) -> tuple[np.ndarray, np.ndarr
         return values, image.affine
     if format == "spm":
         values = values - _positions_mm(shape[:3], image.affine)
-    return _to_voxels(values * (LPS if format == "itk" else 1), image.affine), image.affine
+    signs = LPS if format == "itk" else np.ones(3)
+    return _through(values, np.linalg.inv(image.affine[:3, :3]) * signs), image.affine
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
