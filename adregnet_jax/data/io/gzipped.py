@@ -7,7 +7,7 @@ import concurrent.futures
 import io
 import os
 import zlib
-from typing import Any, BinaryIO
+from typing import Any
 
 BLOCK_BYTES = 2**22
 LEVEL = 1  # nibabel's, too
@@ -22,7 +22,7 @@ class GzipWriter(io.RawIOBase):
       file: an open binary file, which stays open.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedIOBase) -> None:
         super().__init__()
         self._file = file
         self._pending = bytearray()
