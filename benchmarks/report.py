@@ -30,7 +30,7 @@ NOISE = 0.01  # standard deviation, of the range of intensities
 
 
 def smooth(rng, shape, blocks):
-    """Random values between 0 and 1 without detail below so many blocks an axis."""
+    """Random values between 0 and 1, linear between `blocks` knots along each axis."""
     coarse = rng.random([blocks] * 3, np.float32)
     values = ndimage.zoom(coarse, np.array(shape) / blocks, order=1)
     return (values - values.min()) / np.ptp(values)

@@ -28,7 +28,7 @@ LARGEST_LUNGS = 2
 VESSEL = 3  # voxels, half of the widest vessel that the lungs are to include
 COLOURS = 256  # of a picture
 PLACE = "viewer.view.at = [66, 38, 30];"
-# What each picture shows: changes of the view, and the part of the page; the whole of it without one.
+# For each picture the changes of the view, and the part of the page; None for all of it.
 PICTURES = {
     "overview": ("viewer.view.labels = '';", None),
     "blend": ("viewer.view.blend = 0.5;", "#panel-compared"),

@@ -1,4 +1,4 @@
-"""What the interactive report shows of a registered pair, packed for a page: small volumes as base64.
+"""Packs a registered pair for the interactive report: small volumes as base64.
 
 Everything lies on the fixed grid, turned so that axes 0, 1, 2 are right, anterior, superior. The three scans
 are NIfTI files of uint8, which NiiVue reads; maps and labels are bare arrays, which the page draws itself.
@@ -31,7 +31,7 @@ MARGIN = 0.92  # of the limit, which the estimate may miss
 LABEL_BYTES = 0.02  # of each voxel of a label map, compressed
 MAP_BYTES = 0.8  # of each voxel of a map, compressed
 BLACK = 0.05  # intensities up to this are background
-MOST_VOLUME_RATIO = 4.0  # largest Jacobian determinant that the map tells apart from larger ones
+MOST_VOLUME_RATIO = 4.0  # Jacobian determinants above it look alike in the map
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,12 +98,11 @@ MAPS = (
 
 
 def pack(pair: ViewedPair, *, limit_bytes: float) -> PackedPair:
-    """Packs a pair into at most so many bytes.
+    """Packs a pair into a limited number of bytes.
 
     Args:
       pair: the arrays.
-      limit_bytes: of the base64 and the JSON together; a pair with so many landmarks or labels that these
-        alone exceed it stays larger.
+      limit_bytes: for the base64 and the JSON together. A pair whose landmarks alone exceed it stays larger.
     """
     most_voxels = _fitting_voxels(pair, limit_bytes)
     while True:
@@ -115,7 +114,7 @@ def pack(pair: ViewedPair, *, limit_bytes: float) -> PackedPair:
 
 
 def coarsening(shape: Sequence[int], spacing_mm: Sequence[float], most_voxels: float) -> tuple[int, int, int]:
-    """Whole factors for each axis that leave at most so many voxels, as near to cubes as they come."""
+    """Whole factors, one an axis, that leave at most `most_voxels` voxels, as close to cubes as possible."""
     factors = [1, 1, 1]
     while math.prod(-(-n // f) for n, f in zip(shape, factors, strict=True)) > most_voxels:
         thick = [f * mm if f < n else math.inf for n, f, mm in zip(shape, factors, spacing_mm, strict=True)]
@@ -222,10 +221,10 @@ def _coded_maps(pair: ViewedPair, turn: _Turn, coarser: Sequence[int]) -> dict[s
 
 
 def _body(scan: np.ndarray) -> np.ndarray:
-    """Where there is something to register: what isn't black, with the holes of its axial slices."""
+    """[x, y, z], True in the body: the voxels that aren't black, with the holes in their axial slices."""
     in_plane = ndimage.generate_binary_structure(2, 1)[..., None]
     bright = scan > BLACK
-    closed = ndimage.binary_closing(bright, in_plane) | bright  # which takes away what is at the border
+    closed = ndimage.binary_closing(bright, in_plane) | bright  # closing removes voxels at the border
     body = ndimage.binary_fill_holes(closed, in_plane)
     return body if body.any() else np.ones_like(body)
 
@@ -240,7 +239,7 @@ def _start(displacement: _CodedMap, coarser: Sequence[int], shape: Sequence[int]
 def _note(
     shape: Sequence[int], factors: Sequence[int], spacing_mm: Sequence[float], maps: Sequence[int]
 ) -> str:
-    """What was resampled for the page."""
+    """Says how the scans and the maps were resampled for the page."""
     size = " × ".join(map(str, shape))
     per_map = " × ".join(map(str, maps))
     if max(factors) == 1:
@@ -348,7 +347,7 @@ def _ranks(labels: np.ndarray, present: Sequence[int], kind: Any) -> np.ndarray:
 
 
 def _landmarks(pair: ViewedPair, grid: np.ndarray) -> list[dict[str, Any]]:
-    """Of each landmark: its place, that of its partner and the residual, in voxels; its distances in mm."""
+    """The place of each landmark, its partner's and the residual, in voxels; its distances in mm."""
     fixed, moving, mapped = pair.fixed_landmarks_mm, pair.moving_landmarks_mm, pair.mapped_landmarks_mm
     if fixed is None or moving is None or mapped is None:
         return []

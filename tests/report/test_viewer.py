@@ -1,4 +1,4 @@
-"""The pages to look into: what is packed into them, and how they behave in a browser."""
+"""The interactive report: the contents of its page, and the page in a browser."""
 
 import base64
 import dataclasses
@@ -223,7 +223,7 @@ def page(report):
 
 
 def until(true, *, seconds=10):
-    """Waits for what the page does by itself."""
+    """Waits until a condition holds, for changes that the page makes by itself."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
