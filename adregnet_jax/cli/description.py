@@ -18,7 +18,7 @@ from adregnet_jax.errors import UserError
 DIGITS = 6  # significant digits of printed numbers
 
 
-def describe(path: Path, *, prefer: Prefer | None = None) -> dict[str, Any]:
+def describe(path: Path, *, prefer: Prefer | None = None, series: str | None = None) -> dict[str, Any]:
     """Describes an image, a field, a matrix, points, or the workdir of a training run.
 
     Raises:
@@ -34,7 +34,7 @@ def describe(path: Path, *, prefer: Prefer | None = None) -> dict[str, Any]:
         return _describe_transform(path)
     if _is_field(path, prefer):
         return _describe_field(*transforms.read_field(path))
-    return _describe_image(path, prefer)
+    return _describe_image(path, prefer, series)
 
 
 def as_text(description: dict[str, Any]) -> str:
@@ -80,8 +80,8 @@ def _grid(shape: tuple[int, ...], affine: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _describe_image(path: Path, prefer: Prefer | None) -> dict[str, Any]:
-    image = read_image(path, exact=True, prefer=prefer)
+def _describe_image(path: Path, prefer: Prefer | None, series: str | None) -> dict[str, Any]:
+    image = read_image(path, exact=True, prefer=prefer, series=series)
     return {
         "kind": "image",
         **_grid(image.shape, image.affine),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from adregnet_jax.cli.options import OverwriteOption, PreferOption
+from adregnet_jax.cli.options import OverwriteOption, PreferOption, SeriesOption
 from adregnet_jax.errors import UserError
 
 MEMORY_ADVICE = "resample the field to a coarser grid, or use a machine with more memory"
@@ -78,6 +78,7 @@ def apply(
     invert: InvertOption = None,
     format: InputFormatOption = None,
     prefer: PreferOption = None,
+    series: SeriesOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Warps a moving IMAGE to the fixed grid, or maps fixed POINTS to the moving scan.
@@ -93,7 +94,7 @@ def apply(
     start_jax(None)
     with memory_errors_as_user_errors(MEMORY_ADVICE):
         if target.name.endswith(SUFFIXES):
-            for option, given in (("--mode", mode), ("--reference", reference)):
+            for option, given in (("--mode", mode), ("--reference", reference), ("--series", series)):
                 if given:
                     raise UserError(f"{option} applies to images, and {target} holds points: drop it")
             outside = apply_to_points(chain, target, output, overwrite=overwrite)
@@ -107,6 +108,7 @@ def apply(
                 mode=mode or "linear",
                 reference=reference,
                 prefer=prefer,
+                series=series,
                 overwrite=overwrite,
             )
 

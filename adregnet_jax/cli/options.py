@@ -34,6 +34,10 @@ FixedSeriesOption = Annotated[
     typer.Option("--fixed-series", metavar="UID", help="Which series of a DICOM folder that holds several."),
 ]
 MovingSeriesOption = Annotated[str | None, typer.Option("--moving-series", metavar="UID", help="Likewise.")]
+SeriesOption = Annotated[
+    str | None,
+    typer.Option("--series", metavar="UID", help="Which series of a DICOM folder that holds several."),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")]
 
 FailOnOption = Annotated[
@@ -91,6 +95,9 @@ def in_option_words(message: str) -> str:
     """Replaces arguments with options in a message of the library: apart=True becomes --apart."""
     message = re.sub(r"\b(affine|apart|rigid)=(True|False)", _flag, message)
     message = message.replace("(reference=GRID)", "(--reference GRID)")
+    message = message.replace(
+        "(series=UID)", "(--series UID; of two scans, --fixed-series UID and --moving-series UID)"
+    )
     return re.sub(r'\b(method|mode|prefer)="(\w+)"', r"--\1 \2", message)
 
 

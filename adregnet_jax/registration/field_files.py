@@ -72,6 +72,7 @@ def apply_to_image(
     mode: Interpolation,
     reference: Path | None = None,
     prefer: Prefer | None = None,
+    series: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Warps an image file to the fixed grid.
@@ -86,6 +87,7 @@ def apply_to_image(
       mode: see `warp_image`.
       reference: an image or a field on the fixed grid; None: the grid of the first transform.
       prefer: the form that places NIfTI images whose sform and qform disagree.
+      series: UID of the moving series, in a DICOM folder that holds several.
       overwrite: replace an existing file.
 
     Raises:
@@ -94,7 +96,7 @@ def apply_to_image(
     """
     _check_new(output, overwrite)
     field = _on_grid(transforms, load_links(transforms), reference, prefer)
-    image = read_image(image_path, labels=mode == "label", exact=True, prefer=prefer)
+    image = read_image(image_path, labels=mode == "label", exact=True, prefer=prefer, series=series)
     if mode in ("linear", "cubic"):
         image = _as_float32(image)
     reached = _warp(field, np.ones(image.shape, np.float32), image.affine, mode="nearest")

@@ -82,7 +82,15 @@ def test_register_chooses_series_in_one_folder(study, tmp_path):
     assert sources["moving"]["series"] == moving
     assert "has no series 1.2.9" in refusal(*command, "--overwrite", *chosen, "--moving-series", "1.2.9")
     instance = command[:-1]
-    assert "choose one by its UID" in refusal(*instance, "--overwrite")
+    assert "choose one by its UID (--series UID; of two scans, --fix" in refusal(*instance, "--overwrite")
+
+    assert "choose one by its UID (--series UID" in refusal("info", together)
+    one = ("--series", moving)
+    assert adregnet("info", together, *one).stdout == adregnet("info", study / "moving").stdout
+    field, warped = tmp_path / "out" / "field.nii.gz", tmp_path / "warped.nii.gz"
+    assert adregnet("apply", field, together, "-o", warped, *one).exit_code == 0
+    assert adregnet("apply", field, study / "moving", "-o", tmp_path / "other.nii.gz").exit_code == 0
+    assert warped.read_bytes() == (tmp_path / "other.nii.gz").read_bytes()
 
 
 def test_options_that_contradict_each_other(study, tmp_path):

@@ -82,7 +82,7 @@ def _series_files(path: Path, itk: Any, chosen: str | None) -> Sequence[str]:
     if chosen is None and len(series) != 1:
         raise UserError(
             f"{path}: holds {len(series)} DICOM series{names}; expected the files of a single scan"
-            + (": choose one by its UID" if series else "")
+            + (": choose one by its UID (series=UID)" if series else "")
         )
     return itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), chosen or series[0])
 

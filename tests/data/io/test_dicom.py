@@ -184,6 +184,10 @@ def test_enhanced_files_of_one_frame_each(tmp_path):
     np.testing.assert_array_equal(image.values, STORED[[0, 2, 1, 3]].transpose(2, 1, 0) - 1000.0)
 
 
+COLOURS: dict = {"SamplesPerPixel": 3, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+COLOURS |= {"PlanarConfiguration": 0, "PixelData": bytes(STORED[0].size * 3)}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -201,6 +205,7 @@ def test_enhanced_files_of_one_frame_each(tmp_path):
         ({"step": (0, 0, 0), "planes": STORED[:2]}, "several time points"),
         ({"each": lambda k: {"ImagePositionPatient": [0, 0, [0, 3, 9, 12][k]]}}, "is a slice missing"),
         ({"planes": [STORED[0], STORED[1][:4]]}, "2 sizes"),
+        ({"PhotometricInterpretation": "RGB", **COLOURS}, "expected one real number each"),
     ],
 )
 def test_slices_that_are_not_one_volume(tmp_path, changes, message):
@@ -284,6 +289,17 @@ def test_frames_that_are_not_one_volume(tmp_path):
     refusal(path)
     (tmp_path / "b.dcm").write_bytes(b"nothing of the kind")
     refusal(tmp_path / "b.dcm")
+
+
+def test_slices_compressed_by_a_method_without_decoder(tmp_path):
+    folder = classic(tmp_path / "scan")
+    for path in folder.iterdir():
+        data = pydicom.dcmread(path)
+        data.file_meta.TransferSyntaxUID = pydicom.uid.HTJ2KLossless
+        data.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f"])
+        data.save_as(path)
+    message = refusal(folder)
+    assert "compressed as High-Throughput JPEG 2000" in message and "pip install pylibjpeg[all]" in message
 
 
 def test_frames_compressed_by_a_method_without_decoder(tmp_path):
