@@ -20,11 +20,13 @@ class GzipWriter(io.RawIOBase):
 
     Args:
       file: an open binary file, which stays open.
+      strategy: of zlib. Z_RLE looks for repeated bytes alone: a field, whose fractions don't repeat, takes a
+        third of the time and no more space, but an image with a constant background far more.
     """
 
-    def __init__(self, file: io.BufferedIOBase) -> None:
+    def __init__(self, file: io.BufferedIOBase, *, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> None:
         super().__init__()
-        self._file = file
+        self._file, self._strategy = file, strategy
         self._pending = bytearray()
         self._size = self._checksum = 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -74,12 +76,12 @@ class GzipWriter(io.RawIOBase):
             super().close()
 
     def _compress(self, block: bytes | memoryview) -> None:
-        self._running.append(self._pool.submit(_deflated, block))
+        self._running.append(self._pool.submit(_deflated, block, self._strategy))
         while len(self._running) > WAITING * self._workers:
             self._file.write(self._running.popleft().result())
 
 
-def _deflated(block: bytes | memoryview) -> bytes:
+def _deflated(block: bytes | memoryview, strategy: int) -> bytes:
     """A block that ends at a whole byte, so that others can follow (RFC 1951)."""
-    compressor = zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
+    compressor = zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
     return compressor.compress(block) + compressor.flush(zlib.Z_SYNC_FLUSH)

@@ -107,12 +107,12 @@ def make_image(
     return image
 
 
-def save(image: Any, path: str | Path) -> None:
-    """`nibabel.save`, but on all cores where the file is `.nii.gz`."""
+def save(image: Any, path: str | Path, *, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> None:
+    """`nibabel.save`, but on all cores and by a strategy of `GzipWriter` where the file is `.nii.gz`."""
     if not str(path).endswith(".nii.gz"):
         nib.save(image, path)
         return
-    with Path(path).open("wb") as file, GzipWriter(file) as packed:
+    with Path(path).open("wb") as file, GzipWriter(file, strategy=strategy) as packed:
         image.to_file_map({"image": nib.FileHolder(fileobj=packed)})
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from adregnet_jax.data.io import gzipped
 from adregnet_jax.data.io.gzipped import GzipWriter
 
 
-def written(parts, file=None):
+def written(parts, file=None, **options):
     file = file or io.BytesIO()
-    with GzipWriter(file) as packed:
+    with GzipWriter(file, **options) as packed:
         for part in parts:
             packed.write(part)
     return file.getvalue()
@@ -24,6 +25,7 @@ def test_what_is_written_comes_back(monkeypatch, size):
     content = np.random.default_rng(0).integers(0, 9, size, np.uint8).tobytes()
     whole = written([content])
     assert gzip.decompress(whole) == content
+    assert gzip.decompress(written([content], strategy=zlib.Z_RLE)) == content
     # The same bytes, however they come.
     for step in (1, 7, 1500):
         assert written([content[start : start + step] for start in range(0, size, step)]) == whole

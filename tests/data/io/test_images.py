@@ -1,6 +1,7 @@
 """Reading and writing images in all formats, and refusing bad ones."""
 
 import builtins
+import locale
 
 import nibabel as nib
 import numpy as np
@@ -125,6 +126,7 @@ def write_slices(folder, positions_mm, series="1.2.3"):
     folder.mkdir(exist_ok=True)
     writer = itk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
+    before = locale.setlocale(locale.LC_ALL)
     tags = {
         "0008|0060": "CT",
         "0020|000d": "1.2",
@@ -143,6 +145,7 @@ def write_slices(folder, positions_mm, series="1.2.3"):
         # The order of file names is opposite to that of positions: the header must determine the order.
         writer.SetFileName(str(folder / f"{series}_{len(positions_mm) - number}.dcm"))
         writer.Execute(plane)
+    locale.setlocale(locale.LC_ALL, before)  # which ITK's writer of DICOM leaves at "C"
     return folder
 
 
