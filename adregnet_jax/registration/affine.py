@@ -25,6 +25,7 @@ from adregnet_jax.config import AffineConfig
 from adregnet_jax.losses import mutual_information_loss, ncc_loss
 from adregnet_jax.ops.arrays import AnyArray
 from adregnet_jax.ops.grid import identity_grid
+from adregnet_jax.ops.ncc import local_squared_ncc
 from adregnet_jax.ops.sampling import sample
 from adregnet_jax.registration import ladder
 
@@ -39,6 +40,13 @@ ADAM_EPSILON = 1e-6
 FLAT = 1e-3  # standard deviation of an image without information on its place
 WINDOW = 5  # voxels of a level: of the local NCC
 GLOBAL_SHARE = 0.3  # of the global NCC, added to the local one
+# In voxels, in turn along each axis: where the scans are compared to judge the result. Interpolation smooths,
+# most of all between voxels. Noisy scans would seem more alike wherever a map leads the voxels of one grid
+# between those of the other; these points lie between the voxels under any map.
+OFFSETS = (-3 / 8, 1 / 8, -1 / 8, 3 / 8)
+BLOCK = 6  # voxels of the finest level: the gain in similarity is averaged over blocks of this width
+FEWEST_BLOCKS = 27
+EARNED = 3.0  # standard errors by which a map must be more similar than the headers' alignment
 OVERLAP_POWER = 0.1  # of the overlap, by which the normalised mutual information is multiplied
 LEAST_OVERLAP = 1e-3  # of the smaller scan: the power has a gradient from there on
 EXCESS_WEIGHT = 100.0  # of the squared excess of the stretch over its limit
@@ -51,6 +59,9 @@ class _Grid(NamedTuple):
     """How a scan is brought to the grid of one level."""
 
     weights: tuple[AnyArray, AnyArray, AnyArray]  # [voxels of the level, voxels of the scan] of each axis
+    offsets: tuple[
+        AnyArray, AnyArray, AnyArray
+    ]  # [voxels of the level], of the points from the voxels' centres
     linear: AnyArray  # [3, 3], of the affine of the level's grid
     size: AnyArray  # [3], voxels of the level, without padding
 
@@ -101,7 +112,8 @@ def align_affine(
 
     Returns:
       [4, 4] float32, fixed RAS mm -> moving RAS mm. On the finest level it is never less similar than the
-      best start or than the alignment of the headers. Where a scan is constant or masked all over, it is
+      best start or than the alignment of the headers. With more than one level of NCC, it is that alignment
+      unless another map is more similar beyond chance. Where a scan is constant or masked all over, it is
       the identity, or the shift from one geometric centre to the other if the scans don't overlap.
 
     Raises:
@@ -163,14 +175,15 @@ def _registered(
         for shape, affine in zip(shapes, affines_64, strict=True)
     )
     spacings_mm = [extent_mm / voxels for voxels in config.voxels]
-    levels = []
-    for mm in spacings_mm:
+
+    def level(mm: float, offsets: Sequence[float] = (0.0,)) -> _Level:
         grids = tuple(
-            _grid(scan.shape, shape, affine, mm, min(spacings_mm) if on_rungs else None)
-            for scan, shape, affine in zip(scans, shapes, affines_64, strict=True)
+            _grid(scan.shape, shape, affine, mm, min(spacings_mm) if on_rungs else None, offsets=moved)
+            for scan, shape, affine, moved in zip(scans, shapes, affines_64, (offsets, (0.0,)), strict=True)
         )
         to_moving = moving_inverse * np.divide(grids[1].size, shapes[1]).astype(np.float32)[:, None]
-        levels.append(_level(values, counts, grids, to_moving, np.float32(mm)))
+        return _level(values, counts, grids, to_moving, np.float32(mm))
+
     # Of a box: the root mean square distance from its centre.
     radius_mm = np.sqrt(np.sum((affines_64[0][:3, :3] * np.array(shapes[0])) ** 2) / 12).astype(np.float32)
     here_mm, there_mm = (
@@ -179,7 +192,8 @@ def _registered(
     )
     header_mm = here_mm - there_mm if _overlap(shapes, affines_64) else np.zeros(3)
     linear, shift_mm = _aligned(
-        tuple(levels),
+        tuple(level(mm) for mm in spacings_mm),
+        level(spacings_mm[-1], OFFSETS) if config.similarity == "ncc" and len(spacings_mm) > 1 else None,
         radius_mm,
         header_mm.astype(np.float32),
         moving_masked=masks[1] is not None,
@@ -206,6 +220,7 @@ def _overlap(shapes: Sequence[Sequence[int]], affines: Sequence[np.ndarray]) -> 
 @functools.partial(jax.jit, static_argnames=("moving_masked", "config"))
 def _aligned(
     levels: tuple[_Level, ...],
+    judged: _Level | None,
     radius_mm: jax.Array,
     header_mm: jax.Array,
     *,
@@ -233,7 +248,47 @@ def _aligned(
     informative = (_spread(levels[0].fixed, levels[0].fixed_counts) > FLAT) & (
         _spread(levels[0].moving, levels[0].moving_counts) > FLAT
     )
-    return _map(jnp.where(informative, finalists[jnp.argmin(losses)], starts[0]), radius_mm)
+    best = jnp.where(informative, finalists[jnp.argmin(losses)], starts[0])
+    if judged is not None:
+        earned = _earned(best, starts[0], level=judged, radius_mm=radius_mm, moving_masked=moving_masked)
+        best = jnp.where(earned, best, starts[0])
+    return _map(best, radius_mm)
+
+
+def _earned(
+    found: jax.Array, start: jax.Array, *, level: _Level, radius_mm: jax.Array, moving_masked: bool
+) -> jax.Array:
+    """Whether a map makes the scans more alike by their local NCC than the start does, beyond chance.
+
+    Its gain is compared with how far it differs from block to block; with few blocks, any gain counts.
+    """
+
+    def similarity(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[x, y, z]: the squared NCC around each point, 0 outside the overlap; and 1 inside of that."""
+        warped, inside, _ = _warped(theta, level, radius_mm=radius_mm, moving_masked=moving_masked)
+        counts = level.fixed_counts * (inside > 0.5)
+        total = jnp.maximum(jnp.sum(counts), 1)
+        fixed, warped = (
+            counts * (values - jnp.sum(counts * values) / total) for values in (level.fixed, warped)
+        )
+        squared = local_squared_ncc(fixed[None], warped[None], WINDOW, mask=counts[None])[0]
+        return counts * squared, counts
+
+    (before, counted_before), (after, counted) = similarity(start), similarity(found)
+    gains, sizes = _block_sums(after - before), _block_sums(jnp.maximum(counted_before, counted))
+    blocks = jnp.sum(sizes > 0)
+    mean = jnp.sum(gains) / jnp.maximum(blocks, 1)
+    variance = jnp.sum(jnp.where(sizes > 0, (gains - mean) ** 2, 0)) / jnp.maximum(blocks - 1, 1)
+    enough = blocks >= FEWEST_BLOCKS
+    return ~enough | (mean > EARNED * jnp.sqrt(variance / jnp.maximum(blocks, 1)))
+
+
+def _block_sums(values: jax.Array) -> jax.Array:
+    """[x, y, z] -> [x', y', z']: sums over blocks."""
+    padded = jnp.pad(values, [(0, -n % BLOCK) for n in values.shape])
+    x, y, z = padded.shape
+    split = padded.reshape(x // BLOCK, BLOCK, y // BLOCK, BLOCK, z // BLOCK, BLOCK)
+    return jnp.sum(split, axis=(1, 3, 5))
 
 
 def _descend(
@@ -281,21 +336,7 @@ def _loss(
 
     With `windows` the NCC is a local one.
     """
-    linear, shift_mm = _map(theta, radius_mm)
-    to_voxels = jnp.matmul(level.to_voxels, linear, precision="highest")
-    first = _linear(level.to_voxels, shift_mm) + (level.moving_size - 1) / 2
-    # [x, y, z, 3], voxels of the moving grid
-    coordinates = _linear(to_voxels, level.fixed_mm) + first[None, None, None]
-    size = level.moving_size[None, None, None]
-    nearest = jnp.clip(coordinates, 0, size - 1)  # not in the padding
-    warped = sample(level.moving[..., None], nearest)[..., 0]
-    # 1 as far as the centres of the outermost voxels, then fading to 0 over the next voxel.
-    beyond = jnp.maximum(-coordinates, coordinates + 1 - size)
-    inside = jnp.prod(1 - jnp.clip(beyond, 0, 1), axis=-1)
-    if moving_masked:
-        counts = sample(level.moving_counts[..., None], nearest)[..., 0]
-        # Beside voxels that don't count, the mean of those that do.
-        warped, inside = warped / jnp.maximum(counts, 0.5), inside * counts
+    warped, inside, linear = _warped(theta, level, radius_mm=radius_mm, moving_masked=moving_masked)
     fixed, warped, mask = (
         values[None, ..., None] for values in (level.fixed, warped, level.fixed_counts * (inside > 0.5))
     )
@@ -315,6 +356,28 @@ def _loss(
     enough = jnp.minimum(1, overlap / config.min_overlap)
     excess = jnp.maximum(0, _greatest(theta[6:] / radius_mm) - math.log(config.max_stretch))
     return (least - similarity) * enough + EXCESS_WEIGHT * excess**2
+
+
+def _warped(
+    theta: jax.Array, level: _Level, *, radius_mm: jax.Array, moving_masked: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The moving scan at the points of the fixed one; 1 inside of it, 0 outside; and the linear part."""
+    linear, shift_mm = _map(theta, radius_mm)
+    to_voxels = jnp.matmul(level.to_voxels, linear, precision="highest")
+    first = _linear(level.to_voxels, shift_mm) + (level.moving_size - 1) / 2
+    # [x, y, z, 3], voxels of the moving grid
+    coordinates = _linear(to_voxels, level.fixed_mm) + first[None, None, None]
+    size = level.moving_size[None, None, None]
+    nearest = jnp.clip(coordinates, 0, size - 1)  # not in the padding
+    warped = sample(level.moving[..., None], nearest)[..., 0]
+    # 1 as far as the centres of the outermost voxels, then fading to 0 over the next voxel.
+    beyond = jnp.maximum(-coordinates, coordinates + 1 - size)
+    inside = jnp.prod(1 - jnp.clip(beyond, 0, 1), axis=-1)
+    if moving_masked:
+        counts = sample(level.moving_counts[..., None], nearest)[..., 0]
+        # Beside voxels that don't count, the mean of those that do.
+        warped, inside = warped / jnp.maximum(counts, 0.5), inside * counts
+    return warped, inside, linear
 
 
 def _map(theta: jax.Array, radius_mm: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -405,20 +468,28 @@ def _grid(
     affine: np.ndarray,
     spacing_mm: float,
     finest_mm: float | None,
+    *,
+    offsets: Sequence[float],
 ) -> _Grid:
     """The grid of one level; padded to the rungs of the extent in voxels of `finest_mm` if that is given."""
     sizes_mm = np.linalg.norm(affine[:3, :3], axis=0)
     level_shape = _level_shape(shape, sizes_mm, spacing_mm)
-    weights = []
+    weights, moved = [], []
     for n, padded, m, mm in zip(shape, padded_shape, level_shape, sizes_mm, strict=True):
         rows = m
         if finest_mm is not None:
             extent = ladder.rung(math.ceil(float(padded * mm / finest_mm)))
             rows = min(padded, max(MIN_VOXELS, math.ceil(extent * finest_mm / spacing_mm)))
-        weights.append(np.pad(_weights(n, m), ((0, rows - m), (0, padded - n))))
+        moved.append(np.resize(np.float32(offsets), rows))
+        weights.append(np.pad(_weights(n, m, moved[-1][:m]), ((0, rows - m), (0, padded - n))))
     # Centres of voxels are aligned: those of the grids stay where they are.
     linear = affine[:3, :3].astype(np.float32) * np.divide(shape, level_shape).astype(np.float32)[None]
-    return _Grid((weights[0], weights[1], weights[2]), linear, np.array(level_shape, np.float32))
+    return _Grid(
+        (weights[0], weights[1], weights[2]),
+        (moved[0], moved[1], moved[2]),
+        linear,
+        np.array(level_shape, np.float32),
+    )
 
 
 @jax.jit
@@ -438,7 +509,8 @@ def _level(
         images.append(image)
         counts.append(count)
         middle = (grid.size - 1)[None, None, None] / 2
-        points_mm.append(_linear(linear, identity_grid(image.shape) - middle))
+        points = identity_grid(image.shape) + jnp.stack(jnp.meshgrid(*grid.offsets, indexing="ij"), axis=-1)
+        points_mm.append(_linear(linear, points - middle))
         volumes_mm3.append((voxel_mm3, jnp.sum(count) * voxel_mm3))
     smaller_mm3 = jnp.minimum(volumes_mm3[0][1], volumes_mm3[1][1])
     return _Level(
@@ -480,13 +552,14 @@ def _resampled(scan: jax.Array, mask: jax.Array | None, grid: _Grid) -> tuple[ja
     return counts * image / jnp.maximum(weight, 0.5), counts
 
 
-def _weights(n: int, m: int) -> np.ndarray:
+def _weights(n: int, m: int, offsets: AnyArray) -> np.ndarray:
     """[m, n]: n voxels to m larger ones of the same extent, by triangles as wide as two of the larger ones.
 
-    `jax.image.resize` does the same; here its weights can be padded.
+    `jax.image.resize` does the same; here its weights can be padded, and the centres moved by `offsets` [m].
     """
-    centres = (np.arange(m) + 0.5) * n / m - 0.5
-    distance = np.abs(centres[:, None] - np.arange(n)[None]) / max(n / m, 1)
+    centres = (np.arange(m) + offsets + 0.5) * n / m - 0.5
+    # On the border, the outermost voxels' own intensities.
+    distance = np.abs(np.clip(centres, 0, n - 1)[:, None] - np.arange(n)[None]) / max(n / m, 1)
     weights = np.maximum(0, 1 - distance)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 

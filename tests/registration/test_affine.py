@@ -107,6 +107,27 @@ def test_rotation_starts_and_levels_find_what_one_start_does_not():
     assert mean_error_mm(aligned(moving, config), true) < 3
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_noise_alone_moves_nothing(seed):
+    """Interpolation smooths noise, so that scans seem more alike wherever their voxels don't meet."""
+    rng = np.random.default_rng(seed)
+    texture = scipy.ndimage.gaussian_filter(rng.normal(size=FIXED_SHAPE), 1.5)
+    texture = (texture - texture.min()) / np.ptp(texture)
+    config = AffineConfig(voxels=(10, 20), steps=(10, 30), rotation_starts_deg=0.0)
+
+    def found(moved, noise):
+        scans = [
+            (values + rng.normal(scale=noise, size=FIXED_SHAPE)).astype(np.float32)
+            for values in (texture, moved)
+        ]
+        return align_affine(*scans, FIXED_AFFINE, FIXED_AFFINE, config=config)
+
+    np.testing.assert_array_equal(found(texture, noise=0.05), np.eye(4))
+    # Half a voxel of motion is more than chance.
+    moved = scipy.ndimage.shift(texture, (0.5, 0, 0), order=3, mode="nearest")
+    assert mean_error_mm(found(moved, noise=0.02), world_map(shift_mm=(-2.5, 0, 0))) < 0.5
+
+
 def test_no_steps_leave_the_best_start():
     """The centres of mass: a shift is found by them alone."""
     true = world_map(shift_mm=(9, -16, 6))
