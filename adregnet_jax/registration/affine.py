@@ -480,7 +480,7 @@ def _grid(
         if finest_mm is not None:
             extent = ladder.rung(math.ceil(float(padded * mm / finest_mm)))
             rows = min(padded, max(MIN_VOXELS, math.ceil(extent * finest_mm / spacing_mm)))
-        moved.append(np.resize(np.float32(offsets), rows))
+        moved.append(np.resize(np.asarray(offsets, np.float32), rows))
         weights.append(np.pad(_weights(n, m, moved[-1][:m]), ((0, rows - m), (0, padded - n))))
     # Centres of voxels are aligned: those of the grids stay where they are.
     linear = affine[:3, :3].astype(np.float32) * np.divide(shape, level_shape).astype(np.float32)[None]
