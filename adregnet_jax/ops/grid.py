@@ -16,9 +16,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Num
 
 from adregnet_jax.ops.slabs import slab_start
+
+BETWEEN = (-3 / 8, 1 / 8, -1 / 8, 3 / 8)  # voxels
 
 
 def identity_grid(shape: Sequence[int], *, dtype: jnp.dtype | type = jnp.float32) -> Num[Array, "x y z 3"]:
@@ -37,4 +40,21 @@ def identity_grid(shape: Sequence[int], *, dtype: jnp.dtype | type = jnp.float32
     """
     axes = [jnp.arange(n, dtype=dtype) for n in shape]
     axes[0] = axes[0] + slab_start(shape[0])
+    return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
+
+
+def between_voxels(shape: Sequence[int]) -> Num[Array, "x y z 3"]:
+    """Displacements from the voxels to points between them, at the same mix of distances under any map.
+
+    Interpolation smooths, most of all midway between voxels. A noisy scan therefore seems more like another
+    wherever a map leads the voxels of one grid between those of the other. Compared at these points, where
+    both are interpolated, the scans gain nothing by that.
+
+    Args:
+      shape: (x, y, z) of the grid.
+
+    Returns:
+      [x, y, z, 3], of the numbers in `BETWEEN`, in turn along each axis.
+    """
+    axes = [jnp.asarray(np.resize(BETWEEN, n), jnp.float32) for n in shape]
     return jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)

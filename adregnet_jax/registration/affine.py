@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Real, Shaped
 from adregnet_jax.config import AffineConfig
 from adregnet_jax.losses import mutual_information_loss, ncc_loss
 from adregnet_jax.ops.arrays import AnyArray
-from adregnet_jax.ops.grid import identity_grid
+from adregnet_jax.ops.grid import BETWEEN, identity_grid
 from adregnet_jax.ops.ncc import local_squared_ncc
 from adregnet_jax.ops.sampling import sample
 from adregnet_jax.registration import ladder
@@ -40,10 +40,6 @@ ADAM_EPSILON = 1e-6
 FLAT = 1e-3  # standard deviation of an image without information on its place
 WINDOW = 5  # voxels of a level: of the local NCC
 GLOBAL_SHARE = 0.3  # of the global NCC, added to the local one
-# In voxels, in turn along each axis: where the scans are compared to judge the result. Interpolation smooths,
-# most of all between voxels. Noisy scans would seem more alike wherever a map leads the voxels of one grid
-# between those of the other; these points lie between the voxels under any map.
-OFFSETS = (-3 / 8, 1 / 8, -1 / 8, 3 / 8)
 BLOCK = 6  # voxels of the finest level: the gain in similarity is averaged over blocks of this width
 FEWEST_BLOCKS = 27
 EARNED = 3.0  # standard errors by which a map must be more similar than the headers' alignment
@@ -193,7 +189,7 @@ def _registered(
     header_mm = here_mm - there_mm if _overlap(shapes, affines_64) else np.zeros(3)
     linear, shift_mm = _aligned(
         tuple(level(mm) for mm in spacings_mm),
-        level(spacings_mm[-1], OFFSETS) if config.similarity == "ncc" and len(spacings_mm) > 1 else None,
+        level(spacings_mm[-1], BETWEEN) if config.similarity == "ncc" and len(spacings_mm) > 1 else None,
         radius_mm,
         header_mm.astype(np.float32),
         moving_masked=masks[1] is not None,
@@ -260,7 +256,8 @@ def _earned(
 ) -> jax.Array:
     """Whether a map makes the scans more alike by their local NCC than the start does, beyond chance.
 
-    Its gain is compared with how far it differs from block to block; with few blocks, any gain counts.
+    The level's points lie between the voxels (see `ops.grid.between_voxels`). The gain is compared with how
+    far it differs from block to block; with few blocks, any gain counts.
     """
 
     def similarity(theta: jax.Array) -> tuple[jax.Array, jax.Array]:

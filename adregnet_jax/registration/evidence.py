@@ -21,6 +21,7 @@ from jaxtyping import Float, Shaped
 
 from adregnet_jax.config import InstanceConfig
 from adregnet_jax.losses import ncc_loss
+from adregnet_jax.ops.grid import between_voxels
 from adregnet_jax.ops.sampling import warp
 from adregnet_jax.registration import ladder
 from adregnet_jax.registration.instance import align_on_rungs, axis_factors
@@ -34,6 +35,7 @@ STEPS = 40
 # Share of the gain in similarity on the seen blocks that must be found on the unseen ones, or there is no
 # motion to be believed. Across contrasts, the squared NCC also finds likeness where there is none.
 LEAST_SHARE = {"mono": 0.25, "multi": 0.4}
+LEAST_GAIN = 0.003  # on the unseen blocks, of a squared NCC: bias fields and noise seem to gain less
 
 
 def weigh_evidence(
@@ -125,7 +127,8 @@ def weigh_evidence(
     seen_gain, unseen_gain = found[best]
     # The weight is relative to a mean over what is seen: with twice as much of it, half the weight.
     smoothness /= 2
-    return Evidence(smoothness, seen_gain, unseen_gain, unseen_gain > LEAST_SHARE[modality] * seen_gain)
+    believable = unseen_gain > max(LEAST_GAIN, LEAST_SHARE[modality] * seen_gain)
+    return Evidence(smoothness, seen_gain, unseen_gain, believable)
 
 
 def _blocks(shape: Sequence[int], factor: Sequence[int]) -> float:
@@ -143,12 +146,15 @@ def _similarities(
     window: int,
     floor: float,
 ) -> jax.Array:
-    """[k]: the local squared NCC within each of the masks [k, x, y, z]."""
-    warped = warp(moving[None, ..., None], displacement[None])
+    """[k]: the local squared NCC within each of the masks [k, x, y, z], at points between the voxels."""
+    offsets = between_voxels(fixed.shape)[None]
+    here = warp(fixed[None, ..., None], offsets)
+    there = warp(moving[None, ..., None], displacement[None] + offsets)
 
     def similarity(mask: jax.Array) -> jax.Array:
-        counts = mask[None, ..., None]
-        return 1 - ncc_loss(fixed[None, ..., None], warped, window=window, floor=floor, mask=counts)
+        # Where all voxels around a point count.
+        counts = (warp(mask[None, ..., None], offsets) > 1 - 1e-3).astype(jnp.float32)
+        return 1 - ncc_loss(here, there, window=window, floor=floor, mask=counts)
 
     return jnp.stack([similarity(mask) for mask in masks])
 

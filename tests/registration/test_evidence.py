@@ -51,6 +51,14 @@ def test_scans_of_different_things_have_no_motion(modality):
     assert found.seen_gain > 2 * found.unseen_gain
 
 
+@pytest.mark.parametrize("noise", [0.02, 0.1])
+def test_noise_is_no_motion(noise):
+    """Nor is it where interpolation between the voxels would smooth it away."""
+    rng = np.random.default_rng(2)
+    fixed, moving = (texture() + rng.normal(scale=noise, size=SHAPE).astype(np.float32) for _ in range(2))
+    assert not evidence(fixed, moving).believable
+
+
 def test_detailed_motion_allows_less_smoothness_than_smooth_motion():
     detailed, smooth = (
         evidence(texture(width=1.5), moved(texture(width=1.5), width=width, length=1.0)).smoothness
