@@ -122,12 +122,17 @@ def bending_energy_loss(
 
 
 def jacobian_loss(
-    displacement: Float[AnyArray, "b x y z 3"], *, mask: Shaped[AnyArray, "b x y z 1"] | None = None
+    displacement: Float[AnyArray, "b x y z 3"],
+    *,
+    least: float = 0.0,
+    mask: Shaped[AnyArray, "b x y z 1"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean of max(0, -det(I + du/dp)) over voxels, the L_jac of eq. 18: only folds cost, by their depth.
+    """Mean of max(0, least - det(I + du/dp)) over voxels; with 0, the L_jac of eq. 18: only folds cost.
 
     Args:
       displacement: [b, x, y, z, 3] in voxels.
+      least: the determinant below which a voxel costs as much as it falls short; above 0, nearly collapsed
+        voxels cost as well.
       mask: [b, x, y, z, 1] or None.
 
     Returns:
@@ -142,6 +147,6 @@ def jacobian_loss(
       (1.0, 0.0)
     """
     check_displacement(displacement, mask)
-    folding = jax.nn.relu(-jacobian_determinant(displacement))
-    valid = None if mask is None else (mask[..., 0] > 0).astype(folding.dtype)
-    return jnp.mean(masked_mean(folding, valid))
+    short = jax.nn.relu(least - jacobian_determinant(displacement))
+    valid = None if mask is None else (mask[..., 0] > 0).astype(short.dtype)
+    return jnp.mean(masked_mean(short, valid))

@@ -84,7 +84,13 @@ def weigh_evidence(
     within = [part if moving_mask is None else part * moving_mask for part in parts]
     masks = np.stack([ladder.pad(part, outside="zeros") for part in within])
     coarse = dataclasses.replace(
-        config, search_range_mm=0.0, factors=(1,), steps=(STEPS,), strides=config.strides[:1], unfold=False
+        config,
+        search_range_mm=0.0,
+        factors=(1,),
+        steps=(STEPS,),
+        strides=config.strides[:1],
+        least_jacobian=0.0,  # it would hide which fields are too flexible
+        unfold=False,
     )
 
     def similarities(displacement: np.ndarray) -> np.ndarray:

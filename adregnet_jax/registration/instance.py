@@ -502,7 +502,7 @@ def _energy(
     if config.bending:
         total += config.bending * bending_energy_loss(forth, spacings_mm)
     if config.jacobian:
-        total += config.jacobian * jacobian_loss(forth)
+        total += config.jacobian * jacobian_loss(forth, least=config.least_jacobian)
     return total
 
 

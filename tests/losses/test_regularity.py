@@ -84,6 +84,14 @@ def test_jacobian_loss_is_zero_without_folds():
     assert jacobian_loss(jnp.asarray(gentle, jnp.float32)) == 0
 
 
+@pytest.mark.parametrize("least", [0.0, 0.4])
+def test_a_uniform_scaling_costs_what_its_determinant_lacks(least):
+    positions = jnp.stack(jnp.meshgrid(*map(jnp.arange, SHAPE), indexing="ij"), axis=-1)[None]
+    for factor in (0.5, 0.7, 0.9, -0.2):
+        loss = jacobian_loss((factor - 1) * positions.astype(jnp.float32), least=least)
+        np.testing.assert_allclose(loss, max(0, least - factor**3), atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "loss",
     [jacobian_loss, lambda u, mask: smoothness_loss(u, SPACING_MM, mask=mask)],
