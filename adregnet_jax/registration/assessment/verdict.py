@@ -15,8 +15,9 @@ from adregnet_jax.registration.assessment import rule
 Verdict = Literal["pass", "check", "fail"]
 VERDICTS: tuple[Verdict, ...] = ("pass", "check", "fail")
 WORTH_SAYING = 0.2  # the least penalty that is a reason
-# Marks that compare intensities. Across contrasts they alone fail nothing: what is aligned can look unlike.
-OF_IMAGES = ("residual", "unlike", "worse", "opposite", "disjoint", "departed")
+# Marks that compare what is seen. Across contrasts they alone fail nothing: what is aligned can look unlike,
+# and a smaller field of view shows a part of the other scan.
+OF_IMAGES = ("residual", "unlike", "worse", "opposite", "disjoint", "departed", "outside")
 SHARPNESS = 6.0  # of the bend at a mark's threshold, in inverse penalties
 
 
