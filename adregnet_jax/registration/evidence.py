@@ -34,7 +34,7 @@ FEWEST_BLOCKS = 64  # with fewer on the coarsest level, a finer one is used; wit
 STEPS = 40
 # Share of the gain in similarity on the seen blocks that must be found on the unseen ones, or there is no
 # motion to be believed. Across contrasts, the squared NCC also finds likeness where there is none.
-LEAST_SHARE = {"mono": 0.25, "multi": 0.4}
+LEAST_SHARE = {"mono": 0.2, "multi": 0.4}
 LEAST_GAIN = 0.003  # on the unseen blocks, of a squared NCC: bias fields and noise seem to gain less
 
 
@@ -157,9 +157,11 @@ def _similarities(
     here = warp(fixed[None, ..., None], offsets)
     there = warp(moving[None, ..., None], displacement[None] + offsets)
 
+    # Where all voxels around a point count, of either colour.
+    valid = (warp(jnp.max(masks, axis=0)[None, ..., None], offsets) > 1 - 1e-3).astype(jnp.float32)
+
     def similarity(mask: jax.Array) -> jax.Array:
-        # Where all voxels around a point count.
-        counts = (warp(mask[None, ..., None], offsets) > 1 - 1e-3).astype(jnp.float32)
+        counts = valid * mask[None, ..., None]
         return 1 - ncc_loss(here, there, window=window, floor=floor, mask=counts)
 
     return jnp.stack([similarity(mask) for mask in masks])

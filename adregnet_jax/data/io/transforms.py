@@ -24,6 +24,7 @@ ITK's composites may hold fields, matrices and B-splines in any order: `read_tra
 from __future__ import annotations
 
 import dataclasses
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -57,6 +58,7 @@ SLAB = 16  # planes of a field that are converted at once
 SPLINE_SAMPLES = 8  # of a B-spline between its control points, along each axis
 INTENTS: dict[Format, int] = {"itk": 1007, "nifti": 1006, "learn2reg": 0, "spm": 1007, "niftyreg": 1007}
 # The programs name their files; NiftyReg's first parameter of the intent is the kind of transform.
+IN_VOXELS = "displacement in voxels"  # our files' description: neither Learn2Reg's nor SynthMorph's say so
 SPM_NAME, NIFTYREG_NAME = "Mapping", "NREG_TRANS"
 FSL_INTENTS = {2006: "displacements", 2007: "splines", 2008: "cosines", 2009: "quadratic splines"}
 NIFTYREG_POSITIONS, NIFTYREG_DISPLACEMENT = 0, 1
@@ -329,7 +331,9 @@ def _through(vectors: np.ndarray, matrix: np.ndarray, *, order: Literal["C", "F"
 
 def _nifti_field(displacement: np.ndarray, affine: np.ndarray, format: Format) -> nib.Nifti1Image:
     if format == "learn2reg":
-        return nifti.make_image(displacement.astype(np.float32), affine)
+        image = nifti.make_image(displacement.astype(np.float32), affine)
+        image.header["descrip"] = IN_VOXELS
+        return image
     if format == "spm":
         positions_mm = _positions_mm(displacement.shape[:3], affine)
         vectors_mm = (_to_mm(displacement, affine) + positions_mm).astype(np.float32)
@@ -375,6 +379,7 @@ def _nifti_format(path: Path, image: Any) -> Format | None:
 def _read_nifti(path: Path, format: Format | None) -> tuple[np.ndarray, np.ndarray]:
     image = nifti.open_image(path)
     shape, intent = image.shape, int(image.header["intent_code"])
+    given = format is not None
     if format in (None, "niftyreg"):
         format = _nifti_format(path, image) or format
     expected = [(*shape[:3], 3) if format == "learn2reg" else (*shape[:3], 1, 3)]
@@ -393,6 +398,12 @@ def _read_nifti(path: Path, format: Format | None) -> tuple[np.ndarray, np.ndarr
         )
     values = nifti.voxels(path, image).reshape(*shape[:3], 3)
     if format == "learn2reg":
+        if not given and image.header["descrip"].item().decode("latin-1") != IN_VOXELS:
+            warnings.warn(
+                f"{path}: nothing says in which unit its displacements are: they are read as voxels, as in "
+                "Learn2Reg and VoxelMorph; for mm, as in SynthMorph, give the format nifti",
+                stacklevel=2,
+            )
         return values, image.affine
     if format == "spm":
         values = values - _positions_mm(shape[:3], image.affine)

@@ -191,7 +191,8 @@ def test_transforms_of_other_programs_name_their_converter(tmp_path, name, text,
 def test_warps_of_voxelmorph(tmp_path):
     np.savez(tmp_path / "a.npz", vol=DISPLACEMENT)
     assert "VoxelMorph" in refusal(lambda: read_field(tmp_path / "a.npz"), tmp_path / "a.npz")
-    displacement, affine = read_field(save(tmp_path / "a.nii", DISPLACEMENT))  # voxels, as of Learn2Reg
+    with pytest.warns(UserWarning, match="read as voxels"):
+        displacement, affine = read_field(save(tmp_path / "a.nii", DISPLACEMENT))
     np.testing.assert_array_equal(displacement, DISPLACEMENT)
     np.testing.assert_allclose(affine, AFFINE)
 
