@@ -116,11 +116,11 @@ def test_noise_alone_moves_nothing(seed):
     config = AffineConfig(voxels=(10, 20), steps=(10, 30), rotation_starts_deg=0.0)
 
     def found(moved, noise):
-        scans = [
+        fixed, moving = (
             (values + rng.normal(scale=noise, size=FIXED_SHAPE)).astype(np.float32)
             for values in (texture, moved)
-        ]
-        return align_affine(*scans, FIXED_AFFINE, FIXED_AFFINE, config=config)
+        )
+        return align_affine(fixed, moving, FIXED_AFFINE, FIXED_AFFINE, config=config)
 
     np.testing.assert_array_equal(found(texture, noise=0.05), np.eye(4))
     # Half a voxel of motion is more than chance.
