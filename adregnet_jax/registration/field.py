@@ -230,12 +230,13 @@ def refine_inverse(
 ) -> DisplacementField:
     """An inverse that leads back from its own voxels, where it had been resampled from another grid.
 
-    Each iteration moves every point of the fixed world by a share of what `field` misses of its voxel.
+    Each iteration moves every point of the fixed world by a share of what field and matrix together miss of
+    its voxel. Beyond the grid of the field, its border goes on, and the matrix acts as everywhere.
 
     Args:
-      inverse: from the moving to the fixed world, near the inverse of `field`.
-      field: from the fixed to the moving world.
-      matrix: [4, 4] RAS mm, the linear part of `field`.
+      inverse: from the moving to the fixed world, near the inverse of `after_field(field, matrix)`.
+      field: the displacement before the matrix, on the grid of the fixed scan.
+      matrix: [4, 4] RAS mm, as applied by `after_field`.
       iterations: number of fixed-point iterations.
 
     Returns:
@@ -250,10 +251,11 @@ def refine_inverse(
         raise ValueError(f"matrix must be [4, 4], got shape {matrix.shape}")
     target_mm = _displaced_mm(DisplacementField(jnp.zeros_like(inverse.displacement), inverse.affine))
     linear = _inverse(matrix)
+    shift_mm = jnp.asarray(matrix, jnp.float32)[:3, 3]
 
     def displaced(points_mm: Array) -> Array:
-        shift = sample(field.displacement, _to_voxels(field.affine, points_mm))
-        return points_mm + _linear(field.affine, shift)
+        moved_mm = _linear(field.affine, sample(field.displacement, _to_voxels(field.affine, points_mm)))
+        return _linear(matrix, points_mm + moved_mm) + shift_mm
 
     points_mm = points_before(
         target_mm,

@@ -181,8 +181,8 @@ def register_scans(
 
     begin("inverse")
     inverse = ladder.reverse_field(back, matrix, shape=moving.shape, affine=moving.affine)
-    field = ladder.after_field(field, matrix)
     inverse = ladder.refine_inverse(inverse, field, matrix)
+    field = ladder.after_field(field, matrix)
     values = moving.values.astype(np.float32)
     warped = ladder.warp_image(field, values - values.min(), moving.affine) + values.min()
     begin("")

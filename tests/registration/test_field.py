@@ -19,7 +19,9 @@ from adregnet_jax.registration.field import (
     field_from_affine,
     field_jacobian,
     invert_field,
+    refine_inverse,
     resample_field,
+    reverse_field,
     warp_image,
     warp_points,
 )
@@ -155,6 +157,21 @@ def test_composition_of_points_and_its_inverse():
     there_and_back = warp_points(compose_fields(small, back), points_mm)
     np.testing.assert_allclose(there_and_back, points_mm, atol=1e-3)
     assert np.linalg.norm(warp_points(small, points_mm) - points_mm, axis=1).max() > 1
+
+
+@pytest.mark.parametrize("bent", [0.0, 0.3])
+def test_a_refined_inverse_leads_back_from_every_voxel(bent):
+    """Also from those whose place lies beyond the grid of the field."""
+    small = DisplacementField(bent * DISPLACEMENT, AFFINE)
+    rough = reverse_field(invert_field(small), MATRIX, shape=MOVING_SHAPE, affine=MOVING_AFFINE)
+    inverse = refine_inverse(rough, small, MATRIX)
+    voxels = np.moveaxis(np.indices(MOVING_SHAPE), 0, -1).reshape(-1, 3)
+    points_mm = nib.affines.apply_affine(MOVING_AFFINE, voxels)
+    before_mm = np.asarray(warp_points(inverse, points_mm))
+    again_mm = nib.affines.apply_affine(MATRIX, warp_points(small, before_mm))
+    np.testing.assert_allclose(again_mm, points_mm, atol=2e-3)
+    before = nib.affines.apply_affine(np.linalg.inv(AFFINE), before_mm)
+    assert np.any((before < -1) | (before > SHAPE))
 
 
 def test_a_field_on_another_grid_is_the_same_map():

@@ -43,8 +43,6 @@
   let recolour = false; // whether the greys are to change at the next drawing
   const panels = [];
 
-  // ---- Loading ----
-
   const bytesOf = async (number, name) => {
     const base64 = element(`volume-${number}-${name}`).textContent;
     const text = atob(base64);
@@ -122,8 +120,6 @@
     redraw();
   };
 
-  // ---- Geometry: voxels and pixels of a tile, which is one plane in one panel ----
-
   const placing = (niivue, tile) => {
     const [h, v, normal] = AXES[tile.axCorSag];
     const low = niivue.frac2mm([0, 0, 0]);
@@ -170,8 +166,6 @@
   };
 
   const fraction = () => view.at.map((value, axis) => (value + 0.5) / pair.shape[axis]);
-
-  // ---- Slices of volumes, as images of one pixel a voxel ----
 
   const sliceOf = (volume, { h, v, normal }) => {
     const { shape, factors, values } = volume;
@@ -230,8 +224,6 @@
       return rgba(bytes[from], bytes[from + 1], bytes[from + 2], alpha);
     });
   };
-
-  // ---- What lies over the slices ----
 
   const drawMap = (context, tile) => {
     const map = pair.maps.find((one) => one.name === view.map);
@@ -423,8 +415,6 @@
     }
   };
 
-  // ---- Showing the state ----
-
   let waiting = false;
   const redraw = () => {
     if (waiting) return;
@@ -603,8 +593,6 @@
     recolour = true;
   };
 
-  // ---- Mouse ----
-
   const pixel = (panel, event) => {
     const box = panel.marks.getBoundingClientRect();
     return [
@@ -679,8 +667,6 @@
     view.alone = view.alone === null ? name : null;
     redraw();
   };
-
-  // ---- Controls and keys ----
 
   const set = (name, value) => {
     view[name] = value;
@@ -760,8 +746,6 @@
       redraw();
     }, FLICKER_MS);
   };
-
-  // ---- Start ----
 
   // NiiVue turns and colours a scan slice by slice on the GPU, which takes seconds where the processor stands in for
   // one. The scans of this page need no turning: their greys are copied into the texture instead.
