@@ -224,7 +224,7 @@ def write_field(
     else:
         image = _nifti_field(displacement, affine, format)
         with new_file(path, overwrite=overwrite) as temporary:
-            nifti.save(image, temporary, strategy=zlib.Z_RLE)
+            nifti.save(image, temporary)
 
 
 def read_field(
