@@ -346,8 +346,8 @@ def instance_preset(
         levels["thorough"]["steps"] = (20, 55, 22)
     motion: dict[str, dict[str, Any]] = {
         "same": {"strides": (2, 3, 4), "smoothness": 0.3, "jacobian": 0.0},
-        "different": {"strides": (2, 2, 3), "smoothness": 0.05, "least_jacobian": 0.35},
-        "any": {"strides": (2, 2, 3), "smoothness": 0.1, "least_jacobian": 0.35},
+        "different": {"strides": (2, 2, 3), "smoothness": 0.05, "least_jacobian": 0.37},
+        "any": {"strides": (2, 2, 3), "smoothness": 0.1, "least_jacobian": 0.37},
     }
     if effort not in levels:
         raise ValueError(f"effort is one of {', '.join(levels)}, not {effort!r}")
