@@ -293,7 +293,7 @@ class InstanceConfig:
     smoothness: float = 0.1  # weight of the squared gradient, (mm/mm)^2
     bending: float = 0.0  # weight of the bending energy, 1/mm^2
     jacobian: float = 10.0  # weight of the depth of folds
-    least_jacobian: float = 0.0  # determinants below it count as folds, by what they lack
+    least_jacobian: float = 0.37  # determinants below it count as folds, by what they lack
     unfold: bool = True  # at the end, smooth the displacement where it folds, and only there
     diffeomorphic: bool = False  # a stationary velocity is optimised: no folds, and an exact inverse
     symmetric: bool = False  # with diffeomorphic: the scans are compared on the moving grid as well
@@ -346,8 +346,8 @@ def instance_preset(
         levels["thorough"]["steps"] = (20, 55, 22)
     motion: dict[str, dict[str, Any]] = {
         "same": {"strides": (2, 3, 4), "smoothness": 0.3, "jacobian": 0.0},
-        "different": {"strides": (2, 2, 3), "smoothness": 0.05, "least_jacobian": 0.37},
-        "any": {"strides": (2, 2, 3), "smoothness": 0.1, "least_jacobian": 0.37},
+        "different": {"strides": (2, 2, 3), "smoothness": 0.05},
+        "any": {"strides": (2, 2, 3), "smoothness": 0.1},
     }
     if effort not in levels:
         raise ValueError(f"effort is one of {', '.join(levels)}, not {effort!r}")
