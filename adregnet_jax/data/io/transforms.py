@@ -27,6 +27,7 @@ import dataclasses
 import warnings
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -322,10 +323,14 @@ def _through(vectors: np.ndarray, matrix: np.ndarray, *, order: Literal["C", "F"
     """Vectors [x, y, z, 3] through a matrix [3, 3], in float64 slab by slab, as float32."""
     found = np.empty(vectors.shape, np.float32, order=order)
     diagonal = np.array_equal(matrix, np.diag(np.diag(matrix)))
-    with np.errstate(over="ignore", invalid="ignore"):  # the reader refuses infinities
-        for start in range(0, len(vectors), SLAB):
-            slab = vectors[start : start + SLAB].astype(np.float64)
+
+    def convert(start: int) -> None:
+        slab = vectors[start : start + SLAB].astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # the reader refuses infinities
             found[start : start + SLAB] = slab * np.diag(matrix) if diagonal else slab @ matrix.T
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(convert, range(0, len(vectors), SLAB)))
     return found
 
 
