@@ -41,7 +41,7 @@ FLAT = 1e-3  # standard deviation of an image without information on its place
 WINDOW = 5  # voxels of a level: of the local NCC
 GLOBAL_SHARE = 0.3  # of the global NCC, added to the local one
 BLOCK = 6  # voxels of the finest level: the gain in similarity is averaged over blocks of this width
-FEWEST_BLOCKS = 27
+FEWEST_BLOCKS = 27  # with fewer, their spread says too little
 EARNED = 3.0  # standard errors by which a map must be more similar than the headers' alignment
 OVERLAP_POWER = 0.1  # of the overlap, by which the normalised mutual information is multiplied
 LEAST_OVERLAP = 1e-3  # of the smaller scan: the power has a gradient from there on
@@ -55,9 +55,8 @@ class _Grid(NamedTuple):
     """How a scan is brought to the grid of one level."""
 
     weights: tuple[AnyArray, AnyArray, AnyArray]  # [voxels of the level, voxels of the scan] of each axis
-    offsets: tuple[
-        AnyArray, AnyArray, AnyArray
-    ]  # [voxels of the level], of the points from the voxels' centres
+    # [voxels of the level] of each axis: from the voxels' centres to the points that are compared.
+    offsets: tuple[AnyArray, AnyArray, AnyArray]
     linear: AnyArray  # [3, 3], of the affine of the level's grid
     size: AnyArray  # [3], voxels of the level, without padding
 
