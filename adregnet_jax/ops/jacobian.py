@@ -123,9 +123,11 @@ def folded_volume(
     determinants = _tetrahedra(displacement)
     inside = jnp.ones(displacement.shape[:-1], bool) if mask is None else mask.astype(bool)
     whole = functools.reduce(jnp.logical_and, _corners(inside).values())
-    total = jnp.zeros(displacement.shape[0])
-    for determinant in determinants:
-        total = total + jnp.sum(jnp.where(whole, jnp.maximum(-determinant, 0), 0), axis=(1, 2, 3))
+    inverted = functools.reduce(jnp.add, (jnp.maximum(-determinant, 0) for determinant in determinants))
+    # Of a sum over all voxels XLA for CPUs makes one for each tetrahedron, and keeps their ten arrays. The
+    # barrier hides from it that all are counted.
+    whole = jax.lax.optimization_barrier(whole)
+    total = jnp.sum(inverted, axis=(1, 2, 3), where=whole)
     return total / jnp.sum(whole, axis=(1, 2, 3)) / 6 / 2
 
 
@@ -179,11 +181,16 @@ def _tetrahedra(displacement: AnyArray) -> list[Array]:
         raise ValueError(
             f"displacement must be [b, x, y, z, 3] of 2 voxels or more an axis, got {displacement.shape}"
         )
-    vertex = _corners(identity_grid(displacement.shape[1:4])[None] + displacement)
+    place = identity_grid(displacement.shape[1:4])[None] + displacement
+    x, y, z = (_corners(place[..., axis]) for axis in range(3))
+    vertex = {bits: (x[bits], y[bits], z[bits]) for bits in x}
 
     def determinant(origin: tuple[int, int, int], *others: tuple[int, int, int]) -> Array:
-        a, b, c = (vertex[other] - vertex[origin] for other in others)
-        return jnp.sum(jnp.cross(a, b) * c, axis=-1)
+        # By components, which XLA computes voxel by voxel, without an array of vectors in between.
+        (xa, ya, za), (xb, yb, zb), (xc, yc, zc) = (
+            [at - start for at, start in zip(vertex[other], vertex[origin], strict=True)] for other in others
+        )
+        return (ya * zb - za * yb) * xc + (za * xb - xa * zb) * yc + (xa * yb - ya * xb) * zc
 
     found = []
     for parity in (0, 1):
