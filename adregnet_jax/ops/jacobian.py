@@ -121,7 +121,7 @@ def folded_volume(
       registration, arXiv:2212.06060.
     """
     determinants = _tetrahedra(displacement)
-    inside = jnp.ones(displacement.shape[:-1], bool) if mask is None else mask.astype(bool)
+    inside = jnp.ones(displacement.shape[:-1], bool) if mask is None else jnp.asarray(mask, bool)
     whole = functools.reduce(jnp.logical_and, _corners(inside).values())
     inverted = functools.reduce(jnp.add, (jnp.maximum(-determinant, 0) for determinant in determinants))
     # Of a sum over all voxels XLA for CPUs makes one for each tetrahedron, and keeps their ten arrays. The
@@ -163,7 +163,7 @@ def least_determinant(displacement: Float[AnyArray, "b x y z 3"]) -> Float[Array
     return least
 
 
-def _corners(values: AnyArray) -> dict[tuple[int, int, int], AnyArray]:
+def _corners(values: Array) -> dict[tuple[int, int, int], Array]:
     """The eight corners [b, x - 1, y - 1, z - 1, ...] of all cubes between voxels."""
     low, high = slice(None, -1), slice(1, None)
     return {
@@ -181,7 +181,7 @@ def _tetrahedra(displacement: AnyArray) -> list[Array]:
         raise ValueError(
             f"displacement must be [b, x, y, z, 3] of 2 voxels or more an axis, got {displacement.shape}"
         )
-    place = identity_grid(displacement.shape[1:4])[None] + displacement
+    place = identity_grid(displacement.shape[1:4])[None] + jnp.asarray(displacement)
     x, y, z = (_corners(place[..., axis]) for axis in range(3))
     vertex = {bits: (x[bits], y[bits], z[bits]) for bits in x}
 

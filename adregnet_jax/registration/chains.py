@@ -133,8 +133,10 @@ def _through_inverse(
 def _linear_part(displacement: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """[4, 4], the affine map nearest to a field by least squares; the identity if that can't be inverted."""
     step = max(1, int(np.ceil((displacement[..., 0].size / FIT_POINTS) ** (1 / 3))))
-    voxels = np.moveaxis(np.indices(displacement.shape[:3])[:, ::step, ::step, ::step], 0, -1).reshape(-1, 3)
-    moved = voxels + displacement[::step, ::step, ::step].reshape(-1, 3)
+    # Two voxels or more along a short axis, or the points would lie in a plane.
+    some = tuple(slice(0, n, min(step, max(1, n - 1))) for n in displacement.shape[:3])
+    voxels = np.moveaxis(np.mgrid[some], 0, -1).reshape(-1, 3)
+    moved = voxels + displacement[some].reshape(-1, 3)
     before, after = (nib.affines.apply_affine(affine, points) for points in (voxels, moved))
     solved: Any = np.linalg.lstsq(np.c_[before, np.ones(len(before))], after, rcond=None)[0]
     linear = np.eye(4)

@@ -125,6 +125,15 @@ def test_the_verdict_does_not_depend_on_the_size_of_voxels(scan, perfect):
     assert found.evidence["error_90_mm"] == pytest.approx(perfect.evidence["error_90_mm"] / 1000, rel=0.01)
 
 
+def test_the_linear_part_is_right_where_equal_steps_through_the_scan_stay_in_one_slice():
+    shape = (157, 128, 64)  # 64 times as many voxels as the linear part is fitted to
+    values = np.full(shape, 3, np.float32)  # a bright rim, so that all is foreground
+    values[2:-2, 2:-2, 2:-2] = texture(shape)[2:-2, 2:-2, 2:-2]
+    full = Image(values, AFFINE, "full")
+    evidence = assess(full, full, field(still(shape)), modality="mono").evidence
+    assert [evidence[name] for name in ("stretch_min", "stretch_max")] == pytest.approx([1, 1], abs=1e-3)
+
+
 def mirrored():
     displacement = still()
     displacement[..., 0] = (SHAPE[0] - 1 - 2 * np.arange(SHAPE[0]))[:, None, None]

@@ -243,3 +243,15 @@ def test_what_chains_refuse(files):
         from adregnet_jax.cli.options import in_option_words
 
         assert message in in_option_words(str(error.value))
+
+
+def test_the_inverse_of_a_large_turn_of_three_slices():
+    shape = (250, 250, 3)
+    affine = oblique([1.0, 1, 4], shape, np.zeros(3), [0, 0, 0])
+    turn = oblique([1.0, 1, 1], (1, 1, 1), np.zeros(3), [0, 0, 100])
+    voxels = np.moveaxis(np.indices(shape), 0, -1)
+    turned = nib.affines.apply_affine(np.linalg.inv(affine) @ turn @ affine, voxels)
+    field = DisplacementField((turned - voxels).astype(np.float32), affine)
+    points = np.array([[20.0, -30, -4], [-40, 10, -4]])
+    back, _ = chain_points([(field, True)], nib.affines.apply_affine(turn, points))
+    np.testing.assert_allclose(back, points, atol=1e-3)

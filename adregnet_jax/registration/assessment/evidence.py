@@ -28,6 +28,7 @@ MOST_OUTSIDE = 0.5  # that is so because the moving scan doesn't show so much of
 TEXTURE = 0.3  # share of a block's contrast above the floor, from which on it can be judged
 HELD = 1.5  # voxels: a block whose best place is nearer is held by the images
 SMOOTH_CELLS = 1.0  # SD of the predicted error's smoothing
+FIT_VOXELS = 20_000  # to which the linear part of a field is fitted, at most
 DETERMINANTS = (0.05, 20.0)  # beyond, a change of volume isn't anatomy
 
 
@@ -222,8 +223,10 @@ def _plausibility(
         inside = np.ones_like(inside)
     determinant = jacobian[inside]
     low, high = np.percentile(determinant, (1, 99))
-    chosen = np.argwhere(inside)
-    chosen = chosen[:: max(1, len(chosen) // 20_000)]
+    # Drawn at random: at equal steps, they can all lie in one slice.
+    places = np.flatnonzero(inside)
+    places = np.random.default_rng(0).choice(places, min(len(places), FIT_VOXELS))
+    chosen = np.stack(np.unravel_index(places, inside.shape), axis=-1)
     points = (chosen - chosen.mean(axis=0)) * np.asarray(spacing_mm)
     moved = points + displacement[tuple(chosen.T)] * np.asarray(spacing_mm)
     design = np.concatenate([points, np.ones((len(points), 1))], axis=1)
