@@ -107,3 +107,9 @@ def keep_freed_memory() -> None:
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(arena_max, 1)
+
+
+def release_freed_memory() -> None:
+    """Hands back to the system what `keep_freed_memory` made glibc keep, between two parts of a program."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
