@@ -373,6 +373,7 @@ class AffineConfig:
     rotation_starts_deg: float = 25.0  # further starts, turned by this much in 26 directions; 0: none
     min_overlap: float = 0.5  # of the smaller scan; with less, similarity counts in proportion
     max_stretch: float = 1.5  # by which any length may grow or shrink
+    determinants: tuple[float, float] = (0.5, 2.0)  # beyond, the map is refused, and a rigid one is sought
 
     def check(self, prefix: str = "affine.") -> None:
         expect = functools.partial(_expect, self, prefix)
@@ -386,6 +387,8 @@ class AffineConfig:
         expect("rotation_starts_deg", 0 <= self.rotation_starts_deg < 180, "degrees from 0 to below 180")
         expect("min_overlap", 0 < self.min_overlap <= 1, "a share above 0, up to 1")
         expect("max_stretch", 1 <= self.max_stretch <= 4, "a factor from 1 to 4")
+        within = len(self.determinants) == 2 and 0 < self.determinants[0] <= 1 <= self.determinants[1]
+        expect("determinants", within, "two factors, above 0 to 1 and from 1")
 
 
 @dataclasses.dataclass

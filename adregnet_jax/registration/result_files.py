@@ -37,6 +37,7 @@ FILES = (
 COLUMNS = (
     tables.Column("verdict", "{verdict}, score {score:.2f}"),
     tables.Column("predicted error", "{error_mm:.3g} mm (90 % below {error_90_mm:.3g})"),
+    tables.Column("taken back", "{taken_back}"),
     tables.Column("similarity", "{similarity_measure}"),
     tables.Column("before", "{similarity_before:.3f}"),
     tables.Column("affine", "{similarity_affine:.3f}"),

@@ -48,6 +48,20 @@ class Evidence(NamedTuple):
     believable: bool  # whether enough of what the field gains where it was optimised is gained elsewhere, too
 
 
+class StageOutcome(NamedTuple):
+    """Whether a stage of a registration was kept. See `registration.harm`."""
+
+    stage: str  # "affine", "network" or "instance"
+    similarity_before: float  # mean squared local NCC over the union of the foregrounds
+    similarity: float
+    taken_back: str | None  # why; None: the stage was kept
+
+    def record(self) -> dict[str, Any]:
+        """JSON's types."""
+        numbers = {name: round(getattr(self, name), 4) for name in ("similarity_before", "similarity")}
+        return {"stage": self.stage, **numbers, "taken_back": self.taken_back}
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class RegisteredScans:
     """Two registered scans, and what is needed to measure and to write the result.
@@ -63,6 +77,7 @@ class RegisteredScans:
       stages: the fields after the stages that came before the last, by their names: "affine", "network".
       evidence: why the deformation is as smooth as it is; None where its smoothness was given, or there is no
         instance optimisation.
+      outcomes: of the stages, in their order: whether each was kept.
       measured: the measurement, where it has been made before; otherwise `measurement` makes it.
       assessment: the verdict; None where none was asked for.
       record: "sources", "options" and "network", as summary.json stores them; empty for scans that don't come
@@ -78,6 +93,7 @@ class RegisteredScans:
     seconds: dict[str, float]
     stages: Mapping[str, DisplacementField] = dataclasses.field(default_factory=dict)
     evidence: Evidence | None = None
+    outcomes: tuple[StageOutcome, ...] = ()
     measured: Measurement | None = None
     assessment: Assessment | None = None
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -96,11 +112,14 @@ class RegisteredScans:
     def summary(self) -> dict[str, Any]:
         """The record, the measurements, choices and verdict ("results"), evidence and seconds, for JSON."""
         results = self.measurement.row | {"modality": self.modality} | self._evidence_row()
+        undone = [f"{outcome.stage}: {outcome.taken_back}" for outcome in self.outcomes if outcome.taken_back]
+        results["taken_back"] = "; ".join(undone) or None
         judged = {}
         if self.assessment is not None:
             results |= self.assessment.row()
             judged = {"evidence": self.assessment.record()["evidence"]}
-        return {**self.record, "results": results, **judged, "seconds": dict(self.seconds)}
+        stages = {"stages": [outcome.record() for outcome in self.outcomes]}
+        return {**self.record, "results": results, **stages, **judged, "seconds": dict(self.seconds)}
 
     def _evidence_row(self) -> dict[str, Any]:
         if self.evidence is None:

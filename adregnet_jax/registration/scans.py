@@ -7,6 +7,7 @@ the fixed scan, and the two become one field, so that the moving scan is interpo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import time
 import warnings
@@ -26,6 +27,7 @@ from adregnet_jax.registration import ladder
 from adregnet_jax.registration.adapter import predict_displacement
 from adregnet_jax.registration.affine import align_affine_on_rungs
 from adregnet_jax.registration.evidence import weigh_evidence
+from adregnet_jax.registration.harm import coarse_scans, likeness, weigh_stage
 from adregnet_jax.registration.instance import MovingGrid, align_on_rungs, has_own_grid
 from adregnet_jax.registration.measure import ScanPair
 from adregnet_jax.registration.modality import same_contrast
@@ -117,6 +119,20 @@ def register_scans(
 
     begin("affine")
     matrix, contrast = _aligned(pair, scans, masks, affine, modality)
+    alike = functools.partial(likeness, coarse_scans(pair, scans, masks))
+    outcomes = []
+    now = alike(None, np.eye(4))
+    if affine is not None:
+        refused = _implausible(matrix, affine.determinants)
+        if refused:
+            rigid = dataclasses.replace(affine, kind="rigid")
+            matrix, contrast = _aligned(pair, scans, masks, rigid, modality)
+        outcome = weigh_stage("affine", now, after := alike(None, matrix))
+        if outcome.taken_back:
+            matrix = np.eye(4)
+        else:
+            now = after
+        outcomes.append(outcome._replace(taken_back=outcome.taken_back or refused))
 
     begin("deformable")
     field = ladder.zero_field(fixed.shape, fixed.affine)
@@ -153,7 +169,12 @@ def register_scans(
             # The optimisation finds detail by itself: the first run is enough of a start.
             runs = None if instance is None else 1
             displacement = predict_displacement(network, known, moved, tile=tile, runs=runs)
-            if instance is not None:
+            outcomes.append(weigh_stage("network", now, after := alike(displacement, matrix)))
+            if outcomes[-1].taken_back:
+                displacement, network = np.asarray(field.displacement), None
+            else:
+                now = after
+            if instance is not None and network is not None:
                 predicted = dataclasses.replace(field, displacement=displacement)
                 stages["network"] = ladder.after_field(predicted, matrix)
         if instance is not None:
@@ -164,16 +185,20 @@ def register_scans(
                 moved = scans[1]
                 if moved_mask is not None:
                     moved_mask = np.ones(moving.shape, np.float32) if masks[1] is None else masks[1]
+            started = displacement
             displacement, reverse = align_on_rungs(
                 scans[0],
                 moved,
-                start=None if network is None else displacement,
+                start=None if network is None else started,
                 fixed_mask=masks[0],
                 moving_mask=moved_mask,
                 spacing_mm=spacing_mm,
                 config=instance,
                 to_moving=to_moving,
             )
+            outcomes.append(weigh_stage("instance", now, alike(displacement, matrix)))
+            if outcomes[-1].taken_back:
+                displacement, reverse = started, None
         field = dataclasses.replace(field, displacement=displacement)
         if reverse is None:
             back = ladder.invert_field(field)
@@ -204,7 +229,17 @@ def register_scans(
         seconds=seconds,
         stages=stages,
         evidence=evidence,
+        outcomes=tuple(outcomes),
     )
+
+
+def _implausible(matrix: np.ndarray, determinants: tuple[float, float]) -> str | None:
+    """Why a linear map is refused; None if it isn't."""
+    determinant = float(np.linalg.det(matrix[:3, :3]))
+    low, high = determinants
+    if low <= determinant <= high:
+        return None
+    return f"it changed volumes {determinant:.2f}-fold, beyond {low:g} to {high:g}: a rigid map instead"
 
 
 def _aligned(

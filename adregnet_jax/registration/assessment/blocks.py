@@ -35,6 +35,7 @@ class BlockMatches(NamedTuple):
       elsewhere: mean correlation at the places farthest away.
       residual: [i, j, k, 3] in voxels, from the block to its best place.
       expected: in voxels, the mean distance to the right place, weighted by how likely each place is.
+      curvature: of the correlation at the best place, per squared voxel, along the axis that holds it least.
       texture: 0 to 1, how much of the block's contrast is above the floor, in the image with more of it.
       counts: whether both images show enough of the block.
     """
@@ -44,6 +45,7 @@ class BlockMatches(NamedTuple):
     elsewhere: Float[AnyArray, "i j k"]
     residual: Float[AnyArray, "i j k 3"]
     expected: Float[AnyArray, "i j k"]
+    curvature: Float[AnyArray, "i j k"]
     texture: Float[AnyArray, "i j k"]
     counts: Float[AnyArray, "i j k"]
 
@@ -116,7 +118,8 @@ def _summarise(
     elsewhere = jnp.sum(surface * far, axis=0) / jnp.maximum(jnp.sum(far, axis=0), 1)
     best = jnp.argmax(surface + 1e-5 * (jnp.arange(len(places)) == here)[:, None, None, None], axis=0)
     peak = jnp.max(surface, axis=0)
-    residual = (jnp.asarray(places, jnp.float32)[best] + _vertex(surface, best, places, radius)) * spacing
+    offset, bends = _vertex(surface, best, places, radius)
+    residual = (jnp.asarray(places, jnp.float32)[best] + offset) * spacing
     # The likelihood of a place if so many voxels of the block were independent and normal.
     positive = jnp.clip(surface, 0, 0.99)
     likelihood = -0.5 * SAMPLES * jnp.log1p(-(positive**2)) + jnp.log(jnp.maximum(enough, 1e-6))
@@ -131,16 +134,20 @@ def _summarise(
         elsewhere,
         residual,
         expected,
+        jnp.min(-bends / spacing**2, axis=-1),
         variance / (variance + 4 * FLOOR**2),
         enough[here],
     )
 
 
-def _vertex(surface: jax.Array, best: jax.Array, places: np.ndarray, radius: Sequence[int]) -> jax.Array:
-    """[i, j, k, 3]: from the best place to the top of a parabola along each axis, at most half a voxel."""
+def _vertex(
+    surface: jax.Array, best: jax.Array, places: np.ndarray, radius: Sequence[int]
+) -> tuple[jax.Array, jax.Array]:
+    """[i, j, k, 3] twice: from the best place to the top of a parabola along each axis, at most half a voxel,
+    and the second difference of the correlation there."""
     widths = [2 * r + 1 for r in radius]
     strides = [widths[1] * widths[2], widths[2], 1]
-    offsets = []
+    offsets, bends = [], []
     for axis in range(3):
         coordinate = jnp.asarray(places[:, axis])[best]
         inner = jnp.abs(coordinate) < radius[axis]
@@ -152,7 +159,8 @@ def _vertex(surface: jax.Array, best: jax.Array, places: np.ndarray, radius: Seq
         below, top, above = at(best - step), at(best), at(best + step)
         bend = jnp.minimum(below - 2 * top + above, -1e-4)
         offsets.append(jnp.where(inner, jnp.clip(0.5 * (below - above) / bend, -0.5, 0.5), 0))
-    return jnp.stack(offsets, axis=-1)
+        bends.append(jnp.where(inner, bend, 0))
+    return jnp.stack(offsets, axis=-1), jnp.stack(bends, axis=-1)
 
 
 def _standardised(image: AnyArray, mask: AnyArray) -> AnyArray:
