@@ -36,8 +36,10 @@ RESULTS = "results.csv"
 MEASURES = (
     "verdict",
     "score",
-    "error_mm",
-    "error_90_mm",
+    "predicted_error_mm",
+    "predicted_error_90_low_mm",
+    "predicted_error_90_high_mm",
+    "taken_back",
     "similarity_measure",
     "similarity_before",
     "similarity_affine",
@@ -250,7 +252,10 @@ def _row(pair: NamedPair, work: Callable[[], dict[str, Any]]) -> Row:
         return row | _failure(in_option_words(str(error)))
     except Exception as error:  # whatever it is, the other pairs are not to blame
         return row | _failure(f"{type(error).__name__}: {error}")
-    measures = {name: summary["results"].get(name) for name in MEASURES}
+    results = summary["results"]
+    low, high = results.get("predicted_error_90_mm") or (None, None)
+    results |= {"predicted_error_90_low_mm": low, "predicted_error_90_high_mm": high}
+    measures = {name: results.get(name) for name in MEASURES}
     return row | {"status": "done", "message": "", "seconds": sum(summary["seconds"].values())} | measures
 
 

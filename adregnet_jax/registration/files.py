@@ -113,6 +113,7 @@ def register_files(
         fixed_mask=scans.fixed_mask,
         moving_mask=scans.moving_mask,
         apart=options.apart,
+        keep=options.keep,
         on_stage=on_stage,
     )
     record = {

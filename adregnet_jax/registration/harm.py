@@ -129,7 +129,7 @@ def likeness(
     return Likeness(squared, union, float(beyond[union].mean()) if union.any() else 0.0)
 
 
-def weigh_stage(stage: str, before: Likeness, after: Likeness) -> StageOutcome:
+def weigh_stage(stage: str, before: Likeness, after: Likeness, *, keep: bool = False) -> StageOutcome:
     """Whether a stage is kept.
 
     It is taken back if the scans are less alike than before by three standard errors over blocks, or if more
@@ -139,13 +139,14 @@ def weigh_stage(stage: str, before: Likeness, after: Likeness) -> StageOutcome:
       stage: its name.
       before: under the map that the stage started from.
       after: under the map that it made.
+      keep: keep it in any case.
     """
     reason = None
     if after.implausible > max(MOST_IMPLAUSIBLE, before.implausible):
         reason = f"{after.implausible:.0%} of the volume is folded, or shrinks or grows 20-fold"
     elif _fell(before, after):
         reason = f"the scans were more alike before, {before.mean:.3f} against {after.mean:.3f}"
-    return StageOutcome(stage, before.mean, after.mean, reason)
+    return StageOutcome(stage, before.mean, after.mean, None if keep else reason)
 
 
 def _fell(before: Likeness, after: Likeness) -> bool:

@@ -44,6 +44,7 @@ class RegistrationOptions:
     affine: Annotated[bool, "Whether to start with an affine registration."] = True
     rigid: Annotated[bool, "Start with a rigid registration instead."] = False
     apart: Annotated[bool, "Start from the centres of scans that don't overlap in the world."] = False
+    keep: Annotated[bool, "Keep every stage, even if the scans were more alike before it."] = False
     diffeomorphic: Annotated[bool, "Without folds, and with an exact inverse."] = False
     subjects: Annotated[
         Subjects,
@@ -142,6 +143,7 @@ class RegistrationOptions:
             "weights": self.weights and str(self.weights),
             "tile": self.tile,
             "apart": self.apart,
+            "keep": self.keep,
             "prefer": self.prefer,
         }
         return json.loads(json.dumps(choices))

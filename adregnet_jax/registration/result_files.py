@@ -36,7 +36,10 @@ FILES = (
 )
 COLUMNS = (
     tables.Column("verdict", "{verdict}, score {score:.2f}"),
-    tables.Column("predicted error", "{error_mm:.3g} mm (90 % below {error_90_mm:.3g})"),
+    tables.Column(
+        "predicted error",
+        "{predicted_error_mm} mm (90 %: {predicted_error_90_mm[0]} to {predicted_error_90_mm[1]})",
+    ),
     tables.Column("taken back", "{taken_back}"),
     tables.Column("similarity", "{similarity_measure}"),
     tables.Column("before", "{similarity_before:.3f}"),

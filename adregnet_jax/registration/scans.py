@@ -57,6 +57,7 @@ def register_scans(
     fixed_mask: Image | None = None,
     moving_mask: Image | None = None,
     apart: bool = False,
+    keep: bool = False,
     on_stage: Callable[[str], None] | None = None,
 ) -> RegisteredScans:
     """Registers a moving scan to a fixed scan; grid, spacing and orientation may differ.
@@ -82,6 +83,9 @@ def register_scans(
       fixed_mask: on the grid of the fixed scan, 0 where the scan doesn't count.
       moving_mask: on the grid of the moving scan, likewise.
       apart: accept scans that don't overlap in the world; the affine step starts from their centres.
+      keep: keep every stage. Otherwise one is taken back if the scans were more alike before it
+        (`registration.harm`), and an affine map that changes volumes beyond `affine.determinants` gives way
+        to a rigid one; `RegisteredScans.outcomes` says so.
       on_stage: called with the name of each stage when it begins.
 
     Returns:
@@ -120,14 +124,15 @@ def register_scans(
     begin("affine")
     matrix, contrast = _aligned(pair, scans, masks, affine, modality)
     alike = functools.partial(likeness, coarse_scans(pair, scans, masks))
+    weigh = functools.partial(weigh_stage, keep=keep)
     outcomes = []
     now = alike(None, np.eye(4))
     if affine is not None:
-        refused = _implausible(matrix, affine.determinants)
+        refused = None if keep else _implausible(matrix, affine.determinants)
         if refused:
             rigid = dataclasses.replace(affine, kind="rigid")
             matrix, contrast = _aligned(pair, scans, masks, rigid, modality)
-        outcome = weigh_stage("affine", now, after := alike(None, matrix))
+        outcome = weigh("affine", now, after := alike(None, matrix))
         if outcome.taken_back:
             matrix = np.eye(4)
         else:
@@ -169,7 +174,7 @@ def register_scans(
             # The optimisation finds detail by itself: the first run is enough of a start.
             runs = None if instance is None else 1
             displacement = predict_displacement(network, known, moved, tile=tile, runs=runs)
-            outcomes.append(weigh_stage("network", now, after := alike(displacement, matrix)))
+            outcomes.append(weigh("network", now, after := alike(displacement, matrix)))
             if outcomes[-1].taken_back:
                 displacement, network = np.asarray(field.displacement), None
             else:
@@ -196,7 +201,7 @@ def register_scans(
                 config=instance,
                 to_moving=to_moving,
             )
-            outcomes.append(weigh_stage("instance", now, alike(displacement, matrix)))
+            outcomes.append(weigh("instance", now, alike(displacement, matrix)))
             if outcomes[-1].taken_back:
                 displacement, reverse = started, None
         field = dataclasses.replace(field, displacement=displacement)

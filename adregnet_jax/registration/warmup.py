@@ -100,6 +100,7 @@ def compile_ahead(
             tile=options.tile,
             modality=options.modality,
             adaptive=False,
+            keep=True,
             fixed_mask=mask,
             moving_mask=mask,
             on_stage=on_stage,

@@ -85,8 +85,11 @@ def verdict_html(row: tables.Row) -> str:
     numbers = []
     if row["score"] is not None:
         numbers.append(f"score {row['score']:.2f}")
-    if row["error_mm"] is not None and row["error_90_mm"] is not None:
-        numbers.append(f"predicted error {row['error_mm']:.3g} mm, 90 % below {row['error_90_mm']:.3g} mm")
+    if row["predicted_error_mm"] is not None:
+        low, high = row["predicted_error_90_mm"]
+        numbers.append(
+            f"predicted error {row['predicted_error_mm']:.3g} mm, 90 % of places {low:.3g} to {high:.3g} mm"
+        )
     reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in row["reasons"])
     return (
         f'<div class="verdict {verdict or "none"}"><strong>{VERDICTS[verdict]}</strong>'

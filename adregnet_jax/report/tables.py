@@ -35,7 +35,8 @@ class Column(NamedTuple):
 
     def text(self, row: Row) -> str:
         """The cell of a row; a dash if one of its values does not apply or was not measured."""
-        names = [name for _, name, _, _ in string.Formatter().parse(self.cell) if name]
+        fields = [name for _, name, _, _ in string.Formatter().parse(self.cell) if name]
+        names = [name.partition("[")[0] for name in fields]
         return "-" if any(row.get(name) is None for name in names) else self.cell.format_map(row)
 
 

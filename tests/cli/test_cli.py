@@ -863,7 +863,7 @@ def test_a_pair_is_registered_from_files_to_files(related, no_figures, tmp_path)
 @pytest.mark.parametrize(("method", "tile"), [("network", None), ("network", 16), ("both", None)])
 def test_a_pair_is_registered_by_a_network(related, no_figures, weights, tmp_path, method, tile):
     out = tmp_path / "out"
-    options = ["--method", method, "--weights", weights[0], "--no-affine", "--device", "cpu"]
+    options = ["--method", method, "--weights", weights[0], "--no-affine", "--keep", "--device", "cpu"]
     options += [] if tile is None else ["--tiles", tile]
     succeed(*pair(related), "--output", out, *options, *(QUICK[2:] if method == "both" else []))
     assert names(out) == WRITTEN

@@ -14,6 +14,7 @@ from adregnet_jax.errors import UserError
 from adregnet_jax.registration.assessment import rule
 from adregnet_jax.registration.assessment.assess import assess
 from adregnet_jax.registration.assessment.blocks import match_blocks
+from adregnet_jax.registration.assessment.evidence import predicted_error
 from adregnet_jax.registration.assessment.verdict import MARKS, Assessment, penalties_of
 from adregnet_jax.registration.field import DisplacementField
 
@@ -86,7 +87,7 @@ def test_block_matching_is_blind_to_gain_and_offset_and_unsigned_to_the_sign():
 def test_equal_scans_pass(perfect):
     assert perfect.verdict == "pass"
     assert perfect.score > 0.9
-    assert perfect.evidence["error_90_mm"] < 2 * perfect.evidence["voxel_mm"]
+    assert perfect.evidence["predicted_error_mm"] < 0.5 * perfect.evidence["voxel_mm"]
     assert perfect.error_mm.shape == SHAPE
     assert perfect.reasons
 
@@ -94,7 +95,7 @@ def test_equal_scans_pass(perfect):
 def test_the_score_falls_and_the_predicted_error_rises_with_a_shift(scan, perfect):
     judged = [perfect, *(assess(scan, scan, field(shift(s)), modality="mono") for s in (1, 2, 3))]
     scores = [found.score for found in judged]
-    errors = [found.evidence["error_mm"] for found in judged]
+    errors = [found.evidence["predicted_error_mm"] for found in judged]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] > scores[1] + 0.02
     assert errors == sorted(errors)
@@ -106,6 +107,23 @@ def test_the_predicted_error_is_where_the_field_is_wrong(scan):
     wrong[..., 1] = 2.5 / (1 + np.exp(-(np.arange(SHAPE[0]) - 16.0)))[:, None, None]
     error_mm = assess(scan, scan, field(wrong), modality="mono").error_mm
     assert error_mm[22:28].mean() > 1.5 * error_mm[4:10].mean()
+
+
+def test_the_interval_surrounds_the_predicted_error(perfect):
+    low, high = perfect.error_90_mm()
+    assert np.all((low < perfect.error_mm) & (perfect.error_mm < high))
+    row = perfect.row()
+    low_mm, high_mm = row["predicted_error_90_mm"]
+    assert 0 < low_mm < row["predicted_error_mm"] < high_mm
+    assert Assessment(None, None, ("too small",)).error_90_mm() is None
+
+
+@pytest.mark.parametrize("name", ["distance", "offset", "strain"])
+def test_no_mark_lowers_the_predicted_error(name):
+    marks = {other: np.full((3, 1, 1), 0.4) for other in rule.ERROR}
+    marks[name] = np.array([0.0, 0.4, 3.0])[:, None, None]
+    error = predicted_error(marks)[:, 0, 0]
+    assert error[0] < error[1] < error[2]
 
 
 @pytest.mark.parametrize("gain", [0.01, 300.0])
@@ -122,7 +140,8 @@ def test_the_verdict_does_not_depend_on_the_size_of_voxels(scan, perfect):
     tiny = Image(scan.values, small, "tiny")
     found = assess(tiny, tiny, DisplacementField(still(), small), modality="mono")
     assert found.score == pytest.approx(perfect.score, abs=1e-3)
-    assert found.evidence["error_90_mm"] == pytest.approx(perfect.evidence["error_90_mm"] / 1000, rel=0.01)
+    wanted_mm = perfect.evidence["predicted_error_mm"] / 1000
+    assert found.evidence["predicted_error_mm"] == pytest.approx(wanted_mm, rel=0.01)
 
 
 def test_the_linear_part_is_right_where_equal_steps_through_the_scan_stay_in_one_slice():
@@ -211,7 +230,7 @@ def test_the_record_is_json(perfect):
     assert record["verdict"] == "pass"
     assert record["evidence"]["held_fine"] == pytest.approx(1, abs=0.05)
     empty = Assessment(None, None, ("too small",)).row()
-    assert empty["verdict"] is empty["score"] is empty["error_90_mm"] is None
+    assert empty["verdict"] is empty["score"] is empty["predicted_error_90_mm"] is None
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,9 @@ def test_a_bad_deformation_gives_way_to_its_start(monkeypatch):
     np.testing.assert_allclose(found.inverse.displacement, 0, atol=1e-4)
     assert found.outcomes[-1].stage == "instance"
     assert "folded" in found.outcomes[-1].taken_back
+    kept = register_scans(SCAN, SCAN, affine=None, instance=INSTANCE, adaptive=False, keep=True)
+    np.testing.assert_allclose(kept.field.displacement, folds(), atol=1e-4)
+    assert kept.outcomes[-1].taken_back is None
 
 
 def test_good_stages_are_kept():

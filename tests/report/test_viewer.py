@@ -26,8 +26,8 @@ NAME = "</script><b>liver</b> & $more"
 VERDICT = {
     "verdict": "check",
     "score": 0.5,
-    "error_mm": 1.25,
-    "error_90_mm": 2.5,
+    "predicted_error_mm": 1.25,
+    "predicted_error_90_mm": [0.3, 2.5],
     "reasons": ["the field <folds>"],
 }
 LANDMARKS_MM = np.array([[10.0, 4, 5], [-8, -6, 20], [0, 10, 14]])

@@ -16,8 +16,8 @@ from adregnet_jax.registration.assessment.evidence import (
     FEWEST_VOXELS,
     VOXELS,
     Evidence,
-    block_errors,
     gather_evidence,
+    mean_error_mm,
     predict_error_mm,
 )
 from adregnet_jax.registration.assessment.verdict import Assessment
@@ -116,11 +116,7 @@ def assess_measured(
     if "held_fine" not in evidence.numbers:
         return verdict.too_little(int(evidence.numbers["textured_voxels"]), FEWEST_VOXELS)
     error_mm = predict_error_mm(evidence, scans.fixed.shape)
-    fine = evidence.levels[0]
-    if fine.weights.any():
-        mean, high = np.average(block_errors(fine).reshape(2, -1), axis=1, weights=fine.weights.ravel())
-        evidence.numbers["error_mm"] = float(mean) * fine.voxel_mm
-        evidence.numbers["error_90_mm"] = float(high) * fine.voxel_mm
+    evidence.numbers["predicted_error_mm"] = mean_error_mm(evidence)
     return verdict.judge(evidence.numbers, error_mm=error_mm)
 
 

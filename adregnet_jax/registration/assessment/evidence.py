@@ -7,7 +7,7 @@ distances are compared with its voxels, so that a mouse is a scan like any other
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,10 +48,14 @@ class Evidence(NamedTuple):
     Attributes:
       numbers: by name, JSON's types; see `gather_evidence`.
       levels: fine and coarse blocks.
+      foreground: [i, j, k], share of each fine cell that is foreground of the fixed scan.
+      strain: [i, j, k], norm of the gradient of the displacement there, without its mean over the foreground.
     """
 
     numbers: dict[str, float]
     levels: tuple[Level, Level]
+    foreground: Float[np.ndarray, "i j k"]
+    strain: Float[np.ndarray, "i j k"]
 
 
 def gather_evidence(
@@ -110,8 +114,10 @@ def gather_evidence(
     textured = int(np.count_nonzero(fine.weights)) * size
     foreground = _foreground(images[0], count)
     overlaps = _overlaps(images, masks, foreground, threshold)
+    of_cells = pooled(foreground, np.floor_divide(fine.cell_voxels, factor).tolist())
+    strain = _strain(displacement, of_cells, fine.cell_voxels, spacing_mm)
     if textured < FEWEST_VOXELS and overlaps["outside"] < MOST_OUTSIDE:
-        return Evidence({"textured_voxels": textured}, (fine, coarse))
+        return Evidence({"textured_voxels": textured}, (fine, coarse), of_cells, strain)
     numbers = {
         **_likeness(fine, "fine"),
         **_likeness(coarse, "coarse"),
@@ -120,7 +126,7 @@ def gather_evidence(
         "voxel_mm": fine.voxel_mm,
         "textured_voxels": textured,
     }
-    return Evidence(numbers, (fine, coarse))
+    return Evidence(numbers, (fine, coarse), of_cells, strain)
 
 
 def _factors(shape: Sequence[int], spacing_mm: Sequence[float], voxels: int) -> tuple[int, int, int]:
@@ -246,26 +252,63 @@ def _plausibility(
     }
 
 
+def _strain(
+    displacement: np.ndarray, foreground: np.ndarray, cell: Sequence[int], spacing_mm: Sequence[float]
+) -> np.ndarray:
+    """[i, j, k] of the displacement of cells, which has voxels as unit."""
+    cells_mm = [pooled(displacement[..., i], cell) * mm for i, mm in enumerate(spacing_mm)]
+    lengths_mm = np.multiply(cell, spacing_mm)
+    gradient = np.zeros((*foreground.shape, 3, 3), np.float32)
+    for i, j in np.ndindex(3, 3):
+        if foreground.shape[j] > 1:
+            gradient[..., i, j] = np.gradient(cells_mm[i], lengths_mm[j], axis=j)
+    if foreground.any():
+        gradient -= np.average(gradient, axis=(0, 1, 2), weights=foreground)
+    return np.linalg.norm(gradient, axis=(-2, -1))
+
+
 def predict_error_mm(evidence: Evidence, shape: Sequence[int]) -> Float[np.ndarray, "x y z"]:
     """[x, y, z] mm: how far the field is expected to miss, from the blocks, smooth between them.
 
     Blocks without texture have the error of their neighbours.
     """
     fine = evidence.levels[0]
-    error = block_errors(fine)[0] * fine.voxel_mm
+    error = predicted_error(error_marks(evidence)) * fine.voxel_mm
     step = 1 / np.asarray(fine.cell_voxels)
     places = ndimage.affine_transform(error, step, (step - 1) / 2, tuple(shape), order=1, mode="nearest")
     return places.astype(np.float32)
 
 
-def block_errors(level: Level) -> Float[np.ndarray, "2 i j k"]:
-    """[2, i, j, k]: the expected error of each block in voxels of the level, and its 90th percentile."""
-    knots, *errors = np.array(rule.ERROR).T
-    return np.stack([np.interp(block_distances(level), knots, values) for values in errors])
+def mean_error_mm(evidence: Evidence) -> float:
+    """The predicted error in the foreground, or everywhere if there is none."""
+    error = predicted_error(error_marks(evidence)) * evidence.levels[0].voxel_mm
+    weights = evidence.foreground if evidence.foreground.any() else np.ones_like(error)
+    return float(np.average(error, weights=weights))
 
 
-def block_distances(level: Level) -> Float[np.ndarray, "i j k"]:
-    """[i, j, k], in voxels of the level: the distance from its place that each block expects, smooth."""
-    weights = level.weights + 1e-9  # far from all texture it is the mean of all
-    mean = ndimage.gaussian_filter(np.log(level.blocks.expected) * weights, SMOOTH_CELLS, truncate=8)
-    return np.exp(mean / ndimage.gaussian_filter(weights, SMOOTH_CELLS, truncate=8))
+def error_marks(evidence: Evidence) -> dict[str, Float[np.ndarray, "i j k"]]:
+    """What the error of a block is predicted from; more of each is worse.
+
+    Returns:
+      "distance": from its place, that its matches expect, in voxels of the fine level. "offset": to its best
+      place, after those of neighbours have been averaged as vectors, likewise. "strain": of the field.
+    """
+    fine = evidence.levels[0]
+    weights = fine.weights + 1e-9  # far from all texture it is the mean of all
+
+    def smooth(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        mean = ndimage.gaussian_filter(values * weights, SMOOTH_CELLS, truncate=8)
+        return mean / ndimage.gaussian_filter(weights, SMOOTH_CELLS, truncate=8)
+
+    offsets = [smooth(fine.blocks.residual[..., i], weights) for i in range(3)]
+    return {
+        "distance": np.exp(smooth(np.log(fine.blocks.expected), weights)),
+        "offset": np.linalg.norm(offsets, axis=0),
+        "strain": np.sqrt(smooth(evidence.strain**2, np.ones_like(weights))),
+    }
+
+
+def predicted_error(marks: Mapping[str, Float[np.ndarray, "*places"]]) -> Float[np.ndarray, "*places"]:
+    """In voxels of the fine level: a product of powers, none of them negative, of `error_marks`."""
+    logarithm = sum(power * np.log(marks[name] + rule.ERROR_FLOOR) for name, power in rule.ERROR.items())
+    return np.asarray(rule.ERROR_SCALE * np.exp(logarithm))

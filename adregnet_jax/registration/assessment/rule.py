@@ -22,19 +22,10 @@ CHECK = 0.3  # below, the registration fails
 MOST_OUTSIDE = 1.1  # penalty of "outside": a scan that shows a part of the other can be aligned, but check it
 MOST_ACROSS_CONTRASTS = 1.1  # penalty of all that compares intensities, for scans of different contrast
 
-# The error of a block by the distance that its matches expect, all in voxels of the fine level: mean, and
-# 90th percentile. Linear in between.
-ERROR = (
-    (0.3, 0.22, 0.63),
-    (0.4, 0.35, 0.89),
-    (0.55, 0.48, 1.17),
-    (0.73, 0.64, 1.42),
-    (0.95, 0.77, 1.57),
-    (1.2, 0.89, 1.8),
-    (1.45, 1.01, 2.09),
-    (1.7, 1.08, 2.37),
-    (2.0, 1.08, 2.66),
-    (2.35, 1.08, 3.13),
-    (2.75, 1.32, 3.93),
-    (3.5, 1.55, 4.62),
-)
+# The predicted error in voxels of the fine level: scale times the product of (mark + floor)**power.
+ERROR: dict[str, float] = {"distance": 0.35, "offset": 0.43, "strain": 0.34}
+ERROR_FLOOR = 0.1
+ERROR_SCALE = 1.7
+# True by predicted error, 90 % of the places lie between: by their own predictions, and by the scan's mean.
+PLACES_90 = (0.2, 2.5)
+SCAN_90 = (0.2, 2.5)

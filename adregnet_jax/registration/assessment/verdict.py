@@ -43,7 +43,7 @@ class Assessment:
       reasons: in words, with their numbers, the strongest first.
       evidence: the numbers that were found, by name.
       error_mm: [x, y, z], predicted distance by which the field misses, on the fixed grid; None without a
-        verdict. It is smooth, and a prediction from block matching, not a bound.
+        verdict. It is smooth.
     """
 
     verdict: Verdict | None
@@ -52,13 +52,25 @@ class Assessment:
     evidence: Mapping[str, float] = dataclasses.field(default_factory=dict)
     error_mm: Float[np.ndarray, "x y z"] | None = None
 
+    def error_90_mm(self) -> tuple[Float[np.ndarray, "x y z"], Float[np.ndarray, "x y z"]] | None:
+        """Two maps, [x, y, z] each, between which nine errors in ten lie; None without a verdict.
+
+        Conformal for scans and fields like those that the rule was calibrated on, which were synthetic.
+        """
+        if self.error_mm is None:
+            return None
+        low, high = rule.PLACES_90
+        return low * self.error_mm, high * self.error_mm
+
     def row(self) -> dict[str, Any]:
         """The columns of a table of results, with JSON's types."""
+        predicted = self.evidence.get("predicted_error_mm")
+        interval = None if predicted is None else [_significant(ratio * predicted) for ratio in rule.SCAN_90]
         return {
             "verdict": self.verdict,
             "score": None if self.score is None else round(self.score, 3),
-            "error_mm": _rounded(self.evidence.get("error_mm")),
-            "error_90_mm": _rounded(self.evidence.get("error_90_mm")),
+            "predicted_error_mm": None if predicted is None else _significant(predicted),
+            "predicted_error_90_mm": interval,
             "reasons": list(self.reasons),
         }
 
@@ -185,6 +197,10 @@ def too_little(voxels: int, fewest: int) -> Assessment:
     """The assessment of scans without enough to look at."""
     reason = f"too small or too flat for a verdict: {voxels} voxels have texture, {fewest} are needed"
     return Assessment(None, None, (reason,))
+
+
+def _significant(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def _rounded(value: float | None, digits: int = 2) -> float | None:
