@@ -1,22 +1,30 @@
 """Induces failures of the registration, and measures how well the verdict tells them from good results.
 
-    python benchmarks/assessment.py make ROWS.jsonl [--synthetic 12] [--seed 0] [--real PAIRS.csv]
-        [--voxels 64] [--kinds KIND ...] [--arrays FOLDER]
+    python benchmarks/assessment.py make ROWS.jsonl [--synthetic 12] [--phantom 4] [--seed 0] [--motion 1 0.6]
+        [--real PAIRS.csv] [--voxels 64] [--kinds KIND ...] [--as-registered] [--arrays FOLDER]
     python benchmarks/assessment.py fit ROWS.jsonl ... [--arrays FOLDER]
     python benchmarks/assessment.py report ROWS.jsonl ... [--json FILE]
+    python benchmarks/assessment.py errors FOLDER ... [--json FILE]
 
 `make` registers each pair well and in the ways of `KINDS`, some at two strengths, and appends a row of
-evidence for each, next to the true error where it is known. Pairs are synthetic (`adregnet_jax.synthesise`)
-or those of a CSV with columns name, fixed, moving. Real scans are reduced to the volume of a cube of
---voxels; their truth is the good result. Synthetic pairs whose images can't show the truth, because of
-noise, are left out. --arrays keeps the blocks of the synthetic ones with their errors.
+evidence for each, next to the true error where it is known. Pairs are synthetic (`adregnet_jax.synthesise`,
+with the shares --motion of the largest motion in turn), breathing chests (`adregnet sample`), or those of a
+CSV with columns name, fixed, moving and perhaps fixed_landmarks and moving_landmarks. Real scans are reduced
+to the volume of a cube of --voxels (0: not reduced); their truth is the good result. Synthetic pairs whose
+images can't show the truth, because of noise, are left out. --as-registered registers as `adregnet register`
+does, with the network and a smoothness that suits the pair. --arrays keeps what the error is predicted from,
+with the true errors of synthetic pairs in the foreground, or of landmarks.
 
 `fit` prints the constants of `adregnet_jax/registration/assessment/rule.py` for the rows, and with --arrays
-those of the predicted error.
+those of the predicted error: fitted on every other synthetic pair, its intervals calibrated on the rest.
 
 `report` judges the rows by the shipped rule: the area under the ROC curve of the score for each kind against
 the good ones, and how often each verdict is given. Results count as good or bad by their true error where it
-is known. `--rounds` is not used.
+is known.
+
+`errors` compares the predicted error and other estimates with the true errors kept by `make --arrays`: rank
+correlation and area of the sparsification curve within a result, and how many errors lie in the 90 %
+intervals, of each place and of the scan. `--rounds` is not used.
 """
 
 import csv
@@ -28,7 +36,7 @@ from pathlib import Path
 
 import comparison
 import numpy as np
-from scipy import ndimage, optimize
+from scipy import ndimage, optimize, stats
 
 from adregnet_jax.launch import process
 
@@ -38,15 +46,23 @@ process.use_compilation_cache()
 import jax  # noqa: E402
 
 from adregnet_jax import AffineConfig, SyntheticConfig, instance_preset, synthesise  # noqa: E402
+from adregnet_jax.cli.sample import SHAPE, SPACING_MM  # noqa: E402
+from adregnet_jax.config import PhantomConfig  # noqa: E402
+from adregnet_jax.data.datasets.phantom import phantom_pair  # noqa: E402
 from adregnet_jax.data.io.images import Image, read_image  # noqa: E402
+from adregnet_jax.data.io.points import read_points  # noqa: E402
+from adregnet_jax.evaluation.uncertainty import sparsify  # noqa: E402
 from adregnet_jax.registration import ladder  # noqa: E402
-from adregnet_jax.registration.assessment import verdict  # noqa: E402
+from adregnet_jax.registration.assessment import rule, verdict  # noqa: E402
 from adregnet_jax.registration.assessment.assess import gather  # noqa: E402
-from adregnet_jax.registration.assessment.evidence import block_distances  # noqa: E402
+from adregnet_jax.registration.assessment.evidence import error_marks, predicted_error  # noqa: E402
 from adregnet_jax.registration.field import DisplacementField  # noqa: E402
-from adregnet_jax.registration.measure import measure_scans  # noqa: E402
+from adregnet_jax.registration.measure import ScanPair, measure_scans  # noqa: E402
 from adregnet_jax.registration.modality import otsu_threshold  # noqa: E402
+from adregnet_jax.registration.options import RegistrationOptions  # noqa: E402
 from adregnet_jax.registration.scans import register_scans  # noqa: E402
+from adregnet_jax.weights.packed import load_pretrained  # noqa: E402
+from adregnet_jax.weights.trained_network import TrainedNetwork  # noqa: E402
 
 SETTINGS = instance_preset("default", "any")
 AFFINE = AffineConfig()
@@ -62,17 +78,31 @@ class Case:
     moving: Image
     truth: np.ndarray | None = None
     other: Image | None = None  # a scan of something else
+    landmarks: tuple[np.ndarray, np.ndarray] | None = None  # [n, 3] each, RAS mm
+    network: TrainedNetwork | None = None  # to register with
+    exact: bool = False  # whether the displacement is known, not found
 
 
-def synthetic_cases(count, seed, voxels):
+def synthetic_cases(count, seed, voxels, motion):
     config = SyntheticConfig(shape=(voxels,) * 3, spacing_mm=(192 / voxels,) * 3, same_contrast=1.0)
     draw = jax.jit(functools.partial(synthesise, config=config))
-    pairs = [draw(key) for key in jax.random.split(jax.random.key(seed), count + 1)]
+    keys = jax.random.split(jax.random.key(seed), count + 1)
+    pairs = [draw(key, share=motion[n % len(motion)]) for n, key in enumerate(keys)]
     affine = np.diag([*config.spacing_mm, 1.0])
     for n, pair in enumerate(pairs[:count]):
         fixed, moving = (Image(np.asarray(scan), affine, "scan") for scan in (pair.fixed, pair.moving))
         other = Image(np.asarray(pairs[n + 1].moving), affine, "other")
-        yield Case(f"synthetic{seed}-{n}", fixed, moving, np.asarray(pair.displacement), other)
+        yield Case(f"synthetic{seed}-{n}", fixed, moving, np.asarray(pair.displacement), other, exact=True)
+
+
+def phantom_cases(count, seed):
+    config = PhantomConfig(shape=SHAPE, spacing_mm=SPACING_MM, seed=seed)
+    pairs = [phantom_pair(config, n) for n in range(count + 1)]
+    for n, pair in enumerate(pairs[:count]):
+        fixed, moving, other = (
+            Image(scan, pair.affine, "scan") for scan in (pair.fixed, pair.moving, pairs[n + 1].moving)
+        )
+        yield Case(f"phantom{seed}-{n}", fixed, moving, pair.displacement, other, exact=True)
 
 
 def real_cases(path, voxels):
@@ -89,11 +119,16 @@ def real_cases(path, voxels):
         affine = moving.affine.copy()
         affine[:3, :3] *= (other.spacing_mm / moving.spacing_mm)[None]
         affine[:3, 3] = centre[:3] - affine[:3, :3] @ [(n - 1) / 2 for n in other.shape]
-        yield Case(row["name"], fixed, moving, None, dataclasses.replace(other, affine=affine))
+        other = dataclasses.replace(other, affine=affine)
+        points = [row.get(f"{scan}_landmarks") for scan in ("fixed", "moving")]
+        landmarks = tuple(read_points(path.parent / name) for name in points) if all(points) else None
+        yield Case(row["name"], fixed, moving, None, other, landmarks)
 
 
 def reduced(image, voxels):
     """A scan on voxels of equal size, as many as in a cube; never finer than it was."""
+    if not voxels:
+        return image
     extent = image.spacing_mm * image.shape
     wanted = np.prod(extent) ** (1 / 3) / voxels
     factor = np.maximum(1, wanted / image.spacing_mm)
@@ -109,13 +144,15 @@ def reduced(image, voxels):
 
 
 def registered(case, *, moving=None, fixed=None, affine=AFFINE, instance=SETTINGS, modality="auto"):
+    network = case.network if instance is SETTINGS else None
     return register_scans(
         fixed or case.fixed,
         moving or case.moving,
         affine=affine,
-        instance=instance,
+        instance=RegistrationOptions().instance_config if network else instance,
+        network=network,
         modality=modality,
-        adaptive=False,
+        adaptive=network is not None,
     )
 
 
@@ -262,12 +299,20 @@ KNOWN = (
 
 def make(options):
     cases = (
-        list(synthetic_cases(options.synthetic, options.seed, options.voxels)) if options.synthetic else []
+        list(synthetic_cases(options.synthetic, options.seed, options.voxels, options.motion))
+        if options.synthetic
+        else []
     )
+    if options.phantom:
+        cases += phantom_cases(options.phantom, options.seed)
     if options.real:
         cases += real_cases(options.real, options.voxels)
+    network = load_pretrained(None) if options.as_registered else None
+    if options.arrays:
+        options.arrays.mkdir(parents=True, exist_ok=True)
     with options.rows[0].open("a") as file:
         for case in cases:
+            case.network = network
             shown = True
             for kind in options.kinds or KINDS:
                 if not shown:
@@ -302,26 +347,83 @@ def row_of(case, kind, strength, arrays):
         moved = result.scans.moving.affine @ np.linalg.inv(case.moving.affine)
         move = np.linalg.inv(case.fixed.affine) @ moved @ case.fixed.affine
         truth = (grid + case.truth) @ move[:3, :3].T + move[:3, 3] - grid
-        error = np.linalg.norm(measurement.displacement - truth, axis=-1) * case.fixed.spacing_mm[0]
+        error = np.linalg.norm((measurement.displacement - truth) * case.fixed.spacing_mm, axis=-1)
         inside = case.fixed.values > otsu_threshold(case.fixed.values) / 2
         row |= {
             "error_mm": float(error[inside].mean()),
-            "before_mm": float(np.linalg.norm(case.truth, axis=-1)[inside].mean() * case.fixed.spacing_mm[0]),
+            "before_mm": float(np.linalg.norm(case.truth * case.fixed.spacing_mm, axis=-1)[inside].mean()),
         }
-        if arrays:
-            save_blocks(arrays / f"{case.name}-{kind}-{strength}.npz", evidence.levels[0], error)
+        if arrays and case.exact:
+            save_places(arrays / f"{case.name}-{kind}-{strength}.npz", evidence, result, error)
+    if arrays and case.landmarks:
+        save_landmarks(arrays / f"{case.name}-{kind}-{strength}.npz", evidence, result, case.landmarks)
     return row
 
 
-def save_blocks(path, level, error_mm):
-    """Distances that blocks with texture expect, smooth, and their mean true errors, both in voxels."""
+def estimates_of(evidence, result):
+    """What the error of each block can be estimated from, by name [i, j, k]; more is worse."""
+    fine = evidence.levels[0]
+    blocks = fine.blocks
+    estimates = error_marks(evidence) | {
+        "residual": np.linalg.norm(blocks.residual, axis=-1),
+        "flatness": -blocks.curvature,
+        "no texture": -blocks.texture,
+        "unlikeness": -blocks.correlation,
+    }
+    if "network" in result.stages:
+        moved = np.asarray(result.field.displacement) - np.asarray(result.stages["network"].displacement)
+        moved_mm = np.linalg.norm(moved * result.scans.fixed.spacing_mm, axis=-1)
+        estimates["change since the network"] = of_cells(moved_mm, fine)
+    return estimates
+
+
+def of_cells(values, level):
+    """[x, y, z] averaged over the cells of a level."""
     shape = level.weights.shape
-    missing = [(0, n * c - size) for n, c, size in zip(shape, level.cell_voxels, error_mm.shape, strict=True)]
-    padded = np.pad(error_mm, missing, mode="edge")
+    missing = [(0, n * c - size) for n, c, size in zip(shape, level.cell_voxels, values.shape, strict=True)]
+    padded = np.pad(values, missing, mode="edge")
     split = [size for n, c in zip(shape, level.cell_voxels, strict=True) for size in (n, c)]
-    error = padded.reshape(split).mean(axis=(1, 3, 5)) / level.voxel_mm
-    textured = level.weights > 0
-    np.savez_compressed(path, expected=block_distances(level)[textured], error=error[textured])
+    return padded.reshape(split).mean(axis=(1, 3, 5))
+
+
+def save_places(path, evidence, result, error_mm):
+    """Of cells in the foreground: the estimates, the mean true error, and that of one voxel, in voxels."""
+    fine = evidence.levels[0]
+    random = np.random.default_rng(0)
+    voxels = [
+        np.minimum(np.arange(n) * c + random.integers(0, c, n), size - 1)
+        for n, c, size in zip(fine.weights.shape, fine.cell_voxels, error_mm.shape, strict=True)
+    ]
+    inside = evidence.foreground > 0.5
+    np.savez_compressed(
+        path,
+        error=of_cells(error_mm, fine)[inside] / fine.voxel_mm,
+        point=error_mm[np.ix_(*voxels)][inside] / fine.voxel_mm,
+        voxel_mm=fine.voxel_mm,
+        **{name: values[inside] for name, values in estimates_of(evidence, result).items()},
+    )
+
+
+def save_landmarks(path, evidence, result, landmarks):
+    """Of landmarks: the estimates there, and the distance by which they are missed, in voxels."""
+    fine, scans = evidence.levels[0], result.scans
+    scored = ScanPair(scans.fixed, scans.moving, fixed_landmarks=landmarks[0], moving_landmarks=landmarks[1])
+    mapped = measure_scans(scored, result.field, result.warped, modality=result.modality).mapped_landmarks
+    error = np.linalg.norm(mapped - landmarks[1], axis=-1) / fine.voxel_mm
+    voxels = np.c_[landmarks[0], np.ones(len(error))] @ np.linalg.inv(scans.fixed.affine)[:3].T
+    cells = (voxels + 0.5) / fine.cell_voxels - 0.5
+    inside = evidence.foreground > 0.5
+    np.savez_compressed(
+        path,
+        error=error,
+        point=error,
+        voxel_mm=fine.voxel_mm,
+        **{f"scan's {name}": values[inside] for name, values in error_marks(evidence).items()},
+        **{
+            name: ndimage.map_coordinates(values, cells.T, order=1, mode="nearest")
+            for name, values in estimates_of(evidence, result).items()
+        },
+    )
 
 
 GOOD_VOXELS, BAD_VOXELS = 1.2, 1.7  # mean error, in voxels of the fine level, of good and bad results
@@ -341,8 +443,8 @@ TOLERATED = {
     "scale": (0.35, 0.7),
     "stretch": (0.25, 0.5),
 }
-NEARLY_RIGHT = ("truth", "good", "stopped", "affine alone")  # kinds whose errors the blocks can see
-ERROR_BINS = 12
+NEARLY_RIGHT = ("good", "stopped", "affine alone")  # kinds whose errors the blocks can see
+LEAST_ERROR = 0.05  # voxels, added to errors before their logarithms are taken
 RIDGE = 0.02  # of the logarithms of the weights
 
 
@@ -413,20 +515,122 @@ def fit(options):
         fit_error(options.arrays)
 
 
+def read_places(folders):
+    """What `make --arrays` kept of results that are nearly right: (case, kind, arrays) of each."""
+    paths = [path for folder in folders for path in sorted(folder.glob("*.npz"))]
+    split = [(*path.stem.rsplit("-", 2)[:2], dict(np.load(path))) for path in paths]
+    return [found for found in split if found[1] in NEARLY_RIGHT]
+
+
 def fit_error(folder):
-    """Prints mean and 90th percentile of the true error by the distance that blocks expect."""
-    paths = [path for path in sorted(folder.glob("*.npz")) if path.stem.split("-")[2] in NEARLY_RIGHT]
-    found = [np.load(path) for path in paths]
-    expected, error = (np.concatenate([blocks[name] for blocks in found]) for name in ("expected", "error"))
-    weight = np.concatenate([np.full(len(blocks["error"]), 1 / len(blocks["error"])) for blocks in found])
-    edges = np.quantile(expected, np.linspace(0, 1, ERROR_BINS + 1))
-    bins = np.digitize(expected, edges[1:-1])
-    knots = [np.median(expected[bins == n]) for n in range(ERROR_BINS)]
-    means = [np.average(error[bins == n], weights=weight[bins == n]) for n in range(ERROR_BINS)]
-    highs = [np.quantile(error[bins == n], 0.9) for n in range(ERROR_BINS)]
-    rising = [optimize.isotonic_regression(values).x for values in (means, highs)]
-    for knot, mean, high in zip(knots, *rising, strict=True):
-        print(f"    ({knot:.2f}, {mean:.2f}, {high:.2f}),")
+    """Prints how errors are predicted, and the intervals around them."""
+    results = read_places([folder])
+    cases = sorted({case for case, *_ in results})
+    held_out = set(cases[::2])
+    fitted = [places for case, _, places in results if case not in held_out]
+    calibrated = [places for case, _, places in results if case in held_out]
+    design, target, weight = [], [], []
+    for places in fitted:
+        marks = [np.log(places[name] + rule.ERROR_FLOOR) for name in rule.ERROR]
+        design.append(np.stack([*marks, np.ones_like(marks[0])], axis=1))
+        target.append(np.log(places["error"] + LEAST_ERROR))
+        weight.append(np.full(len(marks[0]), len(marks[0]) ** -0.5))
+    design, target, weight = map(np.concatenate, (design, target, weight))
+    bounds = ([*np.zeros(len(rule.ERROR)), -np.inf], np.inf)
+    *powers, offset = optimize.lsq_linear(design * weight[:, None], target * weight, bounds).x
+
+    def predicted(places):
+        logarithm = sum(
+            power * np.log(places[name] + rule.ERROR_FLOOR)
+            for name, power in zip(rule.ERROR, powers, strict=True)
+        )
+        return np.exp(logarithm + offset)
+
+    # The mean of a scan, not of the logarithms, is to be right on the average of scans.
+    scale = np.exp(np.mean([np.log(p["error"].mean() / predicted(p).mean()) for p in fitted]))
+    print("ERROR =", {name: round(power, 3) for name, power in zip(rule.ERROR, powers, strict=True)})
+    print(f"ERROR_SCALE = {np.exp(offset) * scale:.3g}")
+    for name, of_scan in (("PLACES_90", False), ("SCAN_90", True)):
+
+        def ratios(places, of_scan=of_scan):
+            error = scale * predicted(places)
+            return np.log(np.maximum(places["point"], 1e-3) / (error.mean() if of_scan else error))
+
+        low, high = conformal([ratios(p) for p in fitted], [ratios(p) for p in calibrated], len(held_out))
+        print(f"{name} = ({low:.3g}, {high:.3g})")
+    print(f"# {len(cases) - len(held_out)} pairs, calibrated on {len(held_out)}: {sorted(held_out)}")
+
+
+def conformal(fitted, calibrated, cases):
+    """An interval of ratios, given as logarithms, that holds 90 % of the places of another scan.
+
+    Its shape is that of the fitted results, its width the least that holds 90 % of the calibrated ones, each
+    with the same weight, and a pair in which nothing is held (Lee, Barber and Willett, Distribution-free
+    inference with hierarchical data, 2023).
+    """
+
+    def quantiles(scores, levels):
+        values = np.concatenate(scores)
+        weights = np.concatenate([np.full(len(score), 1 / len(score) / len(scores)) for score in scores])
+        order = np.argsort(values)
+        return values[order][np.minimum(np.searchsorted(np.cumsum(weights[order]), levels), len(order) - 1)]
+
+    low, middle, high = quantiles(fitted, [0.05, 0.5, 0.95])
+    scores = [
+        np.maximum((middle - ratio) / (middle - low), (ratio - middle) / (high - middle))
+        for ratio in calibrated
+    ]
+    (width,) = quantiles(scores, [0.9 * (cases + 1) / cases])
+    return np.exp(middle - width * (middle - low)), np.exp(middle + width * (high - middle))
+
+
+def errors(options):
+    """Prints how estimates of the error compare with the true one."""
+    groups = {}
+    for case, kind, places in read_places(options.rows):
+        if len(places["error"]) >= FEWEST_PLACES:
+            groups.setdefault((case.rstrip("0123456789").rstrip("-0123456789"), kind), []).append(places)
+    table = []
+    for (source, kind), results in groups.items():
+        names = [n for n in results[0] if n not in ("error", "point", "voxel_mm") and "scan's" not in n]
+        for places in results:
+            places["predicted error"] = predicted_error(places)
+            scan = {name: places.get(f"scan's {name}", places[name]) for name in rule.ERROR}
+            places["mean"] = predicted_error(scan).mean()
+        for name in ["predicted error", *names]:
+            known = [places for places in results if name in places]
+            rho = [stats.spearmanr(places[name], places["error"]).statistic for places in known]
+            area = [sparsify(places[name], places["error"]).area for places in known]
+            row = {"pairs": source, "result": kind, "estimate": name, "results": len(known)}
+            row |= {"Spearman": f"{np.mean(rho):.2f} ({min(rho):.2f} to {max(rho):.2f})"}
+            row |= {"AUSE": f"{np.mean(area):.3f}"}
+            table.append(row | intervals(known if name == "predicted error" else []))
+    comparison.report(table, options.json)
+
+
+FEWEST_PLACES = 50
+
+
+def intervals(results):
+    """Predicted and true error, and shares of the places in their intervals; empty without results."""
+    if not results:
+        return dict.fromkeys(("predicted, mm", "true, mm", "in place's 90 %", "in scan's 90 %"))
+
+    def held(places, predicted, interval):
+        ratio = places["point"] / predicted
+        return np.mean((interval[0] <= ratio) & (ratio <= interval[1]))
+
+    by_place = np.mean([held(p, p["predicted error"], rule.PLACES_90) for p in results])
+    by_scan = np.mean([held(p, p["mean"], rule.SCAN_90) for p in results])
+    predicted, true = (
+        np.mean([p[name].mean() * p["voxel_mm"] for p in results]) for name in ("predicted error", "error")
+    )
+    return {
+        "predicted, mm": f"{predicted:.2f}",
+        "true, mm": f"{true:.2f}",
+        "in place's 90 %": f"{100 * by_place:.0f}",
+        "in scan's 90 %": f"{100 * by_scan:.0f}",
+    }
 
 
 def auc(good, bad):
@@ -458,16 +662,19 @@ def report(options):
 
 def main():
     parser = comparison.argument_parser(__doc__)
-    parser.add_argument("what", choices=("make", "fit", "report"))
+    parser.add_argument("what", choices=("make", "fit", "report", "errors"))
     parser.add_argument("rows", type=Path, nargs="+")
     parser.add_argument("--synthetic", type=int, default=0)
+    parser.add_argument("--phantom", type=int, default=0)
+    parser.add_argument("--motion", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--as-registered", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--real", type=Path)
     parser.add_argument("--voxels", type=int, default=64)
     parser.add_argument("--kinds", nargs="+", choices=KINDS)
     parser.add_argument("--arrays", type=Path)
     options = parser.parse_args()
-    {"make": make, "fit": fit, "report": report}[options.what](options)
+    {"make": make, "fit": fit, "report": report, "errors": errors}[options.what](options)
 
 
 if __name__ == "__main__":

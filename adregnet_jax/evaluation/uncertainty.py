@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from scipy import stats
+from scipy import integrate, stats
 
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.registration.measure import landmark_errors_mm
@@ -35,12 +35,59 @@ UNCERTAINTIES = (
 )
 
 
+class Sparsification(NamedTuple):
+    """How the error of the rest falls when the places with the largest estimates are left out.
+
+    Attributes:
+      removed: [k], shares of the places that are left out, from 0 up.
+      error: [k], mean error of the rest, as a share of that of all places.
+      ideal: [k], likewise, if those with the largest errors are left out.
+      area: between the two curves: 0 for the best estimate; about `area` of a random one at worst.
+    """
+
+    removed: Float[np.ndarray, " k"]
+    error: Float[np.ndarray, " k"]
+    ideal: Float[np.ndarray, " k"]
+    area: float
+
+
 class Calibration(NamedTuple):
     """An uncertainty and the error at the same landmarks."""
 
     uncertainty: np.ndarray  # [n]
     error_mm: np.ndarray  # [n]
     rank_correlation: float  # Spearman's
+    sparsification: Sparsification
+
+
+def sparsify(estimate: Float[np.ndarray, " n"], error: Float[np.ndarray, " n"]) -> Sparsification:
+    """Sparsification of an error by an estimate of it.
+
+    Args:
+        estimate: [n], of any unit; more means a larger error.
+        error: [n], not all of it 0.
+
+    Examples:
+        >>> error = np.array([4.0, 3.0, 2.0, 1.0])
+        >>> sparsify(error**2, error).area
+        0.0
+        >>> bool(sparsify(-error, error).area > 0.3)
+        True
+
+    Reference:
+        Ilg et al., Uncertainty estimates and multi-hypotheses networks for optical flow, ECCV 2018 (the area
+        between the curves is their AUSE).
+    """
+    removed = np.linspace(0, 0.95, 20)
+
+    def rest(order: np.ndarray) -> np.ndarray:
+        means = np.cumsum(error[order]) / np.arange(1, len(error) + 1)  # of the first 1, 2, ... places
+        kept = np.maximum(1, np.rint((1 - removed) * len(error))).astype(int)
+        return means[kept - 1] / error.mean()
+
+    by_estimate, ideal = rest(np.argsort(estimate, kind="stable")), rest(np.argsort(error, kind="stable"))
+    area = float(integrate.trapezoid(by_estimate - ideal, removed))
+    return Sparsification(removed, by_estimate, ideal, area)
 
 
 def dropout_scatter(
@@ -106,20 +153,30 @@ def calibrate(landmarks: Sequence[tables.Row], uncertainty: Uncertainty) -> Cali
     values, error_mm = (np.array([row[name] for row in known]) for name in (uncertainty.column, "after_mm"))
     if not known or np.ptp(values) == 0 or np.ptp(error_mm) == 0:
         return None
-    return Calibration(values, error_mm, float(stats.spearmanr(values, error_mm).statistic))
+    rho = float(stats.spearmanr(values, error_mm).statistic)
+    return Calibration(values, error_mm, rho, sparsify(values, error_mm))
 
 
 def calibration_figures(landmarks: Sequence[tables.Row]) -> dict[str, Figure]:
     """Figures by name, one for each uncertainty that varies."""
     return {
-        uncertainty.figure: figures.calibration_figure(*calibration, measure=uncertainty.label)
+        uncertainty.figure: figures.calibration_figure(
+            calibration.uncertainty,
+            calibration.error_mm,
+            calibration.rank_correlation,
+            removed=calibration.sparsification.removed,
+            rest=calibration.sparsification.error,
+            ideal=calibration.sparsification.ideal,
+            area=calibration.sparsification.area,
+            measure=uncertainty.label,
+        )
         for uncertainty in UNCERTAINTIES
         if (calibration := calibrate(landmarks, uncertainty)) is not None
     }
 
 
 def rank_correlations(landmarks: Sequence[tables.Row]) -> list[str]:
-    """The rank correlation with the error, as one line for each uncertainty that varies."""
+    """Rank correlation with the error and area of the sparsification curve, a line for each that varies."""
     lines = []
     for uncertainty in UNCERTAINTIES:
         if (calibration := calibrate(landmarks, uncertainty)) is None:
@@ -132,6 +189,7 @@ def rank_correlations(landmarks: Sequence[tables.Row]) -> list[str]:
         within = f"; within a case {np.mean(rho):+.2f} ({min(rho):+.2f} to {max(rho):+.2f})" if rho else ""
         lines.append(
             f"Spearman's rank correlation of {uncertainty.label}, with the error:"
-            f" {calibration.rank_correlation:+.2f} over all landmarks{within}."
+            f" {calibration.rank_correlation:+.2f} over all landmarks{within};"
+            f" area between its sparsification curve and the ideal one {calibration.sparsification.area:.3f}."
         )
     return lines

@@ -243,27 +243,45 @@ def calibration_figure(
     error_mm: Float[np.ndarray, " n"],
     rank_correlation: float,
     *,
+    removed: Float[np.ndarray, " k"],
+    rest: Float[np.ndarray, " k"],
+    ideal: Float[np.ndarray, " k"],
+    area: float,
     measure: str = "entropy of the match, nats",
 ) -> Figure:
-    """The mean error in ten groups of equal size, from the least to the most uncertain landmarks.
+    """Calibration and sparsification of an uncertainty.
+
+    Left, the mean error in ten groups of equal size, from the least to the most uncertain landmarks. Right,
+    the mean error of the rest when the most uncertain landmarks are left out.
 
     Args:
         uncertainty: [n], at each landmark.
         error_mm: [n].
         rank_correlation: Spearman's, between the two; shown above the plot.
+        removed: [k], shares of the landmarks that are left out.
+        rest: [k], mean error of the others, as a share of that of all.
+        ideal: [k], likewise, if those with the largest errors are left out.
+        area: between these two curves.
         measure: name and unit of the uncertainty.
     """
     groups = np.array_split(np.argsort(uncertainty, kind="stable"), min(10, len(uncertainty)))
-    figure = Figure(figsize=PLOT_INCHES, dpi=150, layout="constrained")
-    ax = figure.subplots()
+    figure = Figure(figsize=(2 * PLOT_INCHES[0], PLOT_INCHES[1]), dpi=150, layout="constrained")
+    ax, sparse = figure.subplots(1, 2)
     means = [(uncertainty[group].mean(), error_mm[group].mean()) for group in groups]
     ax.plot(*zip(*means, strict=True), marker="o", linewidth=0.8)
     ax.set_title(f"Spearman's rank correlation {rank_correlation:+.2f}", fontsize=8)
     ax.set_xlabel(f"{measure} (mean of a tenth of the landmarks)", fontsize=7)
     ax.set_ylabel("mean TRE, mm", fontsize=8)
-    ax.set_ylim(bottom=0)
-    ax.tick_params(labelsize=7)
-    ax.grid(linewidth=0.3)
+    sparse.plot(100 * removed, rest, linewidth=0.8, label="the most uncertain left out")
+    sparse.plot(100 * removed, ideal, linewidth=0.8, linestyle="--", label="the worst left out")
+    sparse.set_title(f"area between the curves {area:.3f}", fontsize=8)
+    sparse.set_xlabel("landmarks left out, %", fontsize=7)
+    sparse.set_ylabel("mean TRE of the rest, share of that of all", fontsize=8)
+    sparse.legend(fontsize=6)
+    for plot in (ax, sparse):
+        plot.set_ylim(bottom=0)
+        plot.tick_params(labelsize=7)
+        plot.grid(linewidth=0.3)
     return figure
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from adregnet_jax.data.pair import Pair
 from adregnet_jax.evaluation.figures import summary_figures
-from adregnet_jax.evaluation.uncertainty import landmark_rows, rank_correlations
+from adregnet_jax.evaluation.uncertainty import landmark_rows, rank_correlations, sparsify
 
 SHAPE = (16, 14, 12)
 
@@ -32,6 +32,7 @@ def test_the_uncertainty_of_a_landmark_is_that_of_its_voxel():
     assert all("rank correlation" in ax.get_title() for ax in axes)
     assert ["nats" in ax.get_xlabel() for ax in axes] == [True, False]
     assert "SD by dropout, mm" in axes[1].get_xlabel()
+    assert all("area between the curves" in figures[name].axes[1].get_title() for name in calibrations)
 
 
 def test_rank_correlations_of_both_uncertainties():
@@ -53,3 +54,17 @@ def test_rank_correlations_of_both_uncertainties():
     ]
     (both, _) = rank_correlations([*rows, *worse])
     assert "+0.52 over all landmarks; within a case -1.00 (-1.00 to -1.00)" in both
+
+
+def test_sparsification_against_a_loop_and_its_bounds():
+    random = np.random.default_rng(0)
+    error = random.gamma(2.0, size=200)
+    estimate = error + random.normal(size=200)
+    found = sparsify(estimate, error)
+    by_estimate = sorted(range(200), key=lambda n: estimate[n])
+    for removed, share in zip(found.removed, found.error, strict=True):
+        kept = by_estimate[: round((1 - removed) * 200)]
+        np.testing.assert_allclose(share, np.mean([error[n] for n in kept]) / error.mean())
+    assert found.error[0] == found.ideal[0] == 1
+    assert 0 == sparsify(error, error).area < found.area < sparsify(-error, error).area
+    np.testing.assert_allclose(sparsify(np.exp(estimate), error).area, found.area)  # of the ranks alone
