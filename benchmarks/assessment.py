@@ -16,7 +16,7 @@ does, with the network and a smoothness that suits the pair. --arrays keeps what
 with the true errors of synthetic pairs in the foreground, or of landmarks.
 
 `fit` prints the constants of `adregnet_jax/registration/assessment/rule.py` for the rows, and with --arrays
-those of the predicted error: fitted on every other synthetic pair, its intervals calibrated on the rest.
+those of the predicted error; its intervals are calibrated on pairs that are held out in turn.
 
 `report` judges the rows by the shipped rule: the area under the ROC curve of the score for each kind against
 the good ones, and how often each verdict is given. Results count as good or bad by their true error where it
@@ -121,7 +121,9 @@ def real_cases(path, voxels):
         affine[:3, 3] = centre[:3] - affine[:3, :3] @ [(n - 1) / 2 for n in other.shape]
         other = dataclasses.replace(other, affine=affine)
         points = [row.get(f"{scan}_landmarks") for scan in ("fixed", "moving")]
-        landmarks = tuple(read_points(path.parent / name) for name in points) if all(points) else None
+        landmarks = None
+        if all(points):
+            landmarks = (read_points(path.parent / points[0]), read_points(path.parent / points[1]))
         yield Case(row["name"], fixed, moving, None, other, landmarks)
 
 
@@ -523,62 +525,67 @@ def read_places(folders):
 
 
 def fit_error(folder):
-    """Prints how errors are predicted, and the intervals around them."""
+    """Prints how errors are predicted, and intervals calibrated on pairs that are held out in turn."""
     results = read_places([folder])
     cases = sorted({case for case, *_ in results})
-    held_out = set(cases[::2])
-    fitted = [places for case, _, places in results if case not in held_out]
-    calibrated = [places for case, _, places in results if case in held_out]
-    design, target, weight = [], [], []
-    for places in fitted:
-        marks = [np.log(places[name] + rule.ERROR_FLOOR) for name in rule.ERROR]
-        design.append(np.stack([*marks, np.ones_like(marks[0])], axis=1))
-        target.append(np.log(places["error"] + LEAST_ERROR))
-        weight.append(np.full(len(marks[0]), len(marks[0]) ** -0.5))
-    design, target, weight = map(np.concatenate, (design, target, weight))
-    bounds = ([*np.zeros(len(rule.ERROR)), -np.inf], np.inf)
-    *powers, offset = optimize.lsq_linear(design * weight[:, None], target * weight, bounds).x
-
-    def predicted(places):
-        logarithm = sum(
-            power * np.log(places[name] + rule.ERROR_FLOOR)
-            for name, power in zip(rule.ERROR, powers, strict=True)
-        )
-        return np.exp(logarithm + offset)
-
-    # The mean of a scan, not of the logarithms, is to be right on the average of scans.
-    scale = np.exp(np.mean([np.log(p["error"].mean() / predicted(p).mean()) for p in fitted]))
+    powers, scale = fit_powers([places for *_, places in results])
     print("ERROR =", {name: round(power, 3) for name, power in zip(rule.ERROR, powers, strict=True)})
-    print(f"ERROR_SCALE = {np.exp(offset) * scale:.3g}")
-    for name, of_scan in (("PLACES_90", False), ("SCAN_90", True)):
-
-        def ratios(places, of_scan=of_scan):
-            error = scale * predicted(places)
-            return np.log(np.maximum(places["point"], 1e-3) / (error.mean() if of_scan else error))
-
-        low, high = conformal([ratios(p) for p in fitted], [ratios(p) for p in calibrated], len(held_out))
+    print(f"ERROR_SCALE = {scale:.3g}")
+    of_places, of_scans = [], []
+    for held_out in cases:
+        fitted = fit_powers([places for case, _, places in results if case != held_out])
+        for places in (places for case, _, places in results if case == held_out):
+            error = product(places, *fitted)
+            point = np.maximum(places["point"], 1e-3)
+            of_places.append(np.log(point / error))
+            of_scans.append(np.log(point / error.mean()))
+    for name, ratios in (("PLACES_90", of_places), ("SCAN_90", of_scans)):
+        low, high = conformal(ratios, len(cases))
         print(f"{name} = ({low:.3g}, {high:.3g})")
-    print(f"# {len(cases) - len(held_out)} pairs, calibrated on {len(held_out)}: {sorted(held_out)}")
+    print(f"# {len(cases)} pairs, {len(results)} results")
 
 
-def conformal(fitted, calibrated, cases):
-    """An interval of ratios, given as logarithms, that holds 90 % of the places of another scan.
+def fit_powers(results):
+    """The powers of the marks, none negative, and the scale that is right for a scan on the average."""
+    rows, targets = [], []
+    for places in results:
+        marks = [np.log(places[name] + rule.ERROR_FLOOR) for name in rule.ERROR]
+        weight = len(marks[0]) ** -0.5  # each result counts alike
+        rows.append(weight * np.stack([*marks, np.ones_like(marks[0])], axis=1))
+        targets.append(weight * np.log(places["error"] + LEAST_ERROR))
+    bounds = ([*np.zeros(len(rule.ERROR)), -np.inf], np.inf)
+    powers = optimize.lsq_linear(np.concatenate(rows), np.concatenate(targets), bounds).x[:-1]
+    missed = [np.log(places["error"].mean() / product(places, powers, 1.0).mean()) for places in results]
+    return powers, float(np.exp(np.mean(missed)))
 
-    Its shape is that of the fitted results, its width the least that holds 90 % of the calibrated ones, each
-    with the same weight, and a pair in which nothing is held (Lee, Barber and Willett, Distribution-free
-    inference with hierarchical data, 2023).
+
+def product(places, powers, scale):
+    """The predicted error for other powers than the shipped ones."""
+    logarithm = sum(
+        power * np.log(places[name] + rule.ERROR_FLOOR)
+        for name, power in zip(rule.ERROR, powers, strict=True)
+    )
+    return scale * np.exp(logarithm)
+
+
+def conformal(ratios, cases):
+    """An interval that holds 90 % of the ratios of another scan; they are given as logarithms, by result.
+
+    Its shape is that of all, its width the least that holds 90 % of them, each result with the same weight,
+    and of a further pair of which nothing is held (Lee, Barber and Willett, Distribution-free inference with
+    hierarchical data, 2023).
     """
 
-    def quantiles(scores, levels):
-        values = np.concatenate(scores)
-        weights = np.concatenate([np.full(len(score), 1 / len(score) / len(scores)) for score in scores])
+    def quantiles(values, levels):
+        values = np.concatenate(values)
         order = np.argsort(values)
-        return values[order][np.minimum(np.searchsorted(np.cumsum(weights[order]), levels), len(order) - 1)]
+        reached = np.searchsorted(np.cumsum(weights[order]), levels)
+        return values[order][np.minimum(reached, len(order) - 1)]
 
-    low, middle, high = quantiles(fitted, [0.05, 0.5, 0.95])
+    weights = np.concatenate([np.full(len(ratio), 1 / len(ratio) / len(ratios)) for ratio in ratios])
+    low, middle, high = quantiles(ratios, [0.05, 0.5, 0.95])
     scores = [
-        np.maximum((middle - ratio) / (middle - low), (ratio - middle) / (high - middle))
-        for ratio in calibrated
+        np.maximum((middle - ratio) / (middle - low), (ratio - middle) / (high - middle)) for ratio in ratios
     ]
     (width,) = quantiles(scores, [0.9 * (cases + 1) / cases])
     return np.exp(middle - width * (middle - low)), np.exp(middle + width * (high - middle))
@@ -586,7 +593,7 @@ def conformal(fitted, calibrated, cases):
 
 def errors(options):
     """Prints how estimates of the error compare with the true one."""
-    groups = {}
+    groups: dict[tuple[str, str], list[dict]] = {}
     for case, kind, places in read_places(options.rows):
         if len(places["error"]) >= FEWEST_PLACES:
             groups.setdefault((case.rstrip("0123456789").rstrip("-0123456789"), kind), []).append(places)

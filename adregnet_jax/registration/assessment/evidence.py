@@ -300,7 +300,8 @@ def error_marks(evidence: Evidence) -> dict[str, Float[np.ndarray, "i j k"]]:
         mean = ndimage.gaussian_filter(values * weights, SMOOTH_CELLS, truncate=8)
         return mean / ndimage.gaussian_filter(weights, SMOOTH_CELLS, truncate=8)
 
-    offsets = [smooth(fine.blocks.residual[..., i], weights) for i in range(3)]
+    residual = np.asarray(fine.blocks.residual)
+    offsets = [smooth(residual[..., i], weights) for i in range(3)]
     return {
         "distance": np.exp(smooth(np.log(fine.blocks.expected), weights)),
         "offset": np.linalg.norm(offsets, axis=0),
