@@ -373,7 +373,7 @@ def estimates_of(evidence, result):
         "unlikeness": -blocks.correlation,
     }
     if "network" in result.stages:
-        moved = np.asarray(result.field.displacement) - np.asarray(result.stages["network"].displacement)
+        moved = np.asarray(result.field.displacement) - np.asarray(result.stage_field("network").displacement)
         moved_mm = np.linalg.norm(moved * result.scans.fixed.spacing_mm, axis=-1)
         estimates["change since the network"] = of_cells(moved_mm, fine)
     return estimates

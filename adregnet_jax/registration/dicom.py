@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from adregnet_jax.provenance import __version__
 from adregnet_jax.registration.ladder import after_field
 from adregnet_jax.registration.options import ScanFiles
 from adregnet_jax.registration.results import RegisteredScans
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,26 +164,20 @@ def write_dicom(folder: Path, registered: RegisteredScans, pair: DicomPair) -> N
     for number, made in enumerate(slices, 1):
         write_object(folder / "warped" / f"{number:04d}.dcm", made, anonymize=pair.anonymize)
     matrix = np.asarray(registered.matrix, np.float64)
-    before_matrix = registered.field
-    if moved := not np.allclose(matrix, np.eye(4)):
-        before_matrix = after_field(registered.field, np.linalg.inv(matrix))
-    objects = {
-        "registration.dcm": deformable_registration(
-            np.asarray(before_matrix.displacement),
-            fixed.affine,
-            matrix=matrix if moved else np.eye(4),
-            fixed=fixed,
-            moving=moving,
-        ),
-        "inverse.dcm": deformable_registration(
-            np.asarray(registered.inverse.displacement),
-            moving.affine,
-            matrix=np.eye(4),
-            fixed=moving,
-            moving=fixed,
-        ),
-    }
-    if moved:
-        objects["affine.dcm"] = spatial_registration(matrix, fixed=fixed, moving=moving)
-    for name, made in objects.items():
+
+    def write(name: str, made: Dataset) -> None:
         write_object(folder / name, made, anonymize=pair.anonymize)
+
+    # Each is written before the next is made: a grid of offsets can have hundreds of MB.
+    if np.allclose(matrix, np.eye(4)):
+        matrix, before_matrix = np.eye(4), registered.field
+    else:
+        write("affine.dcm", spatial_registration(matrix, fixed=fixed, moving=moving))
+        before_matrix = after_field(registered.field, np.linalg.inv(matrix))
+    displacement = np.asarray(before_matrix.displacement)
+    made = deformable_registration(displacement, fixed.affine, matrix=matrix, fixed=fixed, moving=moving)
+    write("registration.dcm", made)
+    del made, before_matrix
+    displacement = np.asarray(registered.inverse.displacement)
+    made = deformable_registration(displacement, moving.affine, matrix=np.eye(4), fixed=moving, moving=fixed)
+    write("inverse.dcm", made)

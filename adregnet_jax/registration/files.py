@@ -127,7 +127,7 @@ def register_files(
 
     say("scoring")
     began = time.perf_counter()
-    registered.measurement  # noqa: B018 -- computed here, so that its time counts
+    registered = dataclasses.replace(registered, measured=registered.measurement, stages={})
     seconds["scoring"] = time.perf_counter() - began
     if options.assess == "off":
         return registered
@@ -142,7 +142,7 @@ def register_files(
         effort=options.assess,
     )
     seconds["assessing"] = time.perf_counter() - began
-    return dataclasses.replace(registered, assessment=assessment, measured=registered.measurement)
+    return dataclasses.replace(registered, assessment=assessment)
 
 
 def _path(name: str | Path | None) -> Path | None:

@@ -149,6 +149,44 @@ def weigh_stage(stage: str, before: Likeness, after: Likeness, *, keep: bool = F
     return StageOutcome(stage, before.mean, after.mean, None if keep else reason)
 
 
+class StageKeeper:
+    """Weighs each stage of a registration against the map before it.
+
+    Attributes:
+      outcomes: of the stages so far.
+    """
+
+    def __init__(self, scans: CoarseScans, *, keep: bool) -> None:
+        """Starts from where the headers put the scans; with `keep`, every stage is kept."""
+        self.outcomes: list[StageOutcome] = []
+        self._scans, self._keep = scans, keep
+        self._now = likeness(scans, None, np.eye(4))
+
+    def keeps(
+        self,
+        stage: str,
+        displacement: Float[np.ndarray, "x y z 3"] | None,
+        matrix: Real[np.ndarray, "4 4"],
+        *,
+        refused: str | None = None,
+    ) -> bool:
+        """Whether the map that a stage made is kept: see `likeness` and `weigh_stage`.
+
+        Args:
+          stage: its name.
+          displacement: as for `likeness`.
+          matrix: as for `likeness`.
+          refused: why this map takes the place of the one that the stage had made first.
+        """
+        after = likeness(self._scans, displacement, matrix)
+        outcome = weigh_stage(stage, self._now, after, keep=self._keep)
+        self.outcomes.append(outcome._replace(taken_back=outcome.taken_back or refused))
+        if outcome.taken_back:
+            return False
+        self._now = after
+        return True
+
+
 def _fell(before: Likeness, after: Likeness) -> bool:
     change = after.squared_ncc / max(1, after.union.sum()) - before.squared_ncc / max(1, before.union.sum())
     blocks = _block_sums((before.union | after.union).astype(np.float32)) > 0

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -179,7 +178,7 @@ def measure_scans(
     warped: Image,
     *,
     modality: Modality,
-    stages: Mapping[str, DisplacementField] = MappingProxyType({}),
+    stages: Iterable[tuple[str, DisplacementField]] = (),
 ) -> Measurement:
     """Everything measured on two registered scans, before and after, and their similarity in between.
 
@@ -188,7 +187,7 @@ def measure_scans(
         field: on the fixed grid, from the fixed to the moving world.
         warped: the moving scan pulled back by it.
         modality: "mono" compares the scans by NCC, "multi" by mutual information.
-        stages: the fields after some of `STAGES`, as `field`.
+        stages: names out of `STAGES` and the fields after them, as `field`.
 
     Raises:
         UserError: a field that is not finite.
@@ -208,7 +207,7 @@ def measure_scans(
         return _similarity(fixed, image, mask=_overlap(scans, by), modality=modality)
 
     between: tables.Row = {f"similarity_{stage}": None for stage in STAGES}
-    for stage, by in stages.items():
+    for stage, by in stages:
         between[f"similarity_{stage}"] = similarity(window(_on_fixed_grid(scans.moving, by)), by)
     # The metrics are compiled once for all scans on the same rungs of the ladder.
     continued = ladder.pad(displacement, outside="linear")

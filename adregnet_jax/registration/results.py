@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from adregnet_jax.data.io.images import Image
+from adregnet_jax.registration import ladder
 from adregnet_jax.registration.assessment.verdict import Assessment
 from adregnet_jax.registration.field import DisplacementField
 from adregnet_jax.registration.measure import Measurement, ScanPair, measure_scans
@@ -74,7 +75,8 @@ class RegisteredScans:
       warped: the moving scan on the fixed grid, float32, with its least value where it doesn't reach.
       modality: how the scans were compared: "mono" or "multi".
       seconds: by stage, compilation included.
-      stages: the fields after the stages that came before the last, by their names: "affine", "network".
+      stages: the displacements after the stages that came before the last, by their names, "affine" and
+        "network": [x, y, z, 3] in voxels of the fixed grid, before the matrix; None: nothing was displaced.
       evidence: why the deformation is as smooth as it is; None where its smoothness was given, or there is no
         instance optimisation.
       outcomes: of the stages, in their order: whether each was kept.
@@ -91,7 +93,7 @@ class RegisteredScans:
     warped: Image
     modality: Modality
     seconds: dict[str, float]
-    stages: Mapping[str, DisplacementField] = dataclasses.field(default_factory=dict)
+    stages: Mapping[str, Float[np.ndarray, "_x _y _z 3"] | None] = dataclasses.field(default_factory=dict)
     evidence: Evidence | None = None
     outcomes: tuple[StageOutcome, ...] = ()
     measured: Measurement | None = None
@@ -105,9 +107,19 @@ class RegisteredScans:
         Raises:
           UserError: a field that is not finite.
         """
+        # One after the other, since each takes as much memory as the result.
+        stages = ((name, self.stage_field(name)) for name in self.stages)
         return self.measured or measure_scans(
-            self.scans, self.field, self.warped, modality=self.modality, stages=self.stages
+            self.scans, self.field, self.warped, modality=self.modality, stages=stages
         )
+
+    def stage_field(self, stage: str) -> DisplacementField:
+        """The field after one of `stages`, as `field`."""
+        field = ladder.zero_field(self.field.shape, self.field.affine)
+        displacement = self.stages[stage]
+        if displacement is not None:
+            field = dataclasses.replace(field, displacement=displacement)
+        return ladder.after_field(field, self.matrix)
 
     def summary(self) -> dict[str, Any]:
         """The record, the measurements, choices and verdict ("results"), evidence and seconds, for JSON."""

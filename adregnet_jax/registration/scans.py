@@ -7,12 +7,11 @@ the fixed scan, and the two become one field, so that the moving scan is interpo
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -27,12 +26,13 @@ from adregnet_jax.registration import ladder
 from adregnet_jax.registration.adapter import predict_displacement
 from adregnet_jax.registration.affine import align_affine_on_rungs
 from adregnet_jax.registration.evidence import weigh_evidence
-from adregnet_jax.registration.harm import coarse_scans, likeness, weigh_stage
+from adregnet_jax.registration.field import DisplacementField
+from adregnet_jax.registration.harm import StageKeeper, coarse_scans
 from adregnet_jax.registration.instance import MovingGrid, align_on_rungs, has_own_grid
 from adregnet_jax.registration.measure import ScanPair
 from adregnet_jax.registration.modality import same_contrast
 from adregnet_jax.registration.options import Modality
-from adregnet_jax.registration.results import RegisteredScans
+from adregnet_jax.registration.results import Evidence, RegisteredScans
 from adregnet_jax.weights.trained_network import TrainedNetwork
 
 MIN_BACKGROUND = 0.5  # a value is the background if at least this share of the border has it
@@ -122,106 +122,48 @@ def register_scans(
     begin, seconds = _stopwatch(on_stage)
 
     begin("affine")
+    keeper = StageKeeper(coarse_scans(pair, scans, masks), keep=keep)
     matrix, contrast = _aligned(pair, scans, masks, affine, modality)
-    alike = functools.partial(likeness, coarse_scans(pair, scans, masks))
-    weigh = functools.partial(weigh_stage, keep=keep)
-    outcomes = []
-    now = alike(None, np.eye(4))
     if affine is not None:
         refused = None if keep else _implausible(matrix, affine.determinants)
         if refused:
             rigid = dataclasses.replace(affine, kind="rigid")
             matrix, contrast = _aligned(pair, scans, masks, rigid, modality)
-        outcome = weigh("affine", now, after := alike(None, matrix))
-        if outcome.taken_back:
+        if not keeper.keeps("affine", None, matrix, refused=refused):
             matrix = np.eye(4)
-        else:
-            now = after
-        outcomes.append(outcome._replace(taken_back=outcome.taken_back or refused))
 
     begin("deformable")
-    field = ladder.zero_field(fixed.shape, fixed.affine)
-    back = field
-    evidence = None
-    stages = {}
-    if affine is not None and not (instance is None and network is None):
-        stages["affine"] = ladder.after_field(field, matrix)
-    if contrast == "multi":
-        masks = [_foreground(scan, mask) for scan, mask in zip(pair, masks, strict=True)]
-        network = network if instance is None else None
-    if instance is not None or network is not None:
-        moved, moved_mask = _on_grid_of(fixed, moving, scans[1], masks[1], matrix)
-        spacing_mm = fixed.spacing_mm.round(4).tolist()
-        if instance is not None:
-            instance = limit_search(instance, fixed.shape, fixed.spacing_mm.tolist())
-        if instance is not None and adaptive and instance.similarity == "ncc":
-            evidence = weigh_evidence(
-                scans[0],
-                moved,
-                spacing_mm=spacing_mm,
-                fixed_mask=masks[0],
-                moving_mask=moved_mask,
-                modality=contrast,
-                config=instance,
-            )
-            if evidence is not None and evidence.believable:
-                instance = dataclasses.replace(instance, smoothness=evidence.smoothness)
-            elif evidence is not None:
-                instance = network = None
-        displacement, reverse = np.asarray(field.displacement), None
-        if network is not None:
-            known = Image(scans[0], fixed.affine, fixed.name)
-            # The optimisation finds detail by itself: the first run is enough of a start.
-            runs = None if instance is None else 1
-            displacement = predict_displacement(network, known, moved, tile=tile, runs=runs)
-            outcomes.append(weigh("network", now, after := alike(displacement, matrix)))
-            if outcomes[-1].taken_back:
-                displacement, network = np.asarray(field.displacement), None
-            else:
-                now = after
-            if instance is not None and network is not None:
-                predicted = dataclasses.replace(field, displacement=displacement)
-                stages["network"] = ladder.after_field(predicted, matrix)
-        if instance is not None:
-            to_moving = None
-            if has_own_grid(instance):
-                to_voxels = np.linalg.inv(moving.affine)
-                to_moving = MovingGrid(to_voxels @ matrix @ fixed.affine, moving.spacing_mm.round(4).tolist())
-                moved = scans[1]
-                if moved_mask is not None:
-                    moved_mask = np.ones(moving.shape, np.float32) if masks[1] is None else masks[1]
-            started = displacement
-            displacement, reverse = align_on_rungs(
-                scans[0],
-                moved,
-                start=None if network is None else started,
-                fixed_mask=masks[0],
-                moving_mask=moved_mask,
-                spacing_mm=spacing_mm,
-                config=instance,
-                to_moving=to_moving,
-            )
-            outcomes.append(weigh("instance", now, alike(displacement, matrix)))
-            if outcomes[-1].taken_back:
-                displacement, reverse = started, None
-        field = dataclasses.replace(field, displacement=displacement)
-        if reverse is None:
-            back = ladder.invert_field(field)
-        else:
-            back = dataclasses.replace(field, displacement=reverse)
+    deformed = _deformed(
+        pair,
+        scans,
+        masks,
+        matrix,
+        contrast=contrast,
+        instance=instance,
+        network=network,
+        tile=tile,
+        adaptive=adaptive,
+        keeper=keeper,
+    )
+    del scans, masks  # of large scans the inverse needs the memory
 
     begin("inverse")
-    inverse = ladder.reverse_field(back, matrix, shape=moving.shape, affine=moving.affine)
-    inverse = ladder.refine_inverse(inverse, field, matrix)
+    still = ladder.zero_field(fixed.shape, fixed.affine)
+    field = dataclasses.replace(still, displacement=deformed.displacement)
+    inverse = _inverted(field, deformed.reverse, matrix, moving)
     field = ladder.after_field(field, matrix)
     values = moving.values.astype(np.float32)
     warped = ladder.warp_image(field, values - values.min(), moving.affine) + values.min()
+    stages: dict[str, np.ndarray | None] = {}
+    if affine is not None and not (instance is None and network is None):
+        stages["affine"] = None
+    if deformed.start is not None:
+        stages["network"] = deformed.start
     begin("")
     if scale != 1:
         fixed, moving = given
         field = dataclasses.replace(field, affine=fixed.affine)
         inverse = dataclasses.replace(inverse, affine=moving.affine)
-        stages = {name: dataclasses.replace(by, affine=fixed.affine) for name, by in stages.items()}
         matrix = np.array(matrix, np.float64)
         matrix[:3, 3] /= scale
     return RegisteredScans(
@@ -233,9 +175,107 @@ def register_scans(
         modality=contrast,
         seconds=seconds,
         stages=stages,
-        evidence=evidence,
-        outcomes=tuple(outcomes),
+        evidence=deformed.evidence,
+        outcomes=tuple(keeper.outcomes),
     )
+
+
+class _Deformation(NamedTuple):
+    """The result of the deformable step, in voxels of the fixed grid before the matrix."""
+
+    displacement: np.ndarray  # [x, y, z, 3]
+    reverse: np.ndarray | None  # [x, y, z, 3], its inverse on the same grid, where that is known
+    start: np.ndarray | None = None  # [x, y, z, 3], the network's, from which the optimisation started
+    evidence: Evidence | None = None
+
+
+def _deformed(
+    pair: tuple[Image, Image],
+    scans: list[np.ndarray],
+    masks: list[np.ndarray | None],
+    matrix: np.ndarray,
+    *,
+    contrast: Literal["mono", "multi"],
+    instance: InstanceConfig | None,
+    network: TrainedNetwork | None,
+    tile: int | None,
+    adaptive: bool,
+    keeper: StageKeeper,
+) -> _Deformation:
+    """Deforms the moving scan, which a matrix has aligned, by network and optimisation."""
+    fixed, moving = pair
+    still = np.zeros((*fixed.shape, 3), np.float32)
+    evidence = None
+    if contrast == "multi":
+        masks = [_foreground(scan, mask) for scan, mask in zip(pair, masks, strict=True)]
+        network = network if instance is None else None
+    if instance is None and network is None:
+        return _Deformation(still, still)
+
+    moved, moved_mask = _on_grid_of(fixed, moving, scans[1], masks[1], matrix)
+    spacing_mm = fixed.spacing_mm.round(4).tolist()
+    if instance is not None:
+        instance = limit_search(instance, fixed.shape, fixed.spacing_mm.tolist())
+        if adaptive and instance.similarity == "ncc":
+            evidence = weigh_evidence(
+                scans[0],
+                moved,
+                spacing_mm=spacing_mm,
+                fixed_mask=masks[0],
+                moving_mask=moved_mask,
+                modality=contrast,
+                config=instance,
+            )
+        if evidence is not None and not evidence.believable:
+            return _Deformation(still, still, evidence=evidence)
+        if evidence is not None:
+            instance = dataclasses.replace(instance, smoothness=evidence.smoothness)
+
+    start = None
+    if network is not None:
+        known = Image(scans[0], fixed.affine, fixed.name)
+        # The optimisation finds detail by itself: the first run is enough of a start.
+        runs = None if instance is None else 1
+        start = predict_displacement(network, known, moved, tile=tile, runs=runs)
+        if not keeper.keeps("network", start, matrix):
+            start = None
+    before = still if start is None else start
+    if instance is None:
+        return _Deformation(before, None)
+
+    to_moving = None
+    if has_own_grid(instance):
+        to_voxels = np.linalg.inv(moving.affine)
+        to_moving = MovingGrid(to_voxels @ matrix @ fixed.affine, moving.spacing_mm.round(4).tolist())
+        moved = scans[1]
+        if moved_mask is not None:
+            moved_mask = np.ones(moving.shape, np.float32) if masks[1] is None else masks[1]
+    displacement, reverse = align_on_rungs(
+        scans[0],
+        moved,
+        start=start,
+        fixed_mask=masks[0],
+        moving_mask=moved_mask,
+        spacing_mm=spacing_mm,
+        config=instance,
+        to_moving=to_moving,
+    )
+    if not keeper.keeps("instance", displacement, matrix):
+        displacement, reverse = before, None
+    return _Deformation(displacement, reverse, start, evidence)
+
+
+def _inverted(
+    field: DisplacementField, reverse: np.ndarray | None, matrix: np.ndarray, moving: Image
+) -> DisplacementField:
+    """The inverse of a field and a matrix, on the moving grid; `reverse` is that of the field, if known."""
+    inverse = ladder.reverse_field(
+        ladder.invert_field(field) if reverse is None else dataclasses.replace(field, displacement=reverse),
+        matrix,
+        shape=moving.shape,
+        affine=moving.affine,
+    )
+    return ladder.refine_inverse(inverse, field, matrix)
 
 
 def _implausible(matrix: np.ndarray, determinants: tuple[float, float]) -> str | None:
