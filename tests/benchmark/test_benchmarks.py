@@ -17,6 +17,7 @@ from adregnet_jax.data.io import nifti
 from adregnet_jax.data.splits import load_splits
 from adregnet_jax.launch.config_file import load_config
 from adregnet_jax.metrics import dice
+from adregnet_jax.registration.assessment.evidence import predicted_error
 from tests.data.dicom import studies
 from tests.xla_flags import QUICK_TO_COMPILE
 
@@ -187,6 +188,21 @@ def test_assessment(tmp_path):
     found = {row["kind"]: row for row in table}
     assert found["all good"]["results"] == 2 and found["folds"]["results"] == 2
     assert found["folds"]["fail"] == "100 %" and found["folds"]["AUC"] == 1
+
+
+def test_predicted_errors(tmp_path):
+    random = np.random.default_rng(0)
+    for n in range(3):
+        marks = {name: random.gamma(2.0, size=400) for name in ("distance", "offset", "strain")}
+        error = predicted_error(marks)
+        np.savez(tmp_path / f"synthetic1-{n}-good-0.npz", error=error, point=error, voxel_mm=2.0, **marks)
+    table = rows_of("assessment", tmp_path / "table.json", "errors", str(tmp_path))
+    best, *marks = table
+    assert best["estimate"] == "predicted error"
+    assert (best["results"], best["AUSE"], best["in place's 90 %"]) == (3, "0.000", "100")
+    assert best["Spearman"] == "1.00 (1.00 to 1.00)" and best["predicted, mm"] == best["true, mm"]
+    assert [row["estimate"] for row in marks] == ["distance", "offset", "strain"]
+    assert all(float(row["AUSE"]) > 0.05 for row in marks)
 
 
 def test_training_step(tmp_path):
