@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -195,14 +196,15 @@ def test_predicted_errors(tmp_path):
     for n in range(3):
         marks = {name: random.gamma(2.0, size=400) for name in ("distance", "offset", "strain")}
         error = predicted_error(marks)
-        np.savez(tmp_path / f"synthetic1-{n}-good-0.npz", error=error, point=error, voxel_mm=2.0, **marks)
+        arrays: dict[str, Any] = {"error": error, "point": error, "voxel_mm": 2.0, **marks}
+        np.savez(tmp_path / f"synthetic1-{n}-good-0.npz", **arrays)
     table = rows_of("assessment", tmp_path / "table.json", "errors", str(tmp_path))
-    best, *marks = table
+    best, *others = table
     assert best["estimate"] == "predicted error"
     assert (best["results"], best["AUSE"], best["in place's 90 %"]) == (3, "0.000", "100")
     assert best["Spearman"] == "1.00 (1.00 to 1.00)" and best["predicted, mm"] == best["true, mm"]
-    assert [row["estimate"] for row in marks] == ["distance", "offset", "strain"]
-    assert all(float(row["AUSE"]) > 0.05 for row in marks)
+    assert [row["estimate"] for row in others] == ["distance", "offset", "strain"]
+    assert all(float(row["AUSE"]) > 0.05 for row in others)
 
 
 def test_training_step(tmp_path):
