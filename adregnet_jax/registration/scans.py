@@ -21,7 +21,6 @@ from adregnet_jax.config import AffineConfig, InstanceConfig
 from adregnet_jax.data.io.images import Image
 from adregnet_jax.data.preprocessing import counted_voxels, rescale_percentiles
 from adregnet_jax.errors import UserError
-from adregnet_jax.launch import process
 from adregnet_jax.registration import ladder
 from adregnet_jax.registration.adapter import predict_displacement
 from adregnet_jax.registration.affine import align_affine_on_rungs
@@ -360,7 +359,6 @@ def _stopwatch(
     running: list[tuple[str, float]] = []
 
     def begin(stage: str) -> None:
-        process.release_freed_memory()
         now = time.perf_counter()
         if running:
             name, since = running.pop()
