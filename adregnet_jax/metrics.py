@@ -92,12 +92,19 @@ def jacobian(displacement: Float[Array, "x y z 3"]) -> Float[np.ndarray, "x y z"
 def jacobian_statistics(
     displacement: Float[Array, "x y z 3"], *, mask: Shaped[Array, "x y z"] | None = None
 ) -> dict[str, float]:
-    """Statistics of `jacobian` over the voxels of the mask.
+    """Statistics of `jacobian`: see `determinant_statistics`."""
+    return determinant_statistics(jacobian(displacement), mask=mask)
+
+
+def determinant_statistics(
+    determinant: Float[Array, "x y z"], *, mask: Shaped[Array, "x y z"] | None = None
+) -> dict[str, float]:
+    """Statistics of Jacobian determinants over the voxels of the mask.
 
     Returns:
       mean, sd, minimum, maximum, and folded_percent, the share of determinants <= 0.
     """
-    determinant = _inside(np.asarray(jacobian(displacement), np.float64), mask)
+    determinant = _inside(np.asarray(determinant, np.float64), mask)
     return {
         "mean": float(determinant.mean()),
         "sd": float(determinant.std()),

@@ -107,19 +107,15 @@ def load_network(weights: Path | None, device: Any) -> TrainedNetwork:
 def show_stages(total: int) -> Iterator[Callable[[str], None]]:
     """Yields a function that announces each of `total` stages on stderr, with a bar on a terminal.
 
-    When a stage ends, the line of the next one says how long it took. What the last one freed goes back to
-    the system: the next one's arrays have other sizes and may not fit into it.
+    When a stage ends, the line of the next one says how long it took.
     """
     from rich.console import Console
-
-    from adregnet_jax.launch.process import release_freed_memory
 
     console = Console(file=sys.stderr)
     began = time.monotonic()
     running: list[tuple[str, float]] = []  # the stage that began last, and when
 
-    def end_last() -> str:
-        release_freed_memory()
+    def took() -> str:
         if not running:
             return ""
         stage, since = running.pop()
@@ -128,7 +124,7 @@ def show_stages(total: int) -> Iterator[Callable[[str], None]]:
     if not console.is_terminal:
 
         def show(stage: str) -> None:
-            ended = f" ({last})" if (last := end_last()) else ""
+            ended = f" ({last})" if (last := took()) else ""
             print(f"{time.monotonic() - began:6.1f} s  {stage}{ended}", file=sys.stderr, flush=True)
             running.append((stage, time.monotonic()))
 
@@ -143,11 +139,11 @@ def show_stages(total: int) -> Iterator[Callable[[str], None]]:
         task = progress.add_task("", total=total, completed=-1)  # the first stage ends when the second begins
 
         def advance(stage: str) -> None:
-            if ended := end_last():
+            if ended := took():
                 progress.print(ended, markup=False, highlight=False)
             running.append((stage, time.monotonic()))
             progress.update(task, description=stage, advance=1)
 
         yield advance
-        if ended := end_last():
+        if ended := took():
             progress.print(ended, markup=False, highlight=False)

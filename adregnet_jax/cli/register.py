@@ -41,6 +41,7 @@ LandmarksOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help=".csv (x,y,z), .fcsv, .mrk.json or DICOM points, for TRE.")
 ]
 GIB = 2**30
+OPTIMISATIONS = ("affine", "deformable")  # stages that run one program many times
 MEMORY_ADVICE = (
     "--effort fast takes less, --set search_range_mm=0 skips the search, and scans on a coarser grid "
     "or --device cpu help too"
@@ -211,11 +212,19 @@ def register_to_folder(
     from adregnet_jax.atomic import new_folder
     from adregnet_jax.cli.execution import interruptible
     from adregnet_jax.data.io.itk import simpleitk
+    from adregnet_jax.launch.process import hand_back_freed_memory, keep_freed_memory
     from adregnet_jax.registration.files import register_files
     from adregnet_jax.registration.result_files import FILES, write_results
 
     if composite:
         simpleitk(output / "field.h5")
+
+    def begin(stage: str) -> None:
+        hand_back_freed_memory()
+        if stage in OPTIMISATIONS:
+            keep_freed_memory()
+        on_stage(stage)
+
     with new_folder(output, own=FILES, overwrite=overwrite) as temporary:
         registered = interruptible(
             lambda: register_files(
@@ -224,11 +233,11 @@ def register_to_folder(
                 moving_series=files.moving_series,
                 options=options,
                 network=network,
-                on_stage=on_stage,
+                on_stage=begin,
             ),
             device,
         )
-        on_stage("writing")
+        begin("writing")
         interruptible(
             lambda: write_results(
                 temporary,

@@ -13,6 +13,7 @@ from typing import Any
 from adregnet_jax.errors import UserError, one_line
 
 SUPPORTED_JAX = ("0.10", "0.13")  # from the first, below the second, as in requirements.txt
+LARGE_BLOCK = 2**25  # bytes, the largest threshold that glibc's malloc takes
 
 
 def check_jax_version() -> None:
@@ -101,15 +102,23 @@ def keep_freed_memory() -> None:
     arena can hold blocks of this size, and a thread that has got another one keeps it: call this before JAX
     starts its threads.
     """
-    mmap_max, trim_threshold, arena_max = -4, -1, -8  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-        libc.mallopt(arena_max, 1)
+    _set_malloc(mmap_max=0, trim_threshold=2**31 - 1, arena_max=1)
 
 
-def release_freed_memory() -> None:
-    """Hands back to the system what `keep_freed_memory` made glibc keep, between two parts of a program."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
+def hand_back_freed_memory() -> None:
+    """Hands back what `keep_freed_memory` kept, and from now on large blocks as they are freed.
+
+    Kept blocks fragment the memory where programs with arrays of different sizes follow each other.
+    """
+    _set_malloc(mmap_max=65536, mmap_threshold=LARGE_BLOCK, trim_threshold=LARGE_BLOCK)
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _set_malloc(**values: int) -> None:
+    """Sets parameters of glibc's malloc; nothing happens with another C library."""
+    parameters = {"trim_threshold": -1, "mmap_threshold": -3, "mmap_max": -4, "arena_max": -8}  # of malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        for name, value in values.items():
+            libc.mallopt(parameters[name], value)

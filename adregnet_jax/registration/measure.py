@@ -212,7 +212,8 @@ def measure_scans(
     # The metrics are compiled once for all scans on the same rungs of the ladder.
     continued = ladder.pad(displacement, outside="linear")
     inside = ladder.pad(np.ones(displacement.shape[:3], bool), outside="zeros")
-    jacobian = metrics.jacobian_statistics(continued, mask=inside)
+    determinant = metrics.jacobian(continued)
+    jacobian = metrics.determinant_statistics(determinant, mask=inside)
     row: tables.Row = {
         "similarity_measure": "NCC" if modality == "mono" else "mutual information",
         "similarity_before": similarity(moving, identity),
@@ -232,7 +233,7 @@ def measure_scans(
         moving=moving,
         warped=after,
         displacement=displacement,
-        jacobian=ladder.crop(metrics.jacobian(continued), displacement.shape[:3]),
+        jacobian=ladder.crop(determinant, displacement.shape[:3]),
         warped_labels=warped_labels,
         moving_labels=moving_labels,
         mapped_landmarks=mapped,
