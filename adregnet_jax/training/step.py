@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,6 +61,22 @@ def global_norm(tree: Any) -> jax.Array:
     if traces_for_cpu():
         return optax.tree.norm(tree)
     return jnp.sqrt(jnp.sum(jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) ** 2))
+
+
+def in_one_vector(tree: Any) -> Any:
+    """The same arrays, on accelerators as parts of one vector.
+
+    XLA for GPUs updates the parameters of one shape in one kernel if what they are updated by comes from one
+    array, and each parameter in a kernel of its own if not.
+    """
+    if traces_for_cpu():
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    # Without the barrier, XLA sees that each part is one of the arrays.
+    vector = jax.lax.optimization_barrier(jnp.concatenate([leaf.ravel() for leaf in leaves]))
+    ends = list(itertools.accumulate(leaf.size for leaf in leaves))
+    parts = (vector[end - leaf.size : end].reshape(leaf.shape) for leaf, end in zip(leaves, ends, strict=True))
+    return jax.tree.unflatten(structure, parts)
 
 
 def average_parameters(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
@@ -152,6 +169,7 @@ def make_train_step(
             out_specs=PartitionSpec(),
             check_vma=False,
         )(state.params, batch, dropout_key)
+        gradients = in_one_vector(gradients)
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **terms, "gradient_norm": global_norm(gradients)}
