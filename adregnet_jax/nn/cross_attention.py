@@ -14,7 +14,7 @@ from adregnet_jax.config import ModelConfig
 from adregnet_jax.nn.layers import DenseParameters
 from adregnet_jax.nn.precision import products, stored
 from adregnet_jax.ops.attention import blocked_attention
-from adregnet_jax.ops.cpu.budget import limit_bytes
+from adregnet_jax.ops.cpu.budget import limit_bytes, traces_for_cpu
 from adregnet_jax.ops.cpu.chunks import map_nearby
 from adregnet_jax.ops.grid import identity_grid
 from adregnet_jax.ops.neighbourhood import attend_slices, attention_bytes
@@ -108,6 +108,9 @@ class CrossAttention(nn.Module):
             return jnp.matmul(features.astype(dtype), kernel, precision=products(self.config.dtype))
 
         # Both directions in one batch: one pass of the attention, and half the program to compile.
+        if not (traces_for_cpu() or self.config.shared_projection):
+            query, key, value = self._projected_together(parameters, moving, fixed)
+            return self._scaled(parameters, query, key, value)
         value = jnp.concatenate([project("value_fixed", fixed), project("value_moving", moving)])
         if self.config.shared_projection:
             query = project("match", jnp.concatenate([moving, fixed]))
@@ -115,6 +118,32 @@ class CrossAttention(nn.Module):
         else:
             query = jnp.concatenate([project("query_moving", moving), project("query_fixed", fixed)])
             key = jnp.concatenate([project("key_fixed", fixed), project("key_moving", moving)])
+        return self._scaled(parameters, query, key, value)
+
+    def _projected_together(self, parameters: _Parameters, moving: jax.Array, fixed: jax.Array) -> _Arrays:
+        """Queries, keys and values [2 b, x, y, z, c] by a single product, and its gradients by two."""
+        kernel = jnp.stack(
+            [
+                jnp.concatenate([parameters[f"{kind}_{of}"] for kind in ("query", "key", "value")], axis=-1)
+                for of in ("fixed", "moving")
+            ]
+        )
+        dtype = stored(self.config.dtype)
+        projected = jnp.einsum(
+            "ibxyzc,icd->ibxyzd",
+            jnp.stack([fixed, moving]).astype(dtype),
+            kernel.astype(dtype),
+            precision=products(self.config.dtype),
+        )
+        query, key, value = jnp.split(projected, 3, axis=-1)
+        query = query[::-1]  # those of the moving image match the keys of the fixed one first
+        query, key, value = (array.reshape(-1, *array.shape[2:]) for array in (query, key, value))
+        return query, key, value
+
+    def _scaled(
+        self, parameters: _Parameters, query: jax.Array, key: jax.Array, value: jax.Array
+    ) -> _Arrays:
+        """Heads become a part of the batch; lengths of queries and keys with `cosine_logits`."""
         query, key, value = (self._heads_to_batch(array) for array in (query, key, value))
         if self.config.cosine_logits:
             # Not in the paper: plain products of small features leave the weights close to equal.

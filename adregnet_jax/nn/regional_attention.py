@@ -11,7 +11,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from adregnet_jax.config import ModelConfig
+from adregnet_jax.nn.layers import DenseParameters
 from adregnet_jax.ops.attention import blocked_attention
+from adregnet_jax.ops.cpu.budget import traces_for_cpu
 from adregnet_jax.ops.resampling import resize_axis
 from adregnet_jax.ops.slabs import slab_count, slab_start, sum_over_slabs, whole_width
 
@@ -37,10 +39,14 @@ class RegionalAttention(nn.Module):
         means = region_means(features.astype(jnp.float32), self.region)
         grid = means.shape[1:4]
         tokens = means.reshape(b, -1, c)
-        query, key, value = (
-            nn.Dense(c, use_bias=False, precision="highest", name=name)(tokens)
-            for name in ("query", "key", "value")
-        )
+        kernels = [
+            DenseParameters(c, c, use_bias=False, name=name)()[0] for name in ("query", "key", "value")
+        ]
+        if traces_for_cpu():
+            query, key, value = (jnp.matmul(tokens, kernel, precision="highest") for kernel in kernels)
+        else:
+            joined = jnp.matmul(tokens, jnp.concatenate(kernels, axis=-1), precision="highest")
+            query, key, value = jnp.split(joined, 3, axis=-1)
         context, _ = blocked_attention(
             query, key, value, block=self.config.attention_block, precision="highest"
         )
@@ -50,10 +56,15 @@ class RegionalAttention(nn.Module):
 
         # Without the factor n (as the paper writes it) F' is about 1 / n of the features.
         weight = jnp.exp(relative if self.config.scale_region_weights else log_weight)
-        weight = self._to_voxels(weight.reshape(b, *grid, 1), shape)
+        weight = weight.reshape(b, *grid, 1)
         # The paper uses M^l without a definition; here it is the weight, squashed to [0, 1].
         bias = self.param("mask_bias", nn.initializers.constant(2.0), ())
-        mask = self._to_voxels(jax.nn.sigmoid(relative + bias).reshape(b, *grid, 1), shape)
+        mask = jax.nn.sigmoid(relative + bias).reshape(b, *grid, 1)
+        if traces_for_cpu():
+            weight, mask = self._to_voxels(weight, shape), self._to_voxels(mask, shape)
+        else:
+            both = self._to_voxels(jnp.concatenate([weight, mask], axis=-1), shape)
+            weight, mask = jnp.split(both, 2, axis=-1)
         return features * weight.astype(features.dtype), mask
 
     def _to_voxels(self, values: jax.Array, shape: Sequence[int]) -> jax.Array:

@@ -112,8 +112,10 @@ def _attention(
     logits = multiply("bqd,bkd->bqk", scaled, key)
     logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     weights = jnp.exp(logits)
-    total = jnp.sum(weights, axis=-1)
-    products = multiply("bqk,bkc->bqc", weights.astype(value.dtype), value)
+    # One more channel, 1 everywhere, adds up the weights in the same product.
+    ones = jnp.ones_like(value[..., :1])
+    products = multiply("bqk,bkc->bqc", weights.astype(value.dtype), jnp.concatenate([value, ones], axis=-1))
+    products, total = products[..., :-1], products[..., -1]
     # H = log(sum exp(l)) - sum(w l)
     entropy = jnp.log(total) - jnp.sum(weights * logits, axis=-1) / total
     return (products / total[..., None]).astype(value.dtype), entropy
