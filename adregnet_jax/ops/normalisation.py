@@ -111,7 +111,8 @@ def _backward(
     )
     centred = g - _spread(whole[0] / voxels) - normalised * _spread(whole[1] / voxels)
     to_volume = (_spread(reciprocal_sd * scale[None]) * centred).astype(volume.dtype)
-    return to_volume, jnp.sum(sums[1], axis=0), jnp.sum(sums[0], axis=0)
+    to_offset, to_scale = _each_sum(sums, (0,))
+    return to_volume, to_scale, to_offset
 
 
 _instance_norm.defvjp(_forward, _backward)
@@ -120,6 +121,17 @@ _instance_norm.defvjp(_forward, _backward)
 def _spread(values: AnyArray) -> Array:
     """[b, c] -> [b, 1, 1, 1, c]."""
     return jnp.asarray(values)[:, None, None, None]
+
+
+def _each_sum(arrays: list[Array], axes: tuple[int, ...]) -> list[Array]:
+    """The sums of arrays of one shape over some axes: on accelerators by one reduction of all of them."""
+    if traces_for_cpu():
+        return [jnp.sum(array, axis=axes) for array in arrays]
+
+    def add(totals: list[Array], values: list[Array]) -> list[Array]:
+        return [total + value for total, value in zip(totals, values, strict=True)]
+
+    return list(jax.lax.reduce(arrays, [jnp.float32(0)] * len(arrays), add, axes))
 
 
 def _sums(
@@ -137,7 +149,7 @@ def _sums(
 
     def sums(parts: Sequence[Array], statistics: Sequence[Array]) -> list[Array]:
         parts = [part.astype(jnp.float32) for part in parts]
-        return [jnp.sum(term, axis=(1, 2, 3)) for term in terms(*parts, *map(_spread, statistics))]
+        return _each_sum(terms(*parts, *map(_spread, statistics)), (1, 2, 3))
 
     if slices is None:
         return sums(volumes, statistics)
