@@ -140,9 +140,7 @@ class CrossAttention(nn.Module):
         query, key, value = (array.reshape(-1, *array.shape[2:]) for array in (query, key, value))
         return query, key, value
 
-    def _scaled(
-        self, parameters: _Parameters, query: jax.Array, key: jax.Array, value: jax.Array
-    ) -> _Arrays:
+    def _scaled(self, parameters: _Parameters, query: jax.Array, key: jax.Array, value: jax.Array) -> _Arrays:
         """Heads become a part of the batch; lengths of queries and keys with `cosine_logits`."""
         query, key, value = (self._heads_to_batch(array) for array in (query, key, value))
         if self.config.cosine_logits:
@@ -160,7 +158,11 @@ class CrossAttention(nn.Module):
         to_fixed, to_moving = jnp.split(self._batch_to_heads(attended), 2)  # eq. 10, 11
         back, forth = jnp.split(self._head_mean(offset), 2)
         alpha = parameters["alpha"]  # in float32, as is its gradient, a sum over all voxels
-        blended = alpha * to_fixed.astype(jnp.float32) + (1 - alpha) * to_moving.astype(jnp.float32)  # eq. 12
+        to_fixed, to_moving = to_fixed.astype(jnp.float32), to_moving.astype(jnp.float32)
+        if traces_for_cpu():
+            blended = alpha * to_fixed + (1 - alpha) * to_moving  # eq. 12
+        else:  # the same, with a single sum for the gradient of alpha
+            blended = to_moving + alpha * (to_fixed - to_moving)
         features = blended.astype(stored(self.config.dtype))
         both = jnp.concatenate([forth, back], axis=-1)
         return features, both, jnp.split(self._head_mean(entropy), 2)[1]
@@ -210,7 +212,7 @@ def _attend_globally(
         scale = (c + 4) ** 0.5  # blocked_attention divides by it
         query = jnp.concatenate([query * (scale / c**0.5), scale * place, scale * ones], axis=-1)
         squared = jnp.sum(place**2, axis=-1, keepdims=True)
-        key = jnp.concatenate([key, 2 * locality * place, -locality * squared], axis=-1)
+        key = jnp.concatenate([key, locality * jnp.concatenate([2 * place, -squared], axis=-1)], axis=-1)
     # In float32: the offset is a small difference of places.
     values = jnp.concatenate([value.astype(jnp.float32), place], axis=-1)
     # The level is coarse: every device can hold all of its keys and values.

@@ -14,6 +14,8 @@ from adregnet_jax.ops.cpu.budget import limit_bytes, traces_for_cpu
 from adregnet_jax.ops.cpu.chunks import chunk, slices_a_chunk
 from adregnet_jax.ops.slabs import slab_count, sum_over_slabs, whole_width
 
+ONE_KERNEL = 16**3  # voxels whose sum XLA for GPUs makes in one stage
+
 
 def instance_norm(
     volume: Float[AnyArray, "b x y z c"],
@@ -111,7 +113,9 @@ def _backward(
     )
     centred = g - _spread(whole[0] / voxels) - normalised * _spread(whole[1] / voxels)
     to_volume = (_spread(reciprocal_sd * scale[None]) * centred).astype(volume.dtype)
-    to_offset, to_scale = _each_sum(sums, (0,))
+    if traces_for_cpu():
+        return to_volume, jnp.sum(sums[1], axis=0), jnp.sum(sums[0], axis=0)
+    to_offset, to_scale = _summed_together(sums, axis=0)
     return to_volume, to_scale, to_offset
 
 
@@ -123,15 +127,13 @@ def _spread(values: AnyArray) -> Array:
     return jnp.asarray(values)[:, None, None, None]
 
 
-def _each_sum(arrays: list[Array], axes: tuple[int, ...]) -> list[Array]:
-    """The sums of arrays of one shape over some axes: on accelerators by one reduction of all of them."""
-    if traces_for_cpu():
-        return [jnp.sum(array, axis=axes) for array in arrays]
+def _summed_together(arrays: list[Array], *, axis: int) -> list[Array]:
+    """The sums of arrays of one shape along an axis, as one reduction, which is one kernel on a GPU."""
 
     def add(totals: list[Array], values: list[Array]) -> list[Array]:
         return [total + value for total, value in zip(totals, values, strict=True)]
 
-    return list(jax.lax.reduce(arrays, [jnp.float32(0)] * len(arrays), add, axes))
+    return list(jax.lax.reduce(arrays, [jnp.float32(0)] * len(arrays), add, (axis,)))
 
 
 def _sums(
@@ -149,7 +151,11 @@ def _sums(
 
     def sums(parts: Sequence[Array], statistics: Sequence[Array]) -> list[Array]:
         parts = [part.astype(jnp.float32) for part in parts]
-        return _each_sum(terms(*parts, *map(_spread, statistics)), (1, 2, 3))
+        found = terms(*parts, *map(_spread, statistics))
+        if traces_for_cpu() or nx * ny * nz <= ONE_KERNEL:
+            return [jnp.sum(term, axis=(1, 2, 3)) for term in found]
+        # XLA for GPUs adds up this many in two stages, and would have a kernel for each term in the second.
+        return _summed_together([jnp.sum(term, axis=(2, 3)) for term in found], axis=1)
 
     if slices is None:
         return sums(volumes, statistics)

@@ -74,9 +74,11 @@ def in_one_vector(tree: Any) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     # Without the barrier, XLA sees that each part is one of the arrays.
     vector = jax.lax.optimization_barrier(jnp.concatenate([leaf.ravel() for leaf in leaves]))
-    ends = list(itertools.accumulate(leaf.size for leaf in leaves))
-    parts = (vector[end - leaf.size : end].reshape(leaf.shape) for leaf, end in zip(leaves, ends, strict=True))
-    return jax.tree.unflatten(structure, parts)
+    ends = itertools.accumulate(leaf.size for leaf in leaves)
+    each = zip(leaves, ends, strict=True)
+    return jax.tree.unflatten(
+        structure, [vector[end - leaf.size : end].reshape(leaf.shape) for leaf, end in each]
+    )
 
 
 def average_parameters(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
