@@ -17,6 +17,7 @@ def random_features(seed):
     return np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
 
 
+@pytest.mark.usefixtures("both_forms")
 @pytest.mark.parametrize(
     "config",
     [

@@ -13,6 +13,7 @@ def random_features(*shape):
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
+@pytest.mark.usefixtures("both_forms")
 # Regions that divide the map, that don't, of one voxel, and larger than the map.
 @pytest.mark.parametrize(
     ("shape", "region"),

@@ -19,6 +19,7 @@ from adregnet_jax.training.state import TrainState, drawn_on_host, make_init
 from adregnet_jax.training.step import (
     average_parameters,
     global_norm,
+    in_one_vector,
     learning_rate,
     make_optimiser,
     make_train_step,
@@ -189,6 +190,12 @@ def test_gradients_are_clipped(length, expected):
     _, state = optimiser.update(gradients, optimiser.init(params), params)
     found = [x.item() for x in jax.tree.leaves(optax.tree.get(state, "nu"))]
     np.testing.assert_allclose(found, 0.001 * np.array(expected) ** 2, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("both_forms")
+def test_one_vector_has_the_same_arrays():
+    tree = {"a": jnp.float32(1), "b": [jnp.arange(6.0).reshape(2, 3), jnp.arange(4.0)]}
+    jax.tree.map(np.testing.assert_array_equal, in_one_vector(tree), tree)
 
 
 def test_average_is_of_the_last_tenth_at_first_and_of_the_last_steps_later():
