@@ -61,19 +61,25 @@ def search_displacement(
     def one_pair(
         fixed: AnyArray, moving: AnyArray, fixed_mask: AnyArray | None, moving_mask: AnyArray | None
     ) -> Array:
-        forth = _costs(fixed, moving, candidates, fixed_mask, moving_mask)
-        back = _costs(moving, fixed, candidates, moving_mask, fixed_mask)
-        return _consistent(_coupled(forth, candidates), _coupled(back, candidates))
+        forth = (fixed, moving, fixed_mask, moving_mask)
+        back = (moving, fixed, moving_mask, fixed_mask)
+        # As two turns of a loop, which compile as one.
+        both = jax.tree.map(lambda *ways: jnp.stack(ways), forth, back)
+        found = jax.lax.map(lambda scans: _coupled(_costs(*scans, candidates), candidates), both)
+        return _consistent(*found)
 
+    if (fixed_mask is None) != (moving_mask is None):
+        everywhere = jnp.ones((*fixed.shape[:4], 1), bool)
+        fixed_mask, moving_mask = (everywhere if m is None else m for m in (fixed_mask, moving_mask))
     return jax.vmap(one_pair)(fixed, moving, fixed_mask, moving_mask)
 
 
 def _costs(
     fixed: AnyArray,
     moving: AnyArray,
-    candidates: np.ndarray,
     fixed_mask: AnyArray | None,
     moving_mask: AnyArray | None,
+    candidates: np.ndarray,
 ) -> Array:
     """[d, x, y, z]: squared difference of the features for each candidate; edges repeat."""
     radius = candidates.max(axis=0)
@@ -87,18 +93,13 @@ def _costs(
 
     moving = padded(moving)
     costs = jax.lax.map(lambda start: jnp.sum((fixed - moved(moving, start)) ** 2, axis=-1), starts)
-    if fixed_mask is None and moving_mask is None:
+    if fixed_mask is None or moving_mask is None:
         return costs
 
-    moving_mask = None if moving_mask is None else padded(moving_mask)
+    moving_mask = padded(moving_mask)
 
     def counts(start: Array) -> Array:
-        both = jnp.ones(fixed.shape[:3], bool)
-        if fixed_mask is not None:
-            both &= fixed_mask[..., 0] > 0.5
-        if moving_mask is not None:
-            both &= moved(moving_mask, start)[..., 0] > 0.5
-        return both
+        return (fixed_mask[..., 0] > 0.5) & (moved(moving_mask, start)[..., 0] > 0.5)
 
     counted = jax.lax.map(counts, starts)
     count = jnp.maximum(jnp.sum(counted, axis=0, keepdims=True), 1)
