@@ -58,6 +58,9 @@ def search_displacement(
     reach = [np.arange(-r, r + 1) for r in radius]
     candidates = np.stack(np.meshgrid(*reach, indexing="ij"), axis=-1).reshape(-1, 3)
 
+    def one_way(scans: tuple[Array, Array, Array | None, Array | None]) -> Array:
+        return _coupled(_costs(*scans, candidates=candidates), candidates)
+
     def one_pair(
         fixed: AnyArray, moving: AnyArray, fixed_mask: AnyArray | None, moving_mask: AnyArray | None
     ) -> Array:
@@ -65,8 +68,8 @@ def search_displacement(
         back = (moving, fixed, moving_mask, fixed_mask)
         # As two turns of a loop, which compile as one.
         both = jax.tree.map(lambda *ways: jnp.stack(ways), forth, back)
-        found = jax.lax.map(lambda scans: _coupled(_costs(*scans, candidates), candidates), both)
-        return _consistent(*found)
+        found = jax.lax.map(one_way, both)
+        return _consistent(found[0], found[1])
 
     if (fixed_mask is None) != (moving_mask is None):
         everywhere = jnp.ones((*fixed.shape[:4], 1), bool)
@@ -99,7 +102,7 @@ def _costs(
     moving_mask = padded(moving_mask)
 
     def counts(start: Array) -> Array:
-        return (fixed_mask[..., 0] > 0.5) & (moved(moving_mask, start)[..., 0] > 0.5)
+        return jnp.logical_and(fixed_mask[..., 0] > 0.5, moved(moving_mask, start)[..., 0] > 0.5)
 
     counted = jax.lax.map(counts, starts)
     count = jnp.maximum(jnp.sum(counted, axis=0, keepdims=True), 1)
