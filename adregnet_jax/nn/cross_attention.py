@@ -121,7 +121,7 @@ class CrossAttention(nn.Module):
         return self._scaled(parameters, query, key, value)
 
     def _projected_together(self, parameters: _Parameters, moving: jax.Array, fixed: jax.Array) -> _Arrays:
-        """Queries, keys and values [2 b, x, y, z, c] by a single product, and its gradients by two."""
+        """Queries, keys and values [2 b, x, y, z, c] by one product, with two for its gradients."""
         kernel = jnp.stack(
             [
                 jnp.concatenate([parameters[f"{kind}_{of}"] for kind in ("query", "key", "value")], axis=-1)

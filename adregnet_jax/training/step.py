@@ -66,13 +66,13 @@ def global_norm(tree: Any) -> jax.Array:
 def in_one_vector(tree: Any) -> Any:
     """The same arrays, on accelerators as parts of one vector.
 
-    XLA for GPUs updates the parameters of one shape in one kernel if what they are updated by comes from one
-    array, and each parameter in a kernel of its own if not.
+    If gradients are parts of one array, XLA for GPUs updates all parameters of one shape in one kernel;
+    otherwise, each parameter takes a kernel of its own.
     """
     if traces_for_cpu():
         return tree
     leaves, structure = jax.tree.flatten(tree)
-    # Without the barrier, XLA sees that each part is one of the arrays.
+    # Without the barrier, XLA would replace the parts by the arrays that they are copies of.
     vector = jax.lax.optimization_barrier(jnp.concatenate([leaf.ravel() for leaf in leaves]))
     ends = itertools.accumulate(leaf.size for leaf in leaves)
     each = zip(leaves, ends, strict=True)
