@@ -95,7 +95,7 @@ def own_flops(module: nn.Module, arguments: tuple[Any, ...]) -> int:
             return projections * 2 * b * voxels * c**2 + 2 * _attention_flops(b, voxels, keys, c)
         case RegionalAttention(region=region):
             regions = math.prod(-(-n // region) for n in shape)
-            return _attention_flops(b, regions, regions, c)
+            return 3 * 2 * b * regions * c**2 + _attention_flops(b, regions, regions, c)
     return 0
 
 

@@ -34,16 +34,11 @@ def test_every_product_of_a_small_network():
         # Queries, keys and values of both images. Exact: every voxel with every one. Local: with 27.
         "level_1/cross_attention": 3 * both * 2 * coarse * 4 * 4 + both * coarse * coarse * 2 * (4 + 4),
         "level_0/cross_attention": 3 * both * 2 * fine * 2 * 2 + both * fine * 27 * 2 * (2 + 2),
-        # One region holds all of a level.
-        **{
-            f"level_{level}/regional_attention/{role}": 2 * 1 * c * c
-            for level, c in ((0, 2), (1, 4))
-            for role in ("query", "key", "value")
-        },
+        # One region holds all of a level: its query, key and value, and its match with itself.
+        "level_0/regional_attention": 3 * 2 * 2 * 2 + 1 * 1 * 2 * (2 + 2),
+        "level_1/regional_attention": 3 * 2 * 4 * 4 + 1 * 1 * 2 * (4 + 4),
         "level_0/regional_attention/score": 2 * 1 * 2,
         "level_1/regional_attention/score": 2 * 1 * 4,
-        "level_0/regional_attention": 1 * 1 * 2 * (2 + 2),
-        "level_1/regional_attention": 1 * 1 * 2 * (4 + 4),
         # Attention, six numbers of offset, and the features of both images.
         "level_0/mix": 2 * fine * (2 + 6 + 2 + 2) * 2,
         "level_1/mix": 2 * coarse * (4 + 6 + 4 + 4) * 4,
@@ -75,7 +70,8 @@ def test_one_map_for_queries_and_keys_takes_two_products_less():
 def test_regions_attend_to_each_other():
     config = ModelConfig(channels=(2,), region_size=4)
     regions = 3 * 2 * 1  # the last one along an axis may be partial
-    assert by_path(config, 1, 9, 8, 4)["level_0/regional_attention"] == regions**2 * 2 * (2 + 2)
+    projected, attended = 3 * 2 * regions * 2 * 2, regions**2 * 2 * (2 + 2)
+    assert by_path(config, 1, 9, 8, 4)["level_0/regional_attention"] == projected + attended
 
 
 def test_a_network_without_levels():
